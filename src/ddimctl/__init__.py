@@ -1,0 +1,1 @@
+"""Denoising Diffusion Implicit Models (Song, Meng, Ermon 2021) from the terminal and from Python."""

@@ -1,0 +1,69 @@
+"""A loaded checkpoint, whichever family it came from."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddimctl.diffusion.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a checkpoint came from: what manifests, latents and `ddimctl info` record.
+
+    name:     hub id, or the file's or folder's own name; never a path.
+    family:   "diffusers", later also the others.
+    weights:  "ema" or "raw" where it is known, else "unknown".
+    revision: the hub's commit hash, or None.
+    sha256:   of the weights' bytes, hexadecimal.
+    notes:    sentences that the user should see once (assumed settings, ignored ones).
+    """
+
+    name: str
+    family: str
+    weights: str
+    sha256: str
+    revision: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A network with everything needed to run it.
+
+    prediction:       "eps", "x_0" or "v".
+    learned_variance: the output has 2C channels, the second half a variance in [-1, 1].
+    sample_shape:     (C, H, W) of the training images.
+    size_divisor:     H and W must be multiples of it.
+    num_classes:      how many classes a label may name, the null class not counted; None without.
+    null_class:       the label of "no class" for guidance, or None.
+    class_names:      one per class, or empty.
+    background:       RGB or gray levels (0 to 255) under transparent pixels, or None if unknown.
+    ignored:          the file's own sampler settings (clip_sample, ...), reported, not applied.
+    """
+
+    unet: nn.Module
+    schedule: Schedule
+    prediction: str
+    learned_variance: bool
+    sample_shape: tuple[int, int, int]
+    size_divisor: int
+    provenance: Provenance
+    num_classes: int | None = None
+    null_class: int | None = None
+    class_names: tuple[str, ...] = ()
+    background: tuple[int, ...] | None = None
+    ignored: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights."""
+        return sum(weight.numel() for weight in self.unet.parameters())
+
+    def network(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The raw output in x's dtype: (N, C or 2C, H, W) for x (N, C, H, W), t (N,), labels (N,)."""
+        dtype = next(self.unet.parameters()).dtype
+        output: Tensor = self.unet(x.to(dtype), t, class_labels=labels, return_dict=False)[0]
+        return output.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,130 @@
+"""What a network predicts, turned into (x_0, eps): the one place that knows the parameterisations."""
+
+import math
+from collections.abc import Callable
+from typing import Final, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ddimctl.diffusion.schedules import Schedule
+from ddimctl.errors import RequestError
+
+PREDICTIONS: Final = ("eps", "x_0", "v")
+CLIPS: Final = ("none", "static", "dynamic")
+DYNAMIC_QUANTILE: Final = 0.995
+
+
+class Prediction(NamedTuple):
+    """The network's view of a noisy x at level t.
+
+    x_0, eps: (N, C, H, W), with x = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps.
+    variance: (N, C, H, W) in [-1, 1] nominal where the network learned it, else None.
+    """
+
+    x_0: Tensor
+    eps: Tensor
+    variance: Tensor | None = None
+
+
+class Model(Protocol):
+    """What sampling needs of a checkpoint."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def prediction(self) -> str: ...
+    @property
+    def learned_variance(self) -> bool: ...
+    @property
+    def null_class(self) -> int | None: ...
+
+    def network(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """The raw output, (N, C or 2C, H, W), for x (N, C, H, W), timesteps (N,) and labels (N,)."""
+
+
+Denoiser = Callable[[Tensor, int, Tensor | None], Prediction]
+
+
+def convert_prediction(output: Tensor, x: Tensor, alpha_bar: float, prediction: str) -> Prediction:
+    """(x_0, eps) from the network's output, without its variance channels.
+
+    eps: eq. 9's f_theta.  x_0: the same relation, solved for eps.
+    v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans and Ho 2022, appendix D).
+    """
+    signal, noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+    if prediction == "eps":
+        return Prediction((x - noise * output) / signal, output)
+    if prediction == "x_0":
+        return Prediction(output, (x - signal * output) / noise)
+    return Prediction(signal * x - noise * output, signal * output + noise * x)
+
+
+def clip_prediction(found: Prediction, x: Tensor, alpha_bar: float, clip: str) -> Prediction:
+    """x_0 held in [-1, 1], and eps derived again from it so that both still describe x.
+
+    static clamps. dynamic (Saharia et al. 2022, section 2.3) scales each image by the 99.5th
+    percentile of |x_0| where that exceeds 1.
+    """
+    if clip == "none":
+        return found
+    x_0 = found.x_0
+    if clip == "dynamic":
+        flat = x_0.abs().flatten(1).float()
+        bound = torch.quantile(flat, DYNAMIC_QUANTILE, dim=1).clamp(min=1).to(x_0.dtype)
+        bound = bound.view(-1, *[1] * (x_0.ndim - 1))
+        x_0 = x_0.clamp(-bound, bound) / bound
+    else:
+        x_0 = x_0.clamp(-1, 1)
+    eps = (x - math.sqrt(alpha_bar) * x_0) / math.sqrt(1 - alpha_bar)
+    return Prediction(x_0, eps, found.variance)
+
+
+def make_denoiser(model: Model, guidance: float = 1.0, clip: str = "none") -> Denoiser:
+    """A function (x, t, labels) -> Prediction for the model.
+
+    guidance: W of classifier-free guidance, null + W (class - null) in the space the network
+    predicts in (Ho and Salimans 2022); 1 is the plain class-conditional network.
+
+    Raises RequestError for an unknown clip, guidance without a null class, and (when called) for
+    an eps-network asked at alpha_bar = 0, where x_0 is not determined.
+    """
+    if clip not in CLIPS:
+        raise RequestError(f"unknown clipping '{clip}'.", f"Choose one of {', '.join(CLIPS)}.")
+    null_class = model.null_class
+    if guidance != 1.0 and null_class is None:
+        raise RequestError(
+            "guidance needs a checkpoint trained with a null class.", "Leave --guidance at 1."
+        )
+
+    def denoise(x: Tensor, t: int, labels: Tensor | None = None) -> Prediction:
+        alpha_bar = model.schedule(t)
+        if alpha_bar == 0 and model.prediction == "eps":
+            raise RequestError(
+                f"the schedule has no signal at t = {t} (zero terminal SNR), where an "
+                "eps-prediction does not determine the image.",
+                f"Leave {t} out with --tau, or use a v- or x_0-prediction checkpoint.",
+            )
+        if guidance == 1.0:
+            output = model.network(x, x.new_full((len(x),), t, dtype=torch.int64), labels)
+        else:
+            output = _guided(model, x, t, labels, guidance)
+        variance = None
+        if model.learned_variance:
+            output, variance = output.chunk(2, dim=1)
+        found = convert_prediction(output, x, alpha_bar, model.prediction)
+        return clip_prediction(found._replace(variance=variance), x, alpha_bar, clip)
+
+    return denoise
+
+
+def _guided(model: Model, x: Tensor, t: int, labels: Tensor | None, guidance: float) -> Tensor:
+    if labels is None:
+        raise RequestError("guidance needs class labels.", "Name a class with --class.")
+    both = torch.cat((labels, torch.full_like(labels, model.null_class or 0)))
+    times = x.new_full((len(both),), t, dtype=torch.int64)
+    given, null = model.network(torch.cat((x, x)), times, both).chunk(2)
+    guided: Tensor = null + guidance * (given - null)
+    if model.learned_variance:  # guidance is about the mean; the variance stays the class's own
+        guided = torch.cat((guided.chunk(2, dim=1)[0], given.chunk(2, dim=1)[1]), dim=1)
+    return guided

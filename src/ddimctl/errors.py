@@ -1,0 +1,42 @@
+"""The errors that ddimctl raises on purpose; the command line turns each into two lines and an exit code."""
+
+
+class DdimctlError(Exception):
+    """Something failed for a reason that the user can act on.
+
+    cause:  one line, what is wrong and where.
+    remedy: one line, what to do next; may be empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, cause: str, remedy: str = "") -> None:
+        super().__init__(f"{cause} {remedy}".rstrip())
+        self.cause = cause
+        self.remedy = remedy
+
+
+class RequestError(DdimctlError, ValueError):
+    """The request itself is wrong: usage, configuration, or it would overwrite something."""
+
+    exit_code = 2
+
+
+class CheckpointError(DdimctlError):
+    """A checkpoint is missing, damaged, or of a kind that cannot be run."""
+
+
+class DataError(DdimctlError):
+    """A picture, a data set, a latent or a manifest cannot be used."""
+
+
+class StorageError(DdimctlError):
+    """The disk refused: no space, no permission, not a folder."""
+
+
+class DeviceError(DdimctlError):
+    """The device is missing, out of memory, or cannot do what was asked."""
+
+
+class NumericsError(DdimctlError):
+    """A computation left the finite numbers."""

@@ -1,0 +1,40 @@
+"""What a job tells while it runs. A job is a generator of events that returns its result."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A sentence that the user should read once: an assumption made, a setting ignored."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a phase is.
+
+    phase: what is being done, one or two words ("sampling", "training").
+    done, total: in `unit`s; done == total ends the phase.
+    facts: short values to show beside the bar, in order, such as {"loss": "0.0312"}.
+    """
+
+    phase: str
+    done: int
+    total: int
+    unit: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wrote:
+    """A file or folder for the user now exists under its final name; path as the user gave it."""
+
+    path: str
+    what: str
+
+
+Event = Notice | Progress | Wrote
+
+type_of_job = Generator[Event, None, object]
