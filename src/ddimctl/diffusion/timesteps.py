@@ -1,6 +1,7 @@
 """The sub-sequence tau of visited training timesteps: 0-based, ascending, unique, exactly S of them."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 from ddimctl.errors import RequestError
@@ -51,7 +52,7 @@ def explicit_timesteps(values: Sequence[int], num_train_timesteps: int = 1000) -
     for t in tau:
         if not 0 <= t < T:
             raise RequestError(f"--tau holds {t}, outside 0 ... {T - 1}.")
-    for t, following in zip(tau, tau[1:], strict=False):
+    for t, following in pairwise(tau):
         if t == following:
             raise RequestError(f"--tau holds {t} twice.")
     return tau

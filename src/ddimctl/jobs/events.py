@@ -36,5 +36,3 @@ class Wrote:
 
 
 Event = Notice | Progress | Wrote
-
-type_of_job = Generator[Event, None, object]
