@@ -40,3 +40,9 @@ class DeviceError(DdimctlError):
 
 class NumericsError(DdimctlError):
     """A computation left the finite numbers."""
+
+
+class Stopped(DdimctlError):
+    """A signal stopped the run; what it had is saved and the same command with --resume goes on."""
+
+    exit_code = 75

@@ -1,6 +1,6 @@
 """A loaded checkpoint, whichever family it came from."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -17,16 +17,20 @@ class Provenance:
     family:   "diffusers", later also the others.
     weights:  "ema" or "raw" where it is known, else "unknown".
     revision: the hub's commit hash, or None.
-    sha256:   of the weights' bytes, hexadecimal.
+    sha256:   of the weight files' bytes, hexadecimal; empty for a network that is in no file.
     notes:    sentences that the user should see once (assumed settings, ignored ones).
     """
 
     name: str
     family: str
     weights: str
-    sha256: str
+    sha256: str = ""
     revision: str | None = None
     notes: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """What names the checkpoint in manifests, latents and pictures: plain values."""
+        return {key: value for key, value in asdict(self).items() if key != "notes"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +65,12 @@ class Checkpoint:
     def parameters(self) -> int:
         """The number of weights."""
         return sum(weight.numel() for weight in self.unet.parameters())
+
+    def class_name(self, label: int) -> str:
+        """The class's name, or its number where classes have none."""
+        if label == self.null_class and label >= len(self.class_names):
+            return "none"
+        return self.class_names[label] if self.class_names else str(label)
 
     def network(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The raw output in x's dtype: (N, C or 2C, H, W) for x (N, C, H, W), t (N,), labels (N,)."""

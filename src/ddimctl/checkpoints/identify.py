@@ -1,0 +1,205 @@
+"""What a file is, by its content, and by name what cannot be run."""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from ddimctl.errors import CheckpointError
+
+SUPPORTED: Final = (
+    "Pass a diffusers folder of a UNet2DModel, or a hub id such as google/ddpm-cifar10-32."
+)
+
+_EXCERPT: Final = 4 * 2**20
+_LEGACY_TORCH: Final = (
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # pickled magic number of torch.save
+)
+
+# Names of weights or of pickled classes that tell a family, the most specific first.
+_MARKS: Final = (
+    (
+        b"_reconstruct_persistent_obj",
+        "an EDM or StyleGAN pickle (NVlabs), which runs code when read",
+    ),
+    (b"model.diffusion_model.", "a Stable Diffusion or other latent diffusion checkpoint"),
+    (b"first_stage_model.", "a Stable Diffusion or other latent diffusion checkpoint"),
+    (b"double_blocks.", "a Flux transformer"),
+    (b"joint_blocks.", "a Stable Diffusion 3 transformer"),
+    (b"attn2.to_k.", "a UNet that takes text embeddings (Stable Diffusion and its kin)"),
+    (b"adaLN_modulation.", "a diffusion transformer (DiT or its kin)"),
+    (
+        b"input_blocks.0.0.",
+        "an OpenAI guided-diffusion or improved-diffusion file, not supported yet",
+    ),
+    (b"down.0.block.0.norm1.", "an ermongroup/ddim or Ho et al. file, not supported yet"),
+    (b"down_blocks.0.resnets.0.", "the weights of a diffusers UNet without their config.json"),
+)
+
+_PARTS: Final = (
+    ("text_encoder", "it works from text"),
+    ("tokenizer", "it works from text"),
+    ("bert", "it works from text"),
+    ("prior", "it works on embeddings"),
+    ("transformer", "its network is a transformer, not a UNet"),
+    ("vae", "it works on the latents of an autoencoder"),
+    ("vqvae", "it works on the latents of an autoencoder"),
+    ("movq", "it works on the latents of an autoencoder"),
+)
+
+_SCHEDULERS: Final = {
+    "CMStochasticIterativeScheduler": "it is a consistency model",
+    "ScoreSdeVeScheduler": "it is a variance-exploding score model",
+    "ScoreSdeVpScheduler": "it is a score model of continuous time",
+    "KarrasVeScheduler": "it is a variance-exploding score model",
+    "VQDiffusionScheduler": "it works on discrete tokens",
+    "FlowMatch": "it is a flow-matching model",
+    "EDM": "it is an EDM model, of continuous noise levels",
+}
+
+
+def sniff(path: Path) -> str:
+    """One of empty, lfs, html, zip, torch, safetensors, legacy, tar, pickle, unknown."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(512)
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        return "empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "lfs"
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "html"
+    if head.startswith(b"PK\x03\x04"):
+        return "torch" if b"data.pkl" in head or _has_pickle(path) else "zip"
+    if head.startswith(_LEGACY_TORCH):
+        return "legacy"
+    if head[257:262] == b"ustar":
+        return "tar"
+    if head[:1] == b"\x80" and head[1] in (2, 3, 4, 5):
+        return "pickle"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
+        return "safetensors"
+    return "unknown"
+
+
+def check_content(path: Path, where: str) -> str:
+    """sniff(path), where that is a file with content. Raises CheckpointError for what a failed
+    download leaves: an empty file, a git-LFS pointer, a web page.
+    """
+    try:
+        kind = sniff(path)
+    except OSError as error:
+        raise CheckpointError(f"{where} cannot be read: {error.strerror}.") from error
+    if kind == "empty":
+        raise CheckpointError(f"{where} is empty.", "Get the file again.")
+    if kind == "lfs":
+        raise CheckpointError(
+            f"{where} is a git-LFS pointer, not the file itself.",
+            "Run `git lfs pull` in that clone, or pass the hub id.",
+        )
+    if kind == "html":
+        raise CheckpointError(
+            f"{where} is a web page, not a checkpoint.", "Download the file itself (its raw link)."
+        )
+    return kind
+
+
+def refuse_file(path: Path) -> NoReturn:
+    """Say what a single file is, and that it cannot be run."""
+    kind = check_content(path, path.name)
+    excerpt = _excerpt(path, kind)
+    what = next((what for mark, what in _MARKS if mark in excerpt), "")
+    if not what:
+        what = {
+            "torch": "a torch.save file of a kind that is not supported yet",
+            "legacy": "an old torch.save file of a kind that is not supported yet",
+            "tar": "a tar archive",
+            "zip": "a zip archive, not a checkpoint",
+            "pickle": "a bare pickle, which would run code when read",
+            "safetensors": "a safetensors file of a kind that is not supported yet",
+        }.get(kind, "not a checkpoint of any kind that is known here")
+    remedy = SUPPORTED
+    if (path.parent / "config.json").is_file():
+        remedy = f"Pass the folder that holds it: {path.parent}"
+        what = what.removesuffix(" without their config.json")
+    raise CheckpointError(f"{path.name} is {what}.", remedy)
+
+
+def refuse_pipeline(name: str, index: dict[str, Any]) -> None:
+    """Raise CheckpointError unless model_index.json describes a plain UNet2DModel pipeline."""
+    kind = str(index.get("_class_name", "a pipeline"))
+    for part, why in _PARTS:
+        if _class_of(index, part) or _class_of(index, f"{part}_2"):
+            _refuse(name, kind, why)
+    scheduler = _class_of(index, "scheduler")
+    if why := scheduler_refusal(scheduler):
+        _refuse(name, kind, why)
+    unet = _class_of(index, "unet")
+    if unet not in ("", "UNet2DModel"):
+        _refuse(name, kind, f"its network is a {unet}")
+    if not unet:
+        _refuse(name, kind, "it has no UNet")
+
+
+def refuse_parts(name: str, has: Callable[[str], bool]) -> None:
+    """The same for a folder without model_index.json; has: relative name -> whether it is there."""
+    for part, why in _PARTS:
+        if has(f"{part}/config.json"):
+            _refuse(name, "a pipeline", why)
+
+
+def refuse_network(where: str, config: dict[str, Any]) -> None:
+    """Raise CheckpointError unless config.json describes a UNet2DModel of an image diffusion."""
+    kind = config.get("_class_name")
+    if kind is None and "down_block_types" not in config:  # transformers' configs, and strangers'
+        names = config.get("architectures")
+        kind = names[0] if isinstance(names, list) and names else config.get("model_type")
+        kind = kind or "an unknown model"
+    if kind == "UNet2DConditionModel":
+        _refuse(where, kind, "it takes text embeddings (Stable Diffusion and its kin)")
+    if kind not in (None, "UNet2DModel"):
+        _refuse(where, str(kind), "only UNet2DModel can be run")
+    if config.get("time_embedding_type") == "fourier":
+        _refuse(where, "a score network", "it is of the variance-exploding kind (NCSN++)")
+    if config.get("class_embed_type") == "identity":
+        _refuse(where, "a UNet2DModel", "it is conditioned on vectors, not on classes")
+
+
+def scheduler_refusal(name: str) -> str:
+    """Why networks of this diffusers scheduler class cannot be run; empty where they can."""
+    return next((why for prefix, why in _SCHEDULERS.items() if name.startswith(prefix)), "")
+
+
+def _refuse(name: str, kind: str, why: str) -> NoReturn:
+    raise CheckpointError(f"{name} ({kind}) cannot be run: {why}.", SUPPORTED)
+
+
+def _class_of(index: dict[str, Any], part: str) -> str:
+    """The class in {"unet": ["diffusers", "UNet2DModel"]}; empty where the part is absent."""
+    entry = index.get(part)
+    if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):
+        return entry[1]
+    return ""
+
+
+def _has_pickle(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def _excerpt(path: Path, kind: str) -> bytes:
+    """The bytes that name the weights: a safetensors header, a pickle's beginning."""
+    try:
+        if kind == "torch":
+            with zipfile.ZipFile(path) as archive:
+                name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                with archive.open(name) as file:
+                    return file.read(_EXCERPT)
+        with path.open("rb") as file:
+            return file.read(_EXCERPT)
+    except (zipfile.BadZipFile, StopIteration, OSError, NotImplementedError):
+        return b""

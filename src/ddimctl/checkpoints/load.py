@@ -1,0 +1,122 @@
+"""From what a user names to a checkpoint."""
+
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from ddimctl.checkpoints.diffusers_folder import load_diffusers
+from ddimctl.checkpoints.identify import SUPPORTED, refuse_file
+from ddimctl.checkpoints.model import Checkpoint
+from ddimctl.checkpoints.source import Source, folder_source
+from ddimctl.errors import CheckpointError, RequestError
+
+BUNDLED: Final = Path(__file__).parent / "bundled"
+VARIABLE: Final = "DDIMCTL_CKPT"
+WEIGHTS: Final = ("auto", "ema", "raw")
+
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+
+
+def load_checkpoint(
+    spec: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    weights: str = "auto",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    download: bool = True,
+) -> Checkpoint:
+    """The checkpoint that spec names: a folder, a hub id (owner/name; an existing path is a path),
+    or None for $DDIMCTL_CKPT, else the one in this package.
+
+    revision: a branch, tag or commit of a hub id.  variant: "fp16" where weights come in several.
+    weights: one of WEIGHTS; auto is EMA where there is one.  dtype: of the weights, else float32.
+    download: whether a hub id may be fetched; if not, it must be in the cache.
+
+    Raises CheckpointError when there is none, or it cannot be run; RequestError for bad options.
+    """
+    if weights not in WEIGHTS:
+        raise RequestError(f"unknown weights '{weights}'.", f"Choose one of {', '.join(WEIGHTS)}.")
+    return load_diffusers(
+        find_source(spec, revision, download=download),
+        variant=variant,
+        weights=weights,
+        device=torch.device(device),
+        dtype=dtype or torch.float32,
+    )
+
+
+def find_source(
+    spec: str | Path | None, revision: str | None = None, *, download: bool = True
+) -> Source:
+    """Where the files are that spec names. Raises as load_checkpoint does."""
+    if spec is None:
+        spec = os.environ.get(VARIABLE) or BUNDLED
+    path = Path(spec).expanduser()
+    try:
+        if path.exists():
+            if revision is not None:
+                raise RequestError(
+                    f"'{spec}' is a path, which has no revisions.", "Leave --revision out."
+                )
+            if path.is_file():
+                refuse_file(path)
+            _refuse_wrong_folder(path)
+            return folder_source(path)
+    except OSError as error:
+        raise CheckpointError(f"'{spec}' cannot be read: {error.strerror}.") from error
+    if spec == BUNDLED:
+        raise CheckpointError(
+            "this installation has no checkpoint of its own.", f"Pass --ckpt, or set {VARIABLE}."
+        )
+    if not is_hub_id(str(spec)):
+        raise CheckpointError(
+            f"'{spec}' is neither an existing file or folder nor a hub id (owner/name).",
+            "Check the spelling, or pass an id such as google/ddpm-cifar10-32.",
+        )
+    from ddimctl.checkpoints.hub import (
+        NOT_ASKED,
+        cached_source,
+        hub_source,
+    )  # huggingface_hub takes a while to import
+
+    if not download:
+        return cached_source(str(spec), revision, NOT_ASKED)
+    return hub_source(str(spec), revision)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether the name has the form of a hub id, owner/name."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def _refuse_wrong_folder(folder: Path) -> None:
+    """Name the right folder where the user's is one level too deep or too high."""
+    parent = folder.resolve().parent
+    if folder.resolve().name in ("unet", "unet_ema") and (parent / "scheduler").is_dir():
+        raise CheckpointError(
+            f"{folder} is only the network of a checkpoint, without its schedule.",
+            f"Pass the folder above it: {folder.parent}",
+        )
+    if any((folder / name).is_file() for name in ("config.json", "model_index.json")):
+        return
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    if any((path / "config.json").is_file() for path in inside):
+        return
+    for path in inside:
+        if (path / "unet").is_dir() or (path / "model_index.json").is_file():
+            raise CheckpointError(f"{folder} is not a checkpoint itself.", f"Pass {path}")
+    if not inside:
+        raise CheckpointError(f"{folder} is an empty folder.", SUPPORTED)
+    if len(inside) == 1 and inside[0].is_file():
+        refuse_file(inside[0])
+    names = ", ".join(path.name for path in inside[:5])
+    raise CheckpointError(
+        f"{folder} has no config.json or unet/config.json; it holds {names}"
+        f"{', …' if len(inside) > 5 else ''}.",
+        SUPPORTED,
+    )

@@ -1,0 +1,61 @@
+"""A checkpoint as the files of a diffusers folder."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from ddimctl.checkpoints.model import Checkpoint
+from ddimctl.checkpoints.scheduler_config import scheduler_config
+from ddimctl.checkpoints.sidecar import NAME, Sidecar, sidecar_bytes
+from ddimctl.checkpoints.weights import STEM
+
+
+def checkpoint_files(
+    checkpoint: Checkpoint,
+    *,
+    training: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, bytes]:
+    """Relative names and contents of a folder that load_checkpoint and diffusers' DDIMPipeline read.
+
+    checkpoint: its unet a UNet2DModel. training: plain values about the run, for ddimctl.json.
+    dtype: of the weights in the file. The same checkpoint gives the same bytes.
+    """
+    unet: Any = checkpoint.unet
+    config = json.loads(unet.to_json_string())
+    version = {"_diffusers_version": config["_diffusers_version"]}
+    scheduler = scheduler_config(checkpoint.schedule, checkpoint.prediction) | version
+    if checkpoint.learned_variance:
+        scheduler |= {"_class_name": "DDPMScheduler", "variance_type": "learned_range"}
+    pipeline = scheduler["_class_name"].replace("Scheduler", "Pipeline")
+    index = version | {
+        "_class_name": pipeline,
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    sidecar = Sidecar(
+        class_names=checkpoint.class_names,
+        num_classes=checkpoint.num_classes,
+        null_class=checkpoint.null_class,
+        background=checkpoint.background,
+        weights=checkpoint.provenance.weights,
+        training=training or {},
+    )
+    weights = {
+        key: tensor.detach().to("cpu", dtype).contiguous()
+        for key, tensor in unet.state_dict().items()
+    }
+    return {
+        "model_index.json": _json(index),
+        NAME: sidecar_bytes(sidecar),
+        "scheduler/scheduler_config.json": _json(scheduler),
+        "unet/config.json": _json(config),
+        f"unet/{STEM}.safetensors": save(weights, metadata={"format": "pt"}),
+    }
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()

@@ -1,0 +1,85 @@
+"""ddimctl.json: what diffusers' configs cannot hold (classes, background, which weights)."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ddimctl.checkpoints.source import Source, read_json
+from ddimctl.errors import CheckpointError
+
+NAME: Final = "ddimctl.json"
+FORMAT_VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """The fields as in Checkpoint and Provenance; training: free, plain values about the run."""
+
+    class_names: tuple[str, ...] = ()
+    num_classes: int | None = None
+    null_class: int | None = None
+    background: tuple[int, ...] | None = None
+    weights: str = "unknown"
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_sidecar(source: Source) -> Sidecar | None:
+    """What ddimctl.json says, or None where there is none. Raises CheckpointError for bad values."""
+    found = read_json(source, NAME)
+    if found is None:
+        return None
+    version = found.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{source.name}/{NAME} has the format version {version!r}, not {FORMAT_VERSION}.",
+            "Update ddimctl.",
+        )
+
+    def check(key: str, valid: bool) -> None:
+        if not valid:
+            raise CheckpointError(f"{source.name}/{NAME}: {key} is {found.get(key)!r}.")
+
+    names = found.get("class_names") or []
+    check("class_names", isinstance(names, list) and all(isinstance(name, str) for name in names))
+    classes = found.get("num_classes", len(names) or None)
+    check("num_classes", classes is None or (_is_level(classes, 2**31) and classes >= 1))
+    check("class_names", not names or len(names) == classes)
+    null = found.get("null_class")
+    check("null_class", null is None or (_is_level(null, 2**31) and classes is not None))
+    background = found.get("background")
+    check(
+        "background",
+        background is None
+        or (isinstance(background, list) and all(_is_level(level, 255) for level in background)),
+    )
+    weights = found.get("weights", "unknown")
+    check("weights", weights in ("ema", "raw", "unknown"))
+    training = found.get("training") or {}
+    check("training", isinstance(training, dict))
+    return Sidecar(
+        class_names=tuple(names),
+        num_classes=classes,
+        null_class=null,
+        background=None if background is None else tuple(background),
+        weights=weights,
+        training=training,
+    )
+
+
+def sidecar_bytes(sidecar: Sidecar) -> bytes:
+    """The file's content."""
+    values = {
+        "format_version": FORMAT_VERSION,
+        "class_names": list(sidecar.class_names),
+        "num_classes": sidecar.num_classes,
+        "null_class": sidecar.null_class,
+        "background": None if sidecar.background is None else list(sidecar.background),
+        "weights": sidecar.weights,
+        "training": dict(sidecar.training),
+    }
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _is_level(value: Any, top: int) -> bool:
+    return type(value) is int and 0 <= value <= top

@@ -1,0 +1,203 @@
+"""Weight files: found, read without running anything, and put into a network, strictly."""
+
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ddimctl.checkpoints.identify import check_content
+from ddimctl.checkpoints.source import Source, read_json
+from ddimctl.errors import CheckpointError
+
+STEM: Final = "diffusion_pytorch_model"
+
+# The attention blocks of diffusers before 0.15, as in the google/ddpm-* files.
+_OLD_ATTENTION: Final = re.compile(
+    r"(.+\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)"
+)
+_ATTENTION_NAMES: Final = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+}
+
+_FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SHOWN: Final = 5
+
+
+def find_weights(source: Source, prefix: str, variant: str | None) -> tuple[Path, ...]:
+    """The weight files under prefix ("" or "unet/"), by name: safetensors before .bin, one file
+    before shards. Raises CheckpointError where there are none.
+    """
+    tag = f".{variant}" if variant else ""
+    for kind in ("safetensors", "bin"):
+        whole = source.get(f"{prefix}{STEM}{tag}.{kind}")
+        if whole is not None:
+            return (whole,)
+        index = f"{prefix}{STEM}.{kind}.index{tag}.json"
+        found = read_json(source, index)
+        if found is not None:
+            return _shards(source, prefix, index, found)
+    wanted = f"{prefix}{STEM}{tag}.safetensors or .bin"
+    raise CheckpointError(
+        f"{source.name} has no weights ({wanted}).",
+        "Leave --variant out, or name one that the folder has."
+        if variant
+        else "Where the files have a variant in their names, such as fp16, pass --variant fp16.",
+    )
+
+
+def _shards(source: Source, prefix: str, where: str, index: dict[str, Any]) -> tuple[Path, ...]:
+    names = index.get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{source.name}/{where} has no weight_map.", "Get the file again.")
+    paths = []
+    for name in sorted({str(name) for name in names.values()}):
+        if "/" in name or "\\" in name or name.startswith("."):
+            raise CheckpointError(f"{source.name}/{where} names a file elsewhere: {name!r}.")
+        path = source.get(prefix + name)
+        if path is None:
+            raise CheckpointError(
+                f"{source.name}/{prefix}{name} is missing, which {where} names.",
+                "Download the whole checkpoint.",
+            )
+        paths.append(path)
+    return tuple(paths)
+
+
+def sha256_of(paths: Iterable[Path]) -> str:
+    """Of the files' bytes one after the other, hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def read_weights(paths: Sequence[Path], name: str) -> dict[str, Tensor]:
+    """Weights by their present-day names, on the CPU, memory-mapped where the format can.
+
+    name: the checkpoint's, for messages. Raises CheckpointError for damaged or foreign files.
+    """
+    weights: dict[str, Tensor] = {}
+    for path in paths:
+        where = f"{name}/{path.name}"
+        kind = check_content(path, where)
+        if kind == "safetensors":
+            found = _read_safetensors(path, where)
+        elif kind in ("torch", "legacy"):
+            found = _read_bin(path, where, mmap=kind == "torch")
+        else:
+            raise CheckpointError(
+                f"{where} is damaged, or not a weight file at all.", "Get the file again."
+            )
+        for key, tensor in found.items():
+            key = _present_name(key)
+            if key in weights:
+                raise CheckpointError(f"{where}: the weight {key} occurs twice.")
+            if tensor.dtype not in _FLOATS:
+                raise CheckpointError(
+                    f"{where}: {key} has the type {tensor.dtype}, which is not supported.",
+                    "Use the float16 or float32 weights.",
+                )
+            weights[key] = tensor
+    return weights
+
+
+def _present_name(key: str) -> str:
+    old = _OLD_ATTENTION.fullmatch(key)
+    return f"{old[1]}.{_ATTENTION_NAMES[old[2]]}.{old[3]}" if old else key
+
+
+def _read_safetensors(path: Path, where: str) -> dict[str, Tensor]:
+    _check_header(path, where)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise CheckpointError(f"{where} is damaged: {error}.", "Get the file again.") from error
+
+
+def _check_header(path: Path, where: str) -> None:
+    """Refuse a header that names a weight twice: readers differ in which of the two they take."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise CheckpointError(f"{where} is damaged: its header names a weight twice.")
+        return found
+
+    with path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    try:
+        json.loads(header, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{where} is damaged: its header cannot be read.", "Get the file again."
+        ) from error
+
+
+def _read_bin(path: Path, where: str, *, mmap: bool) -> dict[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{where} holds more than weights, or is damaged, and was not loaded.",
+            "Use a safetensors file, or one saved as a plain state dict.",
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{where} is damaged: {reason}", "Get the file again.") from error
+    if not isinstance(found, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()
+    ):
+        raise CheckpointError(
+            f"{where} is not a state dict.", "Use the file of the UNet's weights."
+        )
+    return found
+
+
+def assign_weights(
+    unet: nn.Module, weights: dict[str, Tensor], device: torch.device, dtype: torch.dtype, name: str
+) -> None:
+    """Make weights the network's own; convolutions without a copy where device and dtype are right.
+
+    Raises CheckpointError when the names or shapes are not exactly the network's.
+    """
+    wanted = unet.state_dict()
+    missing = [key for key in wanted if key not in weights]
+    extra = [key for key in weights if key not in wanted]
+    misshapen = [
+        f"{key} {tuple(weights[key].shape)} for {tuple(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key in weights and weights[key].shape != tensor.shape
+    ]
+    problems = [
+        f"{len(keys)} {what} ({', '.join(islice(keys, _SHOWN))}{', …' * (len(keys) > _SHOWN)})"
+        for what, keys in (("missing", missing), ("extra", extra), ("misshapen", misshapen))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{name}: the weights do not fit config.json: {'; '.join(problems)}.",
+            "Use the config.json that belongs to these weights.",
+        )
+    placed = {key: _place(tensor, device, dtype) for key, tensor in weights.items()}
+    unet.load_state_dict(placed, assign=True)
+
+
+def _place(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The last bits of a matrix product depend on how its operands are aligned in memory, so
+    matrices leave the file's layout; convolutions, most of the bytes, may stay mapped.
+    """
+    return tensor.to(device, dtype, copy=False)

@@ -1,0 +1,160 @@
+"""The one sink for output: results on stdout, everything else on stderr."""
+
+import json
+import os
+import sys
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing
+from typing import Any, Final, Protocol, Self, TypeVar
+
+from ddimctl.cli.meter import Meter, Phase, count_text, fact_texts, time_texts
+from ddimctl.jobs.events import Event, Notice, Progress, Wrote
+
+SECONDS_BETWEEN_LINES: Final = 10.0
+BROKEN_PIPE_CODE: Final = 141  # what a shell reports for SIGPIPE
+_STYLES: Final = {
+    "error": "1;31",
+    "stopped": "1;33",
+    "interrupted": "1;33",
+    "note": "1",
+    "next": "1",
+}
+
+
+R = TypeVar("R")
+
+
+class View(Protocol):
+    """Somewhere that a running job is shown."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+    def progress(self, event: Progress) -> None: ...
+    def line(self, label: str, text: str) -> None: ...
+
+
+class PlainView:
+    """Lines for a log: one every ten seconds, and one at the end of each outer phase."""
+
+    def __init__(self, meter: Meter | None = None) -> None:
+        self._meter = meter or Meter()
+        self._last_line = self._meter.clock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        unfinished = self._meter.unfinished()
+        if unfinished is not None:
+            self._say(unfinished)
+
+    def progress(self, event: Progress) -> None:
+        phase = self._meter.update(event)
+        ended = phase.finished and self._meter.current is None
+        if ended or self._meter.clock() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._say(phase)
+
+    def line(self, label: str, text: str) -> None:
+        say(label, text)
+
+    def _say(self, phase: Phase) -> None:
+        now = self._last_line = self._meter.clock()
+        words = [count_text(phase.event), *fact_texts(phase.event)]
+        say(phase.event.phase, ", ".join([*words, *time_texts(phase, now)]))
+
+
+class QuietView(PlainView):
+    """Notes, and no progress."""
+
+    def progress(self, event: Progress) -> None:
+        """Show nothing."""
+
+
+def run_job(job: Generator[Event, None, R], *, quiet: bool = False) -> R:
+    """Run a job to its end, showing its events on stderr, and return its result.
+
+    Each notice is shown once. The job is closed, so that it cleans up, however this ends.
+    """
+    seen: set[Notice | Wrote] = set()
+    with closing(job), _view(quiet) as view:
+        while True:
+            try:
+                event = next(job)
+            except StopIteration as end:
+                result: R = end.value
+                return result
+            if isinstance(event, Progress):
+                view.progress(event)
+            elif event not in seen:
+                seen.add(event)
+                _show(event, view)
+
+
+def print_result(lines: Iterable[str], record: Mapping[str, Any], as_json: bool) -> None:
+    """The result on stdout: the record as one JSON object, or the lines.
+
+    A reader that has gone away ends the program quietly.
+    """
+    text = json.dumps(record, allow_nan=False) if as_json else "\n".join(lines)
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes again on its way out, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(BROKEN_PIPE_CODE) from None
+
+
+def say(label: str, text: str) -> None:
+    """A labelled line on stderr."""
+    _stderr(f"{_styled(label)}: {printable(text)}")
+
+
+def complain(label: str, cause: str, remedy: str) -> None:
+    """The two lines of an error on stderr."""
+    say(label, cause)
+    if remedy:
+        _stderr(f"  try: {printable(remedy)}")
+
+
+def printable(text: str) -> str:
+    """The text on one line, without characters that would command a terminal.
+
+    Names of classes, files and checkpoints come from strangers.
+    """
+    spaced = " ".join(text.split())
+    return "".join(char if char.isprintable() else "?" for char in spaced)
+
+
+def is_terminal() -> bool:
+    """Whether stderr can show a line that changes."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
+def _view(quiet: bool) -> View:
+    if quiet:
+        return QuietView()
+    if not is_terminal():
+        return PlainView()
+    from ddimctl.cli.live import LiveView
+
+    return LiveView()
+
+
+def _show(event: Notice | Wrote, view: View) -> None:
+    if isinstance(event, Notice):
+        view.line("note", printable(event.text))
+    else:
+        view.line("wrote", printable(f"{event.path} ({event.what})"))
+
+
+def _styled(label: str) -> str:
+    style = _STYLES.get(label)
+    if style is None or not is_terminal() or os.environ.get("NO_COLOR"):
+        return label
+    return f"\x1b[{style}m{label}\x1b[0m"
+
+
+def _stderr(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

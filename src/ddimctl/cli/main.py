@@ -1,0 +1,86 @@
+"""The entry point: the app, its global options, and the one error boundary."""
+
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from types import FrameType
+from typing import Final
+
+import typer
+
+from ddimctl.cli import console
+from ddimctl.cli.info import info
+from ddimctl.cli.options import Debug, Version, debugging
+from ddimctl.cli.sample import sample
+from ddimctl.cli.train import train
+from ddimctl.errors import DdimctlError, Stopped
+
+INTERRUPTED_CODE: Final = 130
+TERMINATED_CODE: Final = 143
+
+app = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(sample)
+app.command()(train)
+app.command()(info)
+
+
+@app.callback()
+def ddimctl(version: Version = False, debug: Debug = False) -> None:
+    """Denoising Diffusion Implicit Models: pictures from pretrained UNet checkpoints.
+
+    Without --ckpt, a small checkpoint that comes with the program is used.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `ddimctl` with these arguments, those of the process by default.
+
+    Returns the exit code: 0 done, 1 failed, 2 the request is wrong, 75 stopped with a state saved,
+    130 and 143 interrupted. Errors other than the project's own are bugs and are not caught.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):  # a name that the locale lacks must not end a run
+        with suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if not sys.warnoptions and not debugging():
+        warnings.simplefilter("ignore")
+    try:
+        code = app(argv, prog_name="ddimctl", standalone_mode=False) or 0
+    except DdimctlError as error:
+        if debugging():
+            traceback.print_exc()
+        label = "stopped" if isinstance(error, Stopped) else "error"
+        console.complain(label, error.cause, error.remedy)
+        return error.exit_code
+    except typer.TyperException as error:
+        return _usage_error(error)
+    except SystemExit as end:
+        if end.code != TERMINATED_CODE:
+            raise
+        code = TERMINATED_CODE
+    if code in (INTERRUPTED_CODE, TERMINATED_CODE):
+        console.say("interrupted", "the run is not complete.")
+    return int(code)
+
+
+def _usage_error(error: typer.TyperException) -> int:
+    """Two lines for wrong usage, in the form of our own errors."""
+    cause = error.format_message().replace("Value error, ", "")
+    if cause:  # it is empty where the help has been shown instead
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "ddimctl"
+        console.complain("error", f"{cause[0].lower()}{cause[1:]}", f"{command} --help")
+    return error.exit_code
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(TERMINATED_CODE)

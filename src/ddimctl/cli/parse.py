@@ -1,0 +1,173 @@
+"""Text of the command line into values: pure functions that raise RequestError and nothing else."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from ddimctl.diffusion.timesteps import KINDS
+from ddimctl.errors import RequestError
+
+MAX_SEED: Final = 2**63 - 1
+MAX_IMAGES: Final = 1_000_000
+MAX_SIDE: Final = 16_384
+MAX_TAU_BYTES: Final = 1_000_000
+COLOURS: Final = {"black": (0, 0, 0), "white": (255, 255, 255)}
+
+_INTEGER = "[0-9]{1,19}"  # int() refuses thousands of digits with an error of its own
+_NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
+_SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+_DURATION = re.compile("".join(f"(?:(?P<{unit}>{_NUMBER}){unit})?" for unit in _SECONDS))
+_REPEATED: Final = "Name each seed once."
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds such as "0-63,70", ranges with both ends, in the order given, each once."""
+    seeds: dict[int, None] = {}
+    for item in text.split(","):
+        match = re.fullmatch(rf"\s*({_INTEGER})(?:\s*-\s*({_INTEGER}))?\s*", item)
+        if not match:
+            raise RequestError(
+                f"--seeds: {_quoted(item)} is not a seed or a range.", "Write --seeds 0-63,70."
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise RequestError(
+                f"--seeds: the range {_quoted(item)} runs backwards.", f"Write {last}-{first}."
+            )
+        if last > MAX_SEED:
+            raise RequestError(
+                f"--seeds: {_quoted(item)} is beyond 2^63 - 1.", "Name smaller ones."
+            )
+        if len(seeds) + last - first + 1 > MAX_IMAGES:
+            raise RequestError(
+                f"--seeds names more than {MAX_IMAGES:,} images.", "Split them over several runs."
+            )
+        for seed in range(first, last + 1):
+            if seed in seeds:
+                raise RequestError(f"--seeds names {seed} twice.", _REPEATED)
+            seeds[seed] = None
+    return tuple(seeds)
+
+
+def parse_tau(text: str) -> str | tuple[int, ...]:
+    """A kind of timesteps, or explicit ones: "0,250,999", or the name of a file that holds them.
+
+    Their range is checked where the checkpoint's T is known.
+    """
+    if text in KINDS:
+        return text
+    if re.fullmatch(r"[0-9\s,]+", text):
+        return _integers(text, "--tau")
+    try:
+        if not Path(text).is_file():
+            raise RequestError(
+                f"--tau: {_quoted(text)} is no kind of timesteps, no list and no file.",
+                f"Choose {', '.join(KINDS)}, a list such as 0,250,999, or a file of integers.",
+            )
+        if Path(text).stat().st_size > MAX_TAU_BYTES:
+            raise RequestError(f"--tau: the file {_quoted(text)} is too large for a list.")
+        content = Path(text).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise RequestError(f"--tau: cannot read {_quoted(text)}: {reason}.") from error
+    return _integers(content, f"--tau {_quoted(text)}")
+
+
+def parse_size(text: str, option: str) -> tuple[int, int]:
+    """(H, W) in pixels, from "HxW", or "N" for N x N."""
+    match = re.fullmatch(rf"({_INTEGER})(?:[xX×]({_INTEGER}))?", text.strip())
+    if not match:
+        raise RequestError(
+            f"{option}: {_quoted(text)} is not a size.", "Write HEIGHTxWIDTH, or N for a square."
+        )
+    size = int(match[1]), int(match[2] or match[1])
+    if not all(1 <= side <= MAX_SIDE for side in size):
+        raise RequestError(f"{option}: each side of {_quoted(text)} must be in 1 ... {MAX_SIDE}.")
+    return size
+
+
+def parse_classes(text: str) -> tuple[str, ...]:
+    """Class names or indices, as written; the checkpoint knows which exist."""
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise RequestError(
+            f"--class: {_quoted(text)} has an empty name.", "Write names such as monster,item."
+        )
+    return names
+
+
+def parse_choices(text: str, option: str, choices: Sequence[str]) -> tuple[str, ...]:
+    """Some of the choices, in the choices' order, from a comma list."""
+    chosen = {word.strip() for word in text.split(",")}
+    for word in sorted(chosen - set(choices)):
+        raise RequestError(
+            f"{option}: unknown word {_quoted(word)}.", f"Choose from {', '.join(choices)}."
+        )
+    return tuple(choice for choice in choices if choice in chosen)
+
+
+def parse_colour(text: str, option: str) -> tuple[int, int, int]:
+    """Red, green, blue in 0 ... 255, from "black", "white", "#rrggbb" or "r,g,b"."""
+    word = text.strip().lower()
+    if word in COLOURS:
+        return COLOURS[word]
+    if re.fullmatch("#[0-9a-f]{6}", word):
+        return int(word[1:3], 16), int(word[3:5], 16), int(word[5:7], 16)
+    match = re.fullmatch(r"([0-9]{1,3})\s*,\s*([0-9]{1,3})\s*,\s*([0-9]{1,3})", word)
+    if match and all(int(level) <= 255 for level in match.groups()):
+        return int(match[1]), int(match[2]), int(match[3])
+    raise RequestError(
+        f"{option}: {_quoted(text)} is not a colour.", "Write black, white, #rrggbb or r,g,b."
+    )
+
+
+def parse_duration(text: str, option: str) -> float:
+    """Seconds, above 0, from "90", "90s", "30m", "2h30m" or "1d"."""
+    word = text.strip().lower()
+    match = _DURATION.fullmatch(word)
+    if re.fullmatch(_NUMBER, word):
+        seconds = float(word)
+    elif match:
+        seconds = sum(float(match[unit] or 0) * scale for unit, scale in _SECONDS.items())
+    else:
+        raise RequestError(
+            f"{option}: {_quoted(text)} is not a duration.", "Write 90s, 30m, 2h30m or 1d."
+        )
+    if seconds <= 0:
+        raise RequestError(f"{option} must be longer than no time.", "Write 90s, 30m or 2h30m.")
+    return seconds
+
+
+def parse_fraction(text: str, option: str) -> float:
+    """A share in [0, 1), from "0.02" or "2%"."""
+    match = re.fullmatch(r"([0-9]{0,9}\.?[0-9]{0,9})(%?)", text.strip())
+    try:
+        share = float(match[1]) / (100 if match[2] else 1) if match else 1.0
+    except ValueError:  # "." or nothing before the sign
+        share = 1.0
+    if share >= 1:
+        raise RequestError(
+            f"{option}: {_quoted(text)} is not a share below 1.", "Write 0.02 or 2%."
+        )
+    return share
+
+
+def _integers(text: str, where: str) -> tuple[int, ...]:
+    words = text.replace(",", " ").split()
+    if not words:
+        raise RequestError(f"{where} holds no timesteps.", "Give some, such as 0,250,500,999.")
+    for word in words:
+        if not re.fullmatch(_INTEGER, word):
+            raise RequestError(
+                f"{where}: {_quoted(word)} is not a timestep.", "Give integers from 0 to T - 1."
+            )
+    return tuple(map(int, words))
+
+
+def _quoted(text: str) -> str:
+    """The text at fault, short enough for a line."""
+    shown = text if len(text) <= 60 else f"{text[:57]}..."
+    return f"'{shown.strip()}'"

@@ -1,0 +1,144 @@
+"""`ddimctl sample`: seeds or latents in, pictures out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddimctl.cli import options as o
+from ddimctl.cli import parse
+from ddimctl.cli.console import print_result, run_job
+from ddimctl.cli.listing import listing
+from ddimctl.errors import RequestError
+
+if TYPE_CHECKING:
+    from ddimctl.jobs.sample import SampleResult
+
+DEFAULT_NUMBER = 16
+
+
+def sample(
+    ckpt: o.Ckpt = None,
+    revision: o.Revision = None,
+    variant: o.Variant = None,
+    weights: o.WeightsOf = "auto",
+    seeds: o.Seeds = None,
+    num: o.Number = None,
+    seed: o.Seed = None,
+    classes: o.Classes = None,
+    latents: o.Latents = None,
+    size: o.Size = None,
+    steps: o.Steps = None,
+    tau: o.Tau = None,
+    eta: o.Eta = None,
+    variance: o.VarianceOf = None,
+    clip: o.ClipTo = None,
+    guidance: o.Guidance = None,
+    out: o.Out = None,
+    save: o.Save = "grid,images,latents",
+    scale: o.Scale = None,
+    columns: o.Columns = None,
+    format: o.Format = "png",
+    no_metadata: o.NoMetadata = False,
+    resume: o.Resume = False,
+    force: o.Force = False,
+    dry_run: o.DryRun = False,
+    json: o.Json = False,
+    batch_size: o.BatchSize = None,
+    device: o.Device = "auto",
+    precision: o.Compute = None,
+    deterministic: o.Deterministic = False,
+    compile: o.Compile = False,
+    debug: o.Debug = False,
+) -> None:
+    """Draw pictures from a checkpoint.
+
+    The image of a seed is the same whatever the batch and the other seeds.
+    """
+    parsed_tau = parse.parse_tau(tau) if tau is not None else None
+    _check_steps(steps, parsed_tau)
+    settings: dict[str, Any] = {
+        "seeds": _seeds(seeds, num, seed, latents),
+        "classes": parse.parse_classes(classes) if classes is not None else None,
+        "size": parse.parse_size(size, "--size") if size is not None else None,
+        "tau": parsed_tau,
+        "save": parse.parse_choices(save, "--save", o.SAVED),
+    }
+    from ddimctl.jobs.sample import sample as job
+    from ddimctl.jobs.sampling_plan import SampleRequest
+
+    request = SampleRequest(
+        out=out,
+        ckpt=ckpt,
+        revision=revision,
+        variant=variant,
+        weights=weights,
+        steps=steps,
+        eta=eta,
+        variance=variance,
+        clip=clip,
+        batch_size=batch_size,
+        guidance=guidance,
+        latents=latents,
+        device=device,
+        precision=precision,
+        scale=scale,
+        columns=columns,
+        format=format,
+        metadata=not no_metadata,
+        resume=resume,
+        force=force,
+        dry_run=dry_run,
+        deterministic=deterministic,
+        compile=compile,
+        **settings,
+    )
+    result = run_job(job(request))
+    record = _record(result)
+    lines = listing(record) if dry_run else _paths(result)
+    print_result(lines, record, json)
+
+
+def _seeds(
+    seeds: str | None, num: int | None, seed: int | None, latents: Path | None
+) -> tuple[int, ...]:
+    """--seeds, else -n of them from --seed on; none of the three beside --latents."""
+    if latents is not None and (seeds, num, seed) != (None, None, None):
+        raise RequestError(
+            "--latents brings its own images; --seeds, -n and --seed draw others.",
+            "Leave one side out.",
+        )
+    if seeds is None:
+        first, count = seed or 0, num or DEFAULT_NUMBER
+        if first + count - 1 > parse.MAX_SEED:
+            raise RequestError(f"--seed {first}: seeds end at 2^63 - 1.", "Begin lower.")
+        return tuple(range(first, first + count))
+    if (num, seed) != (None, None):
+        raise RequestError(
+            "--seeds names every image; -n and --seed count them off.", "Leave one side out."
+        )
+    return parse.parse_seeds(seeds)
+
+
+def _check_steps(steps: int | None, tau: str | tuple[int, ...] | None) -> None:
+    """The job's own check, before the seconds that its imports take."""
+    if isinstance(tau, tuple) and steps not in (None, len(tau)):
+        raise RequestError(
+            f"--steps {steps} contradicts --tau, which lists {len(tau)} timesteps.",
+            "Leave --steps out.",
+        )
+
+
+def _paths(result: "SampleResult") -> list[str]:
+    """The outputs' paths, grid and manifest first."""
+    first = [kind for kind in ("grid", "manifest") if kind in result.outputs]
+    kinds = dict.fromkeys([*first, *result.outputs])
+    return [str(result.outputs[kind]) for kind in kinds]
+
+
+def _record(result: "SampleResult") -> dict[str, Any]:
+    return {
+        "out": None if result.out is None else str(result.out),
+        "outputs": {kind: str(path) for kind, path in result.outputs.items()},
+        "seeds": list(result.seeds),
+        "seconds": round(result.seconds, 3),
+        "settings": result.settings,
+    }

@@ -1,0 +1,189 @@
+"""The latent file: one tensor (N, C, H, W) and plain values about it, as .pt or .safetensors."""
+
+import json
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ddimctl.errors import DataError, RequestError
+from ddimctl.files.atomic import open_atomic
+
+SUFFIXES: Final = (".pt", ".safetensors")
+LATENTS: Final = "latents"
+SAMPLES: Final = "samples"
+
+_MEANINGS: Final = {LATENTS: "starting noise x_T", SAMPLES: "finished samples x_0"}
+_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SHAPE: Final = "a dict with the key 'latents', or a tensor (N, C, H, W)"
+_LARGEST_METADATA: Final = 2**22  # characters of JSON
+_BLOCK: Final = 2**24  # bytes written at once
+# What torch.load raises on files that are damaged, hostile, or something else.
+_READING_ERRORS: Final = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError),
+    *(AttributeError, ArithmeticError, AssertionError, MemoryError, OSError, struct.error),
+    *(zipfile.BadZipFile, SafetensorError),
+)
+
+
+class LatentFile(NamedTuple):
+    """latents: (N, C, H, W), float32, finite. metadata: plain values, empty where there are none."""
+
+    latents: Tensor
+    metadata: dict[str, Any]
+
+
+def save_latents(path: Path, latents: Tensor, metadata: Mapping[str, Any]) -> None:
+    """Write x_T (N, C, H, W) as float32 with its metadata, in the format that the suffix names.
+
+    A tensor that is mapped from a file is streamed, not copied into memory.
+    Raises RequestError for another suffix, StorageError when the disk refuses.
+    """
+    _save(path, LATENTS, latents, metadata)
+
+
+def save_samples(path: Path, samples: Tensor, metadata: Mapping[str, Any]) -> None:
+    """The same for x_0, under the key "samples"."""
+    _save(path, SAMPLES, samples, metadata)
+
+
+def load_latents(path: Path, key: str = LATENTS) -> LatentFile:
+    """Read a stranger's latent file (key SAMPLES: a samples file); nothing in it is executed.
+
+    A bare tensor is accepted, and one of (C, H, W) gets a batch dimension. Raises DataError,
+    naming the file and what is wrong with it.
+    """
+    _sniff(path)
+    safe = path.suffix.lower() == ".safetensors"
+    try:
+        tensor, metadata = _read_safetensors(path, key) if safe else _read_pt(path, key)
+    except _READING_ERRORS as error:
+        why = "it is damaged, or of another format"
+        if isinstance(error, pickle.UnpicklingError):
+            why += ", or holds objects other than plain tensors and values, which are not loaded"
+        raise DataError(
+            f"{path} cannot be read: {why}.", f"Give a latent file: {_SHAPE}."
+        ) from error
+    return LatentFile(_checked(path, tensor), _plain(path, metadata))
+
+
+def _save(path: Path, key: str, tensor: Tensor, metadata: Mapping[str, Any]) -> None:
+    if path.suffix.lower() not in SUFFIXES:
+        raise RequestError(
+            f"{path}: the suffix names no latent format.", f"Use {' or '.join(SUFFIXES)}."
+        )
+    if tensor.ndim != 4:
+        raise DataError(f"{key} must be (N, C, H, W), not {tuple(tensor.shape)}.")
+    text = json.dumps(metadata, allow_nan=False)
+    tensor = tensor.detach().to("cpu", torch.float32).contiguous()
+    if tensor.untyped_storage().nbytes() != tensor.nbytes:
+        tensor = tensor.clone()  # torch.save would write the whole storage of a view
+    with open_atomic(path) as file:
+        if path.suffix.lower() == ".pt":
+            torch.save({key: tensor, "metadata": json.loads(text)}, file)
+        else:
+            _write_safetensors(file.write, key, tensor, text)
+
+
+def _write_safetensors(
+    write: Callable[[bytes], object], key: str, tensor: Tensor, metadata: str
+) -> None:
+    """The format itself: the header's length, the JSON header, the numbers (little-endian)."""
+    entry = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [0, tensor.nbytes]}
+    header = json.dumps({"__metadata__": {"ddimctl": metadata}, key: entry}).encode("ascii")
+    header += b" " * (-len(header) % 8)
+    write(len(header).to_bytes(8, "little") + header)
+    values = tensor.view(-1)
+    for start in range(0, len(values), _BLOCK // 4):
+        write(values[start : start + _BLOCK // 4].numpy().astype("<f4", copy=False).tobytes())
+
+
+def _sniff(path: Path) -> None:
+    """Refuse what is plainly something else than a file of tensors."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file.", "Check the path.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
+    if not start:
+        raise DataError(f"{path} is empty.", "Write or download it again.")
+    if start.startswith(b"version https://git-lfs"):
+        raise DataError(f"{path} is a Git LFS pointer, not the file itself.", "Run git lfs pull.")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise DataError(f"{path} is a web page, not a latent file.", "Download the file itself.")
+
+
+def _read_pt(path: Path, key: str) -> tuple[Any, Any]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+        if claimed > path.stat().st_size:  # torch never compresses
+            raise DataError(f"{path} is compressed: it would unpack to {claimed} bytes.")
+    content = torch.load(path, weights_only=True, map_location="cpu")
+    if isinstance(content, Tensor):
+        return content, {}
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a {type(content).__name__}, not {_SHAPE}.")
+    return _pick(path, key, content), content.get("metadata", {})
+
+
+def _read_safetensors(path: Path, key: str) -> tuple[Any, Any]:
+    with safe_open(path, framework="pt") as file:
+        _pick(path, key, dict.fromkeys(file.keys()))
+        text = (file.metadata() or {}).get("ddimctl", "{}")
+        return file.get_tensor(key), json.loads(text)
+
+
+def _pick(path: Path, key: str, content: Mapping[Any, Any]) -> Any:
+    if key in content:
+        return content[key]
+    for other, meaning in _MEANINGS.items():
+        if other in content:
+            raise DataError(f"{path} holds {meaning}, not {_MEANINGS[key]}.")
+    found = ", ".join(repr(name) for name in list(content)[:3]) or "nothing"
+    raise DataError(f"{path} has no '{key}'; it holds {found}.", f"Give a latent file: {_SHAPE}.")
+
+
+def _checked(path: Path, tensor: Any) -> Tensor:
+    """A stranger's tensor as (N, C, H, W), float32 and finite."""
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+        raise DataError(f"{path}: the latents are not a plain tensor.")
+    if tensor.dtype not in _DTYPES:
+        raise DataError(f"{path} holds numbers of type {tensor.dtype}, not floating-point ones.")
+    if tensor.ndim == 3:
+        tensor = tensor[None]
+    if tensor.ndim != 4:
+        raise DataError(f"{path} has the shape {tuple(tensor.shape)}, not (N, C, H, W).")
+    if tensor.numel() == 0:
+        raise DataError(f"{path} holds no latent: its shape is {tuple(tensor.shape)}.")
+    if tensor.untyped_storage().nbytes() < tensor.nbytes:  # strides of 0 claim without holding
+        raise DataError(f"{path} claims more numbers than it holds.")
+    latents: Tensor = tensor.detach().to(torch.float32).contiguous()
+    for index, latent in enumerate(latents):
+        if not bool(latent.isfinite().all()):
+            raise DataError(f"{path}: latent {index} has values that are not finite.")
+    return latents
+
+
+def _plain(path: Path, metadata: Any) -> dict[str, Any]:
+    """The metadata if it is plain values; anything else in it is not for us to carry on."""
+    size, chunks = 0, []
+    try:
+        for chunk in json.JSONEncoder(allow_nan=False).iterencode(metadata):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > _LARGEST_METADATA:  # a few bytes of pickle can stand for terabytes
+                raise DataError(f"{path}: its metadata is too large.")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: its metadata is not plain values.") from error
+    if not isinstance(metadata, dict):
+        raise DataError(f"{path}: its metadata is no table of names and values.")
+    return cast(dict[str, Any], json.loads("".join(chunks)))

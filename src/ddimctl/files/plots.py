@@ -1,0 +1,91 @@
+"""A line plot, drawn with Pillow: enough for loss curves and error curves."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from PIL import Image, ImageDraw, ImageFont
+
+Points = Sequence[tuple[float, float]]
+
+SIZE: Final = (960, 540)
+_SCALE: Final = 2  # drawn twice as large, then reduced: Pillow's lines are not smooth
+_COLOURS: Final = ("#3b6fb6", "#d1742c", "#4c9a54", "#b2475f", "#7a5aa8", "#6b6b6b")
+_MARGIN: Final = (84, 28, 28, 56)  # left, top, right, bottom
+
+
+def line_plot(series: Mapping[str, Points], x_label: str, y_label: str) -> Image.Image:
+    """A plot of the named series, y on a logarithmic axis where all of it is positive.
+
+    Points that are not finite are left out; without any point the axes stay empty.
+    """
+    finite = {
+        name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+        for name, points in series.items()
+    }
+    xs = [x for points in finite.values() for x, _ in points] or [0.0, 1.0]
+    ys = [y for points in finite.values() for _, y in points] or [1.0, 2.0]
+    logarithmic = min(ys) > 0
+    x_ticks = _ticks(min(xs), max(xs))
+    y_ticks = _log_ticks(min(ys), max(ys)) if logarithmic else _ticks(min(ys), max(ys))
+
+    width, height = SIZE[0] * _SCALE, SIZE[1] * _SCALE
+    left, top, right, bottom = (side * _SCALE for side in _MARGIN)
+    low_x, high_x = min(*x_ticks, *xs), max(*x_ticks, *xs)
+    low_y, high_y = min(*y_ticks, *ys), max(*y_ticks, *ys)
+    vertical = math.log if logarithmic else float
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - low_x) / ((high_x - low_x) or 1)
+        up = (vertical(y) - vertical(low_y)) / ((vertical(high_y) - vertical(low_y)) or 1)
+        return left + across * (width - left - right), height - bottom - up * (height - top - bottom)
+
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(14 * _SCALE)
+    for y in y_ticks:
+        line = [place(low_x, y), place(high_x, y)]
+        draw.line(line, fill="#e4e4e4", width=_SCALE)
+        draw.text((left - 8 * _SCALE, line[0][1]), f"{y:g}", "#444444", font, anchor="rm")
+    for x in x_ticks:
+        spot = place(x, low_y)
+        draw.text((spot[0], spot[1] + 8 * _SCALE), f"{x:,.10g}", "#444444", font, anchor="mt")
+    draw.line([place(low_x, low_y), place(high_x, low_y)], fill="#888888", width=_SCALE)
+    draw.text((width - right, height - 8 * _SCALE), x_label, "#444444", font, anchor="rb")
+    draw.text((8 * _SCALE, 6 * _SCALE), y_label, "#444444", font, anchor="lt")
+
+    for index, (name, points) in enumerate(finite.items()):
+        colour = _COLOURS[index % len(_COLOURS)]
+        line = [place(x, y) for x, y in points]
+        if len(line) > 1:
+            draw.line(line, fill=colour, width=2 * _SCALE, joint="curve")
+        elif line:
+            x, y = line[0]
+            radius = 3 * _SCALE
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+        spot = (width - right - 8 * _SCALE, top + (8 + 20 * index) * _SCALE)
+        draw.text(spot, name, colour, font, anchor="rt")
+    return image.resize(SIZE, Image.Resampling.LANCZOS)
+
+
+def _ticks(low: float, high: float, count: int = 6) -> list[float]:
+    """Round numbers that span [low, high], about `count` of them."""
+    if high <= low:
+        return [low, low + 1]
+    raw = (high - low) / count
+    unit = 10 ** math.floor(math.log10(raw))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5 times powers of ten around [low, high]; only powers where there are many decades."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    factors = (1, 2, 5) if last - first <= 3 else (1,)
+    ticks = [
+        round(factor * 10.0**power, 12) for power in range(first, last + 1) for factor in factors
+    ]
+    below = [tick for tick in ticks if tick <= low][-1:]
+    above = [tick for tick in ticks if tick >= high][:1]
+    return below + [tick for tick in ticks if low < tick < high] + above

@@ -1,0 +1,42 @@
+"""What a checkpoint is, as plain values for `ddimctl info`."""
+
+from typing import Any
+
+from ddimctl.checkpoints import Checkpoint
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """JSON values, by topic; None where the checkpoint has no such thing."""
+    provenance, schedule = checkpoint.provenance, checkpoint.schedule
+    channels, height, width = checkpoint.sample_shape
+    has_classes = checkpoint.num_classes is not None
+    return {
+        "name": provenance.name,
+        "family": provenance.family,
+        "weights": provenance.weights,
+        "revision": provenance.revision,
+        "sha256": provenance.sha256,
+        "parameters": checkpoint.parameters,
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "size_divisor": checkpoint.size_divisor,
+        "prediction": checkpoint.prediction,
+        "learned_variance": checkpoint.learned_variance,
+        "schedule": {
+            **{key: value for key, value in schedule.settings.items() if key != "betas"},
+            "num_train_timesteps": schedule.num_train_timesteps,
+            "alpha_bar_first": float(schedule.alpha_bar[0]),
+            "alpha_bar_last": float(schedule.alpha_bar[-1]),
+        },
+        "classes": {
+            "count": checkpoint.num_classes,
+            "names": list(checkpoint.class_names),
+            "null_class": checkpoint.null_class,
+        }
+        if has_classes
+        else None,
+        "background": None if checkpoint.background is None else list(checkpoint.background),
+        "ignored": dict(checkpoint.ignored),
+        "notes": list(provenance.notes),
+    }

@@ -1,0 +1,80 @@
+"""Finding again the checkpoint that a latent file names, so that the user need not."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from ddimctl.checkpoints import Checkpoint
+from ddimctl.checkpoints.load import BUNDLED, is_hub_id
+from ddimctl.errors import RequestError, StorageError
+from ddimctl.files.atomic import write_json
+from ddimctl.files.datasets import user_cache
+
+_KEPT: Final = 1000
+
+
+class Recalled(NamedTuple):
+    """What load_checkpoint takes; download: whether it would fetch from the hub."""
+
+    spec: str
+    revision: str | None = None
+    download: bool = False
+
+
+def remember(checkpoint: Checkpoint, spec: str | None) -> None:
+    """Note in the user's cache that this folder holds the checkpoint of this hash."""
+    path = None if spec is None else Path(spec).expanduser()
+    if path is None or not path.exists() or not checkpoint.provenance.sha256:
+        return
+    index = _read_index()
+    entry = {checkpoint.provenance.sha256: str(path.resolve())}
+    if index | entry != index:
+        try:
+            write_json(_index_path(), dict(list((index | entry).items())[-_KEPT:]))
+        except StorageError:  # a read-only home: the user will be asked for --ckpt
+            return
+
+
+def recall(record: Mapping[str, Any]) -> Recalled:
+    """Where the checkpoint of a latent's record is: bundled, known by its hash, or on the hub.
+
+    What is loaded from there must be compared with the record (verify). Raises RequestError when
+    it cannot be told.
+    """
+    sha256, name = record.get("sha256"), record.get("name")
+    if name == BUNDLED.name and record.get("sha256"):
+        return Recalled(str(BUNDLED))
+    known = _read_index().get(str(sha256))
+    if known is not None and Path(known).exists():
+        return Recalled(known)
+    revision = record.get("revision")
+    if isinstance(name, str) and isinstance(revision, str) and is_hub_id(name):
+        return Recalled(name, revision, download=True)
+    raise RequestError(
+        f"the latents belong to the checkpoint '{name}', which is not where it was.",
+        "Name it with --ckpt.",
+    )
+
+
+def verify(checkpoint: Checkpoint, record: Mapping[str, Any]) -> None:
+    """Raise RequestError unless the checkpoint is the one that the record names."""
+    if checkpoint.provenance.sha256 != record.get("sha256"):
+        raise RequestError(
+            f"the latents belong to another version of '{record.get('name')}' than the one found.",
+            "Name the checkpoint with --ckpt to use it all the same.",
+        )
+
+
+def _index_path() -> Path:
+    return user_cache() / "checkpoints.json"
+
+
+def _read_index() -> dict[str, str]:
+    try:
+        index = json.loads(_index_path().read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(index, dict):
+        return {}
+    return {str(key): value for key, value in index.items() if isinstance(value, str)}

@@ -1,0 +1,414 @@
+"""Training a checkpoint with L_simple on a folder or a zip of pictures."""
+
+import json
+import math
+import time
+from collections.abc import Generator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddimctl.checkpoints import Checkpoint, Provenance, load_checkpoint
+from ddimctl.checkpoints.architectures import architecture, make_unet
+from ddimctl.diffusion import noise
+from ddimctl.diffusion.objective import WEIGHTINGS, add_noise, loss_weight, training_target
+from ddimctl.diffusion.predictions import PREDICTIONS
+from ddimctl.diffusion.schedules import make_schedule
+from ddimctl.errors import NumericsError, RequestError, Stopped
+from ddimctl.files.datasets import Dataset, gather, load_dataset, sample_indices
+from ddimctl.jobs.background import with_progress
+from ddimctl.jobs.events import Event, Notice, Progress, Wrote
+from ddimctl.jobs.training_report import (
+    evaluate_loss,
+    write_checkpoint,
+    write_report,
+    write_samples,
+)
+from ddimctl.jobs.training_state import (
+    Learner,
+    make_learner,
+    newest_state,
+    restore,
+    save_state,
+)
+from ddimctl.runtime.device import autocast, resolve_device, resolve_precision
+from ddimctl.runtime.signals import stop_on_signals
+
+SKIP_LIMIT = 100
+_NOT_IDENTITY = ("data", "out", "steps", "time_limit", "save_every", "sample_every", "log_every",
+                 "strict", "resume", "force", "device", "init", "weights_dtype")  # fmt: skip
+# what a random number in training is for
+_T, _EPS, _FLIP, _LABEL, _DROPOUT = range(5)
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What to train, on what, and for how long.
+
+    data: a folder or zip of pictures.  out: the run's folder.
+    batch_size: pictures in one update, which grad_accum splits into that many passes.
+    model: a name in ARCHITECTURES or a config.json; init: a checkpoint to go on from instead.
+    image_size: (H, W), or None for the pictures' own.  time_limit: seconds, or None.
+    """
+
+    data: Path
+    out: Path
+    steps: int = 100_000
+    batch_size: int = 64
+    grad_accum: int = 1
+    lr: float = 2e-4
+    warmup: int = 500
+    lr_decay: str = "cosine"
+    weight_decay: float = 0.0
+    clip_grad: float = 1.0
+    ema: float = 0.9999
+    seed: int = 0
+    model: str | None = None
+    init: str | None = None
+    schedule: str | None = None
+    prediction: str | None = None
+    loss_weighting: str = "simple"
+    image_size: tuple[int, int] | None = None
+    channels: int = 3
+    background: tuple[int, ...] = (0, 0, 0)
+    flip: bool = False
+    class_conditional: bool = False
+    label_dropout: float = 0.1
+    holdout: float = 0.0
+    strict: bool = False
+    precision: str = "auto"
+    device: str = "auto"
+    compile: bool = False
+    weights_dtype: str = "fp32"
+    time_limit: float | None = None
+    save_every: int = 1000
+    sample_every: int = 1000
+    log_every: int = 50
+    resume: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where the checkpoint is and how good its last evaluation was."""
+
+    checkpoint: Path
+    step: int
+    loss: float | None
+    holdout_loss: float | None
+
+
+def train(request: TrainRequest) -> Generator[Event, None, TrainResult]:
+    """Train, writing RUN/checkpoint, state, metrics.jsonl, loss.png and samples as it goes.
+
+    Every random number is a function of (seed, step, index of the picture in the run), so a run
+    that was stopped and resumed is the run that was not. Raises RequestError, DataError,
+    CheckpointError, NumericsError, and Stopped when a signal ended it with its state saved.
+    """
+    _check(request)
+    device = resolve_device(request.device)
+    precision = resolve_precision(request.precision, device)
+    state = _open_run(request)
+    data = yield from _read_data(request)
+    model = _model(request, data)
+    yield from map(Notice, model.provenance.notes)
+    unet = model.unet.to(device).train()
+    learner = make_learner(unet, request.ema, request.weight_decay)
+    averaged = replace(model, unet=learner.ema.module)
+    identity = _identity(request, precision)
+    if state is not None:
+        _check_same_run(state, identity, data.fingerprint)
+        restore(learner, state)
+        yield Notice(f"going on from step {learner.step}.")
+
+    if request.compile:
+        unet.compile()
+    update = partial(_update, request, data, model, device, precision)
+    facts = identity | {"data": data.fingerprint, "pictures": len(data.training)}
+    save = partial(save_state, request.out / "state", learner, identity, data.fingerprint)
+    started = clock = time.monotonic()
+    first = learner.step
+    with stop_on_signals() as stop:
+        while learner.step < request.steps:
+            update(learner)
+            step, now = learner.step, time.monotonic()
+            out_of_time = request.time_limit is not None and now - started > request.time_limit
+            ending = step == request.steps or out_of_time or bool(stop)
+            if step % request.log_every == 0 or step == request.steps:
+                rate = request.log_every * request.batch_size / (now - clock)
+                clock = now
+                yield _log(request, learner, rate, now - started)
+            elif step - first < request.log_every:
+                yield Progress("training", step, request.steps, "steps")
+            if step % request.sample_every == 0 or step == request.steps:
+                path = write_samples(request.out, averaged, step, device)
+                yield Wrote(str(path), "samples")
+            if step % request.save_every == 0 or step == request.steps:
+                _evaluate(learner, data, averaged, device)
+            if step % request.save_every == 0 or ending:
+                save()
+                write_checkpoint(request.out, averaged, facts, request.weights_dtype)
+                write_report(request.out, learner.metrics)
+            if stop and step < request.steps:
+                raise Stopped(
+                    f"{stop.name}: stopped after step {step} of {request.steps}, state saved.",
+                    "The same command with --resume goes on.",
+                )
+            if out_of_time and step < request.steps:
+                yield Notice(f"--time-limit: stopped after step {step}; --resume goes on.")
+                break
+            clock += time.monotonic() - now  # reports and states are not training time
+
+    if learner.step >= request.steps and first >= request.steps:
+        yield Notice(f"complete already: {first} of {request.steps} steps.")
+    last = learner.metrics[-1] if learner.metrics else {}
+    checkpoint = request.out / "checkpoint"
+    return TrainResult(checkpoint, learner.step, last.get("loss"), last.get("holdout_loss"))
+
+
+def _update(
+    request: TrainRequest,
+    data: Dataset,
+    model: Checkpoint,
+    device: torch.device,
+    precision: str,
+    learner: Learner,
+) -> None:
+    """One step of AdamW on request.batch_size pictures."""
+    part = request.batch_size // request.grad_accum
+    total = torch.zeros((), device=device)
+    for micro in range(request.grad_accum):
+        first = learner.step * request.batch_size + micro * part
+        torch.manual_seed(_seed_of(request.seed, first))  # for the network's dropout
+        x_0, labels, keys = _batch(request, data, model, first, part, device)
+        t = noise.uniform_integers(noise.hash_keys(keys, _T), model.schedule.num_train_timesteps)
+        eps = noise.normal(noise.hash_keys(keys, _EPS), x_0.shape[1:])
+        x_t = add_noise(x_0, eps, t, model.schedule)
+        target = training_target(x_0, eps, t, model.schedule, model.prediction)
+        with autocast(device, precision):
+            output = model.network(x_t, t, labels)
+        error = (output.float() - target).square().mean(dim=(1, 2, 3))
+        weight = loss_weight(t, model.schedule, model.prediction, request.loss_weighting)
+        loss = (weight * error).mean() / request.grad_accum
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+
+    rate = _learning_rate(request, learner.step)
+    for group in learner.optimizer.param_groups:
+        group["lr"] = rate
+    norm = torch.nn.utils.clip_grad_norm_(learner.unet.parameters(), request.clip_grad)
+    learner.step += 1
+    if math.isfinite(float(norm)) and math.isfinite(float(total)):
+        learner.optimizer.step()
+        learner.ema.update_parameters(learner.unet)
+        learner.loss_sum += float(total)
+        learner.loss_count += 1
+    else:
+        learner.skipped += 1
+        if learner.skipped > SKIP_LIMIT:
+            raise NumericsError(
+                f"the gradient was not finite in {learner.skipped} updates.",
+                "Lower --lr, or use --precision fp32; --resume goes on from the last state.",
+            )
+    learner.optimizer.zero_grad(set_to_none=True)
+
+
+def _batch(
+    request: TrainRequest,
+    data: Dataset,
+    model: Checkpoint,
+    first: int,
+    count: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Pictures first ... first + count - 1 of the run: x_0, labels, and a random key for each."""
+    indices = data.training[sample_indices(request.seed, first, count, len(data.training))]
+    keys = noise.hash_keys(torch.arange(first, first + count), request.seed)
+    flips = noise.uniform(noise.hash_keys(keys, _FLIP)) < 0.5 if request.flip else None
+    labels = None
+    if data.labels is not None:
+        dropped = noise.uniform(noise.hash_keys(keys, _LABEL)) < request.label_dropout
+        labels = data.labels[indices].masked_fill(dropped, model.null_class or 0).to(device)
+    return gather(data.pixels, indices, flips, device), labels, keys.to(device)
+
+
+def _learning_rate(request: TrainRequest, step: int) -> float:
+    rise = min(1.0, (step + 1) / max(request.warmup, 1))
+    if request.lr_decay == "constant":
+        return request.lr * rise
+    return request.lr * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / request.steps)))
+
+
+def _log(request: TrainRequest, learner: Learner, rate: float, seconds: float) -> Progress:
+    loss = learner.loss_sum / learner.loss_count if learner.loss_count else math.nan
+    learner.loss_sum, learner.loss_count = 0.0, 0
+    learner.metrics.append(
+        {
+            "step": learner.step,
+            "loss": loss if math.isfinite(loss) else None,
+            "lr": _learning_rate(request, learner.step - 1),
+            "skipped": learner.skipped,
+            "images_per_second": round(rate, 2),
+            "seconds": round(seconds, 2),
+        }
+    )
+    facts = {"loss": f"{loss:.4f}", "images/s": f"{rate:.0f}"}
+    return Progress("training", learner.step, request.steps, "steps", facts)
+
+
+def _evaluate(learner: Learner, data: Dataset, averaged: Checkpoint, device: torch.device) -> None:
+    """Add the EMA network's loss on pictures it learns from and on those held out to the metrics."""
+    if not learner.metrics or learner.metrics[-1]["step"] != learner.step:
+        learner.metrics.append({"step": learner.step})
+    learner.metrics[-1]["train_loss"] = evaluate_loss(averaged, data, data.training, device)
+    if len(data.held_out):
+        learner.metrics[-1]["holdout_loss"] = evaluate_loss(averaged, data, data.held_out, device)
+
+
+def _check(request: TrainRequest) -> None:
+    positive = (
+        "steps",
+        "batch_size",
+        "grad_accum",
+        "lr",
+        "save_every",
+        "sample_every",
+        "log_every",
+    )
+    for name in positive:
+        if not getattr(request, name) > 0:
+            flag = name.replace("_", "-")
+            raise RequestError(f"--{flag} must be above 0, not {getattr(request, name)}.")
+    for name in ("ema", "label_dropout", "holdout"):
+        if not 0 <= getattr(request, name) < 1:
+            flag = name.replace("_", "-")
+            raise RequestError(f"--{flag} must be in [0, 1), not {getattr(request, name)}.")
+    if request.batch_size % request.grad_accum:
+        raise RequestError(
+            f"--batch-size {request.batch_size} does not divide by "
+            f"--grad-accum {request.grad_accum}."
+        )
+    choices = (
+        ("loss_weighting", WEIGHTINGS),
+        ("prediction", (None, *PREDICTIONS)),
+        ("lr_decay", ("cosine", "constant")),
+        ("channels", (1, 3)),
+        ("weights_dtype", ("fp32", "fp16")),
+    )
+    for name, allowed in choices:
+        if getattr(request, name) not in allowed:
+            words = ", ".join(str(choice) for choice in allowed if choice is not None)
+            flag = name.replace("_", "-")
+            raise RequestError(f"--{flag} must be one of {words}.")
+    if request.init is not None and request.model is not None:
+        raise RequestError("--init brings its own network.", "Leave --model out.")
+
+
+def _open_run(request: TrainRequest) -> dict[str, Any] | None:
+    """The state to go on from, or None to begin."""
+    state = newest_state(request.out / "state")
+    if state is not None and not request.resume and not request.force:
+        raise RequestError(
+            f"{request.out} holds a run at step {state['step']}.",
+            "Go on with --resume, begin again with --force, or name another --out.",
+        )
+    if state is not None and not request.resume:
+        for old in (request.out / "state").glob("step-*.pt"):
+            old.unlink()
+    return state if request.resume else None
+
+
+def _read_data(request: TrainRequest) -> Generator[Event, None, Dataset]:
+    def read(report: Any) -> Dataset:
+        return load_dataset(
+            request.data,
+            image_size=request.image_size,
+            channels=request.channels,
+            background=request.background,
+            class_conditional=request.class_conditional,
+            holdout=request.holdout,
+            strict=request.strict,
+            on_progress=report,
+        )
+
+    data = yield from with_progress("reading", "pictures", read)
+    if data.skipped:
+        named = "; ".join(f"{name}: {reason}" for name, reason in data.skipped[:5])
+        more = f"; and {len(data.skipped) - 5} more" if len(data.skipped) > 5 else ""
+        yield Notice(f"{len(data.skipped)} unreadable pictures left out ({named}{more}).")
+    kept = f", {len(data.held_out)} held out" if len(data.held_out) else ""
+    classes = f", {len(data.class_names)} classes" if data.class_names else ""
+    yield Notice(f"{len(data.training)} pictures to learn from{kept}{classes}.")
+    return data
+
+
+def _model(request: TrainRequest, data: Dataset) -> Checkpoint:
+    """The network to train with its schedule: fresh, or that of --init."""
+    count = len(data.class_names)
+    shape = data.sample_shape
+    if request.init is None:
+        torch.manual_seed(_seed_of(request.seed, -1))
+        null_class = count if count and request.label_dropout > 0 else None
+        embeds = count + (null_class is not None) if count else None
+        config = architecture(request.model or "small", shape, embeds)
+        return Checkpoint(
+            unet=make_unet(config),
+            schedule=make_schedule(request.schedule or "linear"),
+            prediction=request.prediction or "eps",
+            learned_variance=False,
+            sample_shape=shape,
+            size_divisor=2 ** (len(config["block_out_channels"]) - 1),
+            provenance=Provenance(request.out.name, "diffusers", "ema"),
+            num_classes=count or None,
+            null_class=null_class,
+            class_names=data.class_names,
+            background=request.background,
+        )
+    start = load_checkpoint(request.init)
+    if start.learned_variance:
+        raise RequestError("--init: checkpoints with a learned variance cannot be trained.")
+    if start.sample_shape[0] != shape[0] or (start.num_classes or 0) != count:
+        raise RequestError(
+            f"--init has {start.sample_shape[0]} channels and {start.num_classes or 0} classes, "
+            f"the data {shape[0]} and {count}.",
+            "Match them with --channels and --class-conditional.",
+        )
+    return replace(
+        start,
+        schedule=make_schedule(request.schedule) if request.schedule else start.schedule,
+        prediction=request.prediction or start.prediction,
+        sample_shape=shape,
+        class_names=data.class_names,
+        background=request.background,
+    )
+
+
+def _identity(request: TrainRequest, precision: str) -> dict[str, Any]:
+    """The settings that decide the weights, as JSON gives them back."""
+    settings = {k: v for k, v in asdict(request).items() if k not in _NOT_IDENTITY}
+    identity: dict[str, Any] = json.loads(json.dumps(settings | {"precision": precision}))
+    return identity
+
+
+def _check_same_run(state: dict[str, Any], identity: dict[str, Any], fingerprint: str) -> None:
+    changed = [
+        f"--{name.replace('_', '-')} was {state['identity'].get(name)}, is {value}"
+        for name, value in identity.items()
+        if state["identity"].get(name) != value
+    ]
+    if state["data"] != fingerprint:
+        changed.append("the data set is another")
+    if changed:
+        raise RequestError(
+            f"--resume: not the run that was begun: {'; '.join(changed)}.",
+            "Repeat the first command, or begin again with --force.",
+        )
+
+
+def _seed_of(seed: int, index: int) -> int:
+    key = noise.hash_keys(torch.tensor(seed), index, _DROPOUT)
+    return int(key) & noise.MAX_SEED

@@ -1,0 +1,68 @@
+"""Which device to run on, and in what precision and memory format."""
+
+from contextlib import nullcontext
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from ddimctl.errors import DeviceError, RequestError
+
+PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """auto is CUDA where there is one, else the CPU. Raises DeviceError, RequestError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise RequestError(f"unknown device '{name}'.", "Choose auto, cpu, cuda or cuda:INDEX.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        built = "has no CUDA device" if torch.version.cuda else "has a torch built without CUDA"
+        raise DeviceError(f"--device {name}: this machine {built}.", "Use --device cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s).",
+            "Count from cuda:0.",
+        )
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """auto is bf16 on CUDA devices that have it, else fp32. Raises RequestError."""
+    if name == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return "bf16" if fast else "fp32"
+    if name not in PRECISIONS:
+        raise RequestError(f"unknown precision '{name}'.", f"Choose auto, {', '.join(PRECISIONS)}.")
+    if name == "fp16" and device.type == "cpu":
+        raise RequestError("fp16 runs on CUDA only.", "Use --precision fp32 or bf16.")
+    return name
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words for a manifest, such as "cpu" or "NVIDIA H200"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def make_deterministic() -> None:
+    """Choose kernels that give the same bytes each time, at some cost in speed on CUDA."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def prepare_for_inference(network: nn.Module) -> None:
+    """Evaluation mode, no gradients, and the memory format in which convolutions are fastest."""
+    network.eval().requires_grad_(False)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """A context in which a float32 network computes its products in bf16 (training)."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, PRECISIONS[precision])

@@ -1,0 +1,277 @@
+"""The entry point: help, usage errors, the error boundary, signals."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import typing
+
+import pytest
+
+import ddimctl
+from ddimctl.cli import options, parse
+from ddimctl.cli.main import main
+from ddimctl.errors import (
+    CheckpointError,
+    DataError,
+    DdimctlError,
+    DeviceError,
+    NumericsError,
+    RequestError,
+    Stopped,
+    StorageError,
+)
+
+HEAVY = re.compile(r"\b(torch|diffusers|numpy|PIL|huggingface_hub|safetensors)\b")
+PARSED_WITHOUT_TORCH = [
+    (["--help"], 0),
+    (["-h"], 0),
+    (["--version"], 0),
+    (["sample", "--help"], 0),
+    (["train", "-h"], 0),
+    (["info", "--help"], 0),
+    ([], 2),
+    (["nonsense"], 2),
+    (["sample", "--nonsense"], 2),
+    (["sample", "positional"], 2),
+    (["sample", "--steps", "many"], 2),
+    (["sample", "--steps", "0"], 2),
+    (["sample", "--eta", "1.5"], 2),
+    (["sample", "--eta", "nan"], 2),
+    (["sample", "--guidance", "inf"], 2),
+    (["sample", "--clip", "hard"], 2),
+    (["sample", "--variance", "small"], 2),
+    (["sample", "--precision", "fp8"], 2),
+    (["sample", "--format", "jpeg"], 2),
+    (["sample", "-n", "0"], 2),
+    (["sample", "-n", "99999999"], 2),
+    (["sample", "--seed", "-1"], 2),
+    (["sample", "--seed", "9223372036854775807", "-n", "2"], 2),
+    (["sample", "--seeds", "3-1"], 2),
+    (["sample", "--seeds", "1", "-n", "4"], 2),
+    (["sample", "--seeds", "1", "--seed", "0"], 2),
+    (["sample", "--latents", "x.pt", "--seeds", "1"], 2),
+    (["sample", "--latents", "x.pt", "-n", "1"], 2),
+    (["sample", "--latents", "x.pt", "--seed", "0"], 2),
+    (["sample", "--tau", "nonsense"], 2),
+    (["sample", "--tau", "0,500,999", "--steps", "4"], 2),
+    (["sample", "--size", "axb"], 2),
+    (["sample", "--class", "a,,b"], 2),
+    (["sample", "--save", "grid,movie"], 2),
+    (["train"], 2),
+    (["train", "data"], 2),
+    (["train", "data", "--out", "run", "--time-limit", "soon"], 2),
+    (["train", "data", "--out", "run", "--background", "dark"], 2),
+    (["train", "data", "--out", "run", "--holdout", "2"], 2),
+    (["train", "data", "--out", "run", "--channels", "2"], 2),
+    (["info", "a", "b"], 2),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code"), PARSED_WITHOUT_TORCH, ids=lambda x: str(x))
+def test_help_and_usage_errors_import_nothing_heavy(arguments, code, clean_env, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "ddimctl", *arguments],
+        env=clean_env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    imports = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == code
+    assert imports
+    assert [line for line in imports if HEAVY.search(line)] == []
+    if code == 0:
+        assert said == []
+    elif arguments:
+        assert done.stdout == ""
+        assert said[0].startswith("error: ")
+        assert said[1].startswith("  try: ")
+        assert len(said) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", ["ddimctl sa", "ddimctl sample --st"])
+def test_completion_imports_nothing_heavy(words, clean_env):
+    request = {
+        "_DDIMCTL_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "ddimctl"],
+        env=clean_env | request,
+        capture_output=True,
+        text=True,
+    )
+    last = words.split()[-1]
+    assert done.stdout.split()
+    assert all(word.startswith(last) for word in done.stdout.split())
+    assert not HEAVY.search(done.stderr)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ddimctl {ddimctl.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["sample", "train", "info"])
+def test_help_names_every_option_with_a_text(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main([command, "--help"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if re.match(r"│ [ *]*--", line)]
+    assert len(rows) >= 5
+    for row in rows:
+        assert re.search(r"--[a-z-]+.*?\s{2,}\S.*\s{2,}\S", row), row
+
+
+def test_word_lists_are_those_of_the_layers():
+    from ddimctl.checkpoints.load import WEIGHTS
+    from ddimctl.diffusion import noise, objective, predictions, schedules, steps
+    from ddimctl.files.images import FORMATS
+    from ddimctl.jobs.sampling_store import SAVES
+    from ddimctl.runtime.device import PRECISIONS
+
+    pairs = [
+        (options.Prediction, predictions.PREDICTIONS),
+        (options.Clip, predictions.CLIPS),
+        (options.ScheduleKind, schedules.KINDS),
+        (options.Variance, steps.VARIANCES),
+        (options.Weighting, objective.WEIGHTINGS),
+        (options.Precision, ("auto", *PRECISIONS)),
+        (options.Weights, WEIGHTS),
+        (options.ImageFormat, FORMATS),
+    ]
+    for literal, words in pairs:
+        assert typing.get_args(literal) == tuple(words)
+    assert options.SAVED == SAVES
+    assert parse.MAX_SEED == noise.MAX_SEED
+
+
+def test_train_defaults_are_those_of_the_request():
+    import dataclasses
+    import inspect
+
+    from ddimctl.cli.train import train
+    from ddimctl.jobs.train import TrainRequest
+
+    spelled = {"channels": int, "label_dropout": float, "holdout": float}
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainRequest)}
+    for name, parameter in inspect.signature(train).parameters.items():
+        if name in ("data", "out", "background", "json", "debug", "precision"):
+            continue
+        assert spelled.get(name, lambda value: value)(parameter.default) == defaults[name], name
+
+
+def fail_with(error, monkeypatch):
+    """Make `ddimctl info` raise the error where a checkpoint would be loaded."""
+
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr("ddimctl.checkpoints.load_checkpoint", load)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DdimctlError, 1),
+        (CheckpointError, 1),
+        (DataError, 1),
+        (StorageError, 1),
+        (DeviceError, 1),
+        (NumericsError, 1),
+        (RequestError, 2),
+        (Stopped, 75),
+    ],
+)
+def test_error_becomes_two_lines_and_its_exit_code(error, code, monkeypatch, capsys):
+    fail_with(error("model.pt: it is\ndamaged.", "Fetch it again."), monkeypatch)
+    assert main(["info", "model.pt"]) == code
+    label = "stopped" if error is Stopped else "error"
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"{label}: model.pt: it is damaged.\n  try: Fetch it again.\n"
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "info"], ["info", "--debug"]])
+def test_debug_shows_the_traceback(arguments, monkeypatch, capsys):
+    monkeypatch.setenv("DDIMCTL_DEBUG", "")  # so that what --debug sets is undone
+    fail_with(DataError("cause"), monkeypatch)
+    assert main(arguments) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.endswith("\nerror: cause\n")
+
+
+def test_debug_from_the_environment(monkeypatch, capsys):
+    monkeypatch.setenv("DDIMCTL_DEBUG", "1")
+    fail_with(DataError("cause"), monkeypatch)
+    assert main(["info"]) == 1
+    assert capsys.readouterr().err.startswith("Traceback")
+
+
+def test_bug_stays_a_traceback(monkeypatch):
+    fail_with(ZeroDivisionError("a bug"), monkeypatch)
+    with pytest.raises(ZeroDivisionError):
+        main(["info"])
+
+
+def test_keyboard_interrupt_is_130(monkeypatch, capsys):
+    fail_with(KeyboardInterrupt(), monkeypatch)
+    assert main(["info"]) == 130
+    assert capsys.readouterr().err == "interrupted: the run is not complete.\n"
+
+
+WAITS = """
+import sys, time
+import ddimctl.checkpoints
+from ddimctl.cli.main import main
+
+def load(*_, **__):
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaned", flush=True)
+
+ddimctl.checkpoints.load_checkpoint = load
+sys.exit(main(["info"]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_ends_the_run_after_it_cleaned_up(number, code, clean_env):
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITS],
+        env=clean_env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, "cleaned\n")
+    assert err == "interrupted: the run is not complete.\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+@pytest.mark.parametrize("arguments", [["--help"], ["info", "--json"]])
+def test_reader_that_goes_away_is_no_error(arguments, tiny_checkpoint, clean_env):
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = clean_env | {"DDIMCTL_CKPT": str(tiny_checkpoint)}
+    done = subprocess.run(
+        [sys.executable, "-m", "ddimctl", *arguments],
+        env=env,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode != 0

@@ -1,0 +1,87 @@
+import io
+
+import pytest
+import torch
+from PIL import Image, ImageChops, ImageSequence
+
+from ddimctl.errors import DataError, RequestError
+from ddimctl.files.animation import encode_animation
+from ddimctl.files.images import to_picture
+
+
+def ramps(count: int = 5) -> list[Image.Image]:
+    """Frames of few colours, each different from the one before."""
+    frames = torch.zeros(count, 16, 24, 3, dtype=torch.uint8)
+    for index in range(count):
+        frames[index, :, 4 * index : 4 * index + 4] = torch.tensor([200, 20 * index, 40])
+    return [to_picture(frame) for frame in frames]
+
+
+def decoded(data: bytes) -> list[Image.Image]:
+    with Image.open(io.BytesIO(data)) as image:
+        return [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]
+
+
+@pytest.mark.parametrize("format", ["gif", "webp"])
+def test_frames_of_few_colours_come_back_exactly(format: str) -> None:
+    frames = ramps()
+    found = decoded(encode_animation(frames, format))
+    assert [frame.tobytes() for frame in found] == [frame.tobytes() for frame in frames]
+
+
+@pytest.mark.parametrize("format", ["gif", "webp"])
+def test_it_loops_for_ever_and_holds_the_last_frame(format: str) -> None:
+    with Image.open(io.BytesIO(encode_animation(ramps(), format, fps=10, hold_last=2))) as image:
+        assert image.info["loop"] == 0
+        durations = []
+        for index in range(image.n_frames):
+            image.seek(index)
+            image.load()
+            durations.append(image.info["duration"])
+    assert durations == [100, 100, 100, 100, 2000]
+
+
+@pytest.mark.parametrize("format", ["gif", "webp"])
+def test_one_frame_and_gray_frames_are_enough(format: str) -> None:
+    gray = Image.new("L", (8, 8), 90)
+    assert decoded(encode_animation([gray], format))[0].getpixel((0, 0)) == (90, 90, 90)
+
+
+@pytest.mark.parametrize("format", ["gif", "webp"])
+def test_equal_frames_give_equal_bytes(format: str) -> None:
+    assert encode_animation(ramps(), format) == encode_animation(ramps(), format)
+
+
+def test_gif_has_one_palette_and_stays_close_to_its_frames() -> None:
+    end = Image.merge("RGB", [Image.linear_gradient("L").rotate(turn) for turn in (0, 90, 180)])
+    black = Image.new("RGB", end.size)
+    frames = [Image.blend(black, end, index / 9) for index in range(10)]
+    shown = decoded(encode_animation(frames, "gif"))
+    assert len({colour for frame in shown for _, colour in frame.getcolors(2**16)}) <= 256
+    for frame, found in zip(frames, shown, strict=True):
+        difference = torch.tensor(bytearray(ImageChops.difference(frame, found).tobytes()))
+        assert difference.float().mean() < 12
+
+
+def test_gif_never_flickers_where_nothing_changes() -> None:
+    still = Image.radial_gradient("L").convert("RGB")
+    frames = []
+    for index in range(6):
+        frame = still.copy()
+        frame.paste((255, 40 * index, 0), (0, 0, 16, 16))
+        frames.append(frame)
+    corners = {
+        frame.crop((64, 64, 256, 256)).tobytes() for frame in decoded(encode_animation(frames))
+    }
+    assert len(corners) == 1
+
+
+def test_impossible_animations_are_refused() -> None:
+    with pytest.raises(RequestError, match="mp4"):
+        encode_animation(ramps(), "mp4")
+    with pytest.raises(RequestError, match="frames a second"):
+        encode_animation(ramps(), fps=0)
+    with pytest.raises(DataError, match="frames"):
+        encode_animation([])
+    with pytest.raises(DataError, match="one size"):
+        encode_animation([*ramps(), Image.new("RGB", (3, 3))])

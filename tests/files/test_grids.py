@@ -1,0 +1,103 @@
+import pytest
+import torch
+from PIL import ImageFont
+
+from ddimctl.errors import RequestError
+from ddimctl.files.grids import GRID_LIMIT, default_columns, make_grid
+from ddimctl.files.grids import _shortened as shortened
+from ddimctl.files.images import picture_pixels
+
+
+def holds(picture, cell: torch.Tensor) -> bool:
+    """Whether the cell (H, W, 3) is somewhere in the picture, pixel for pixel."""
+    there = picture_pixels(picture).unfold(0, cell.shape[0], 1).unfold(1, cell.shape[1], 1)
+    return bool((there == cell.permute(2, 0, 1)).flatten(2).all(2).any())
+
+
+@pytest.mark.parametrize(
+    ("count", "columns"), [(1, 1), (4, 2), (8, 4), (12, 4), (16, 4), (32, 8), (50, 10), (64, 8)]
+)
+def test_default_columns_of_usual_counts(count: int, columns: int) -> None:
+    assert default_columns(count) == columns
+
+
+def test_default_grids_are_not_tall_and_at_most_a_fifth_empty() -> None:
+    for count in range(2, GRID_LIMIT + 1):
+        columns = default_columns(count)
+        rows = -(-count // columns)
+        assert rows <= columns <= 5 * rows
+        assert (rows * columns - count) * 5 <= rows * columns
+
+
+def test_every_image_is_there_enlarged_pixel_for_pixel() -> None:
+    pixels = torch.randint(0, 256, (6, 4, 4, 3), dtype=torch.uint8)
+    picture = make_grid(pixels, columns=3, scale=2)
+    assert picture.mode == "RGB"
+    for image in pixels:
+        assert holds(picture, image.repeat_interleave(2, 0).repeat_interleave(2, 1))
+
+
+def test_images_go_row_by_row() -> None:
+    pixels = torch.arange(1, 5, dtype=torch.uint8)[:, None, None, None].expand(4, 8, 8, 3) * 50
+    found = picture_pixels(make_grid(pixels, columns=2, scale=1))
+    top, left = found.shape[0] // 4, found.shape[1] // 4
+    corners = [found[y, x, 0].item() for y in (top, 3 * top) for x in (left, 3 * left)]
+    assert corners == [50, 100, 150, 200]
+
+
+def test_small_images_are_enlarged_and_large_ones_are_not() -> None:
+    assert make_grid(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).width >= 128
+    assert 256 <= make_grid(torch.zeros(1, 256, 256, 3, dtype=torch.uint8)).width < 300
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_gray_and_transparent_images_have_grids_too(channels: int) -> None:
+    pixels = torch.full((2, 8, 8, channels), 200, dtype=torch.uint8)
+    if channels == 4:
+        pixels[..., 3] = 255
+    assert holds(make_grid(pixels, scale=1), torch.full((8, 8, 3), 200, dtype=torch.uint8))
+
+
+def test_at_most_the_limit_is_shown() -> None:
+    pixels = torch.zeros(GRID_LIMIT + 50, 2, 2, 3, dtype=torch.uint8)
+    some = make_grid(pixels[:GRID_LIMIT], scale=1)
+    assert make_grid(pixels, scale=1, labels=["a"] * len(pixels)).width == some.width
+
+
+def test_huge_grids_are_shrunk_and_huge_scales_refused() -> None:
+    pixels = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(64, 1024, 1024, 1)
+    assert max(make_grid(pixels).size) < 8192
+    with pytest.raises(RequestError, match="--scale 100"):
+        make_grid(pixels, scale=100)
+
+
+def test_labels_are_drawn_below_and_leave_the_images_alone() -> None:
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    plain, labelled = make_grid(pixels, scale=2), make_grid(pixels, scale=2, labels=["a", "b"])
+    other = make_grid(pixels, scale=2, labels=["a", "c"])
+    assert labelled.height > plain.height
+    assert labelled.width == plain.width
+    assert labelled.tobytes() != other.tobytes()
+    for image in pixels:
+        assert holds(labelled, image.repeat_interleave(2, 0).repeat_interleave(2, 1))
+
+
+def test_a_label_that_all_share_is_drawn_once() -> None:
+    pixels = torch.zeros(16, 32, 32, 3, dtype=torch.uint8)
+    shared = make_grid(pixels, labels=["monster"] * 16)
+    assert shared.height < make_grid(pixels, labels=["monster"] * 15 + ["door"]).height
+
+
+@pytest.mark.parametrize("text", ["wall", "a very long class name, golden retriever", "ab\ncd", ""])
+@pytest.mark.parametrize("width", [0, 20, 60, 128])
+def test_labels_fit_their_width(text: str, width: int) -> None:
+    font = ImageFont.load_default(14)
+    found = shortened(text, width, font)
+    assert font.getlength(found) <= width
+    assert "\n" not in found
+
+
+@pytest.mark.parametrize("wrong", [{"columns": 0}, {"scale": 0}, {"columns": -1}])
+def test_impossible_columns_and_scales_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(RequestError, match="at least 1"):
+        make_grid(torch.zeros(2, 2, 2, 3, dtype=torch.uint8), **wrong)
