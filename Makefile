@@ -39,7 +39,7 @@ format: $(VENV)/installed-dev ## reformat the code and mend what ruff can
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/installed ## measure against a diffusers script
-	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	@$(BIN)/python benchmarks/bench.py
 
 clean: ## remove the environment, caches and the demo
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,7 +10,7 @@ import typing
 import pytest
 
 import ddimctl
-from ddimctl.cli import options, parse
+from ddimctl.cli import options, parse, sample_options, train_options
 from ddimctl.cli.main import main
 from ddimctl.errors import (
     CheckpointError,
@@ -135,18 +135,18 @@ def test_word_lists_are_those_of_the_layers():
     from ddimctl.runtime.device import PRECISIONS
 
     pairs = [
-        (options.Prediction, predictions.PREDICTIONS),
-        (options.Clip, predictions.CLIPS),
-        (options.ScheduleKind, schedules.KINDS),
-        (options.Variance, steps.VARIANCES),
-        (options.Weighting, objective.WEIGHTINGS),
+        (train_options.Prediction, predictions.PREDICTIONS),
+        (sample_options.Clip, predictions.CLIPS),
+        (train_options.ScheduleKind, schedules.KINDS),
+        (sample_options.Variance, steps.VARIANCES),
+        (train_options.Weighting, objective.WEIGHTINGS),
         (options.Precision, ("auto", *PRECISIONS)),
         (options.Weights, WEIGHTS),
-        (options.ImageFormat, FORMATS),
+        (sample_options.ImageFormat, FORMATS),
     ]
     for literal, words in pairs:
         assert typing.get_args(literal) == tuple(words)
-    assert options.SAVED == SAVES
+    assert sample_options.SAVED == SAVES
     assert parse.MAX_SEED == noise.MAX_SEED
 
 

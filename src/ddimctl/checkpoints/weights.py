@@ -200,4 +200,4 @@ def _place(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The last bits of a matrix product depend on how its operands are aligned in memory, so
     matrices leave the file's layout; convolutions, most of the bytes, may stay mapped.
     """
-    return tensor.to(device, dtype, copy=False)
+    return tensor.to(device, dtype, copy=tensor.ndim < 4)

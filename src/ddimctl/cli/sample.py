@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddimctl.cli import options as o
 from ddimctl.cli import parse
+from ddimctl.cli import sample_options as own
 from ddimctl.cli.console import print_result, run_job
 from ddimctl.cli.listing import listing
 from ddimctl.errors import RequestError
@@ -20,32 +21,32 @@ def sample(
     revision: o.Revision = None,
     variant: o.Variant = None,
     weights: o.WeightsOf = "auto",
-    seeds: o.Seeds = None,
-    num: o.Number = None,
-    seed: o.Seed = None,
-    classes: o.Classes = None,
-    latents: o.Latents = None,
-    size: o.Size = None,
-    steps: o.Steps = None,
-    tau: o.Tau = None,
-    eta: o.Eta = None,
-    variance: o.VarianceOf = None,
-    clip: o.ClipTo = None,
-    guidance: o.Guidance = None,
-    out: o.Out = None,
-    save: o.Save = "grid,images,latents",
-    scale: o.Scale = None,
-    columns: o.Columns = None,
-    format: o.Format = "png",
-    no_metadata: o.NoMetadata = False,
-    resume: o.Resume = False,
+    seeds: own.Seeds = None,
+    num: own.Number = None,
+    seed: own.Seed = None,
+    classes: own.Classes = None,
+    latents: own.Latents = None,
+    size: own.Size = None,
+    steps: own.Steps = None,
+    tau: own.Tau = None,
+    eta: own.Eta = None,
+    variance: own.VarianceOf = None,
+    clip: own.ClipTo = None,
+    guidance: own.Guidance = None,
+    out: own.Out = None,
+    save: own.Save = "grid,images,latents",
+    scale: own.Scale = None,
+    columns: own.Columns = None,
+    format: own.Format = "png",
+    no_metadata: own.NoMetadata = False,
+    resume: own.Resume = False,
     force: o.Force = False,
-    dry_run: o.DryRun = False,
+    dry_run: own.DryRun = False,
     json: o.Json = False,
-    batch_size: o.BatchSize = None,
+    batch_size: own.BatchSize = None,
     device: o.Device = "auto",
     precision: o.Compute = None,
-    deterministic: o.Deterministic = False,
+    deterministic: own.Deterministic = False,
     compile: o.Compile = False,
     debug: o.Debug = False,
 ) -> None:
@@ -60,7 +61,7 @@ def sample(
         "classes": parse.parse_classes(classes) if classes is not None else None,
         "size": parse.parse_size(size, "--size") if size is not None else None,
         "tau": parsed_tau,
-        "save": parse.parse_choices(save, "--save", o.SAVED),
+        "save": parse.parse_choices(save, "--save", own.SAVED),
     }
     from ddimctl.jobs.sample import sample as job
     from ddimctl.jobs.sampling_plan import SampleRequest
@@ -93,6 +94,8 @@ def sample(
     )
     result = run_job(job(request))
     record = _record(result)
+    if dry_run:
+        del record["outputs"], record["seconds"]
     lines = listing(record) if dry_run else _paths(result)
     print_result(lines, record, json)
 

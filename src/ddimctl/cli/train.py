@@ -1,46 +1,48 @@
 """`ddimctl train`: pictures in, a checkpoint out."""
 
+import shlex
 from dataclasses import asdict
 from typing import Any
 
 from ddimctl.cli import options as o
 from ddimctl.cli import parse
+from ddimctl.cli import train_options as own
 from ddimctl.cli.console import print_result, run_job, say
 
 
 def train(
-    data: o.Data,
-    out: o.Run,
-    model: o.Architecture = None,
-    init: o.Init = None,
-    prediction: o.PredictionOf = None,
-    schedule: o.ScheduleOf = None,
-    steps: o.TrainSteps = 100_000,
-    batch_size: o.TrainBatch = 64,
-    grad_accum: o.GradAccum = 1,
-    lr: o.LearningRate = 2e-4,
-    lr_decay: o.LearningRateDecay = "cosine",
-    warmup: o.Warmup = 500,
-    weight_decay: o.WeightDecay = 0.0,
-    clip_grad: o.ClipGrad = 1.0,
-    loss_weighting: o.LossWeighting = "simple",
-    ema: o.Ema = 0.9999,
-    seed: o.TrainSeed = 0,
-    image_size: o.ImageSize = None,
-    channels: o.ChannelCount = "3",
-    background: o.Background = "black",
-    flip: o.Flip = False,
-    class_conditional: o.ClassConditional = False,
-    label_dropout: o.LabelDropout = "0.1",
-    holdout: o.Holdout = "0",
-    strict: o.Strict = False,
-    time_limit: o.TimeLimit = None,
-    save_every: o.SaveEvery = 1000,
-    sample_every: o.SampleEvery = 1000,
-    log_every: o.LogEvery = 50,
-    weights_dtype: o.SavedWeights = "fp32",
-    resume: o.ResumeTraining = False,
-    force: o.Restart = False,
+    data: own.Data,
+    out: own.Run,
+    model: own.Architecture = None,
+    init: own.Init = None,
+    prediction: own.PredictionOf = None,
+    schedule: own.ScheduleOf = None,
+    steps: own.TrainSteps = 100_000,
+    batch_size: own.TrainBatch = 64,
+    grad_accum: own.GradAccum = 1,
+    lr: own.LearningRate = 2e-4,
+    lr_decay: own.LearningRateDecay = "cosine",
+    warmup: own.Warmup = 500,
+    weight_decay: own.WeightDecay = 0.0,
+    clip_grad: own.ClipGrad = 1.0,
+    loss_weighting: own.LossWeighting = "simple",
+    ema: own.Ema = 0.9999,
+    seed: own.TrainSeed = 0,
+    image_size: own.ImageSize = None,
+    channels: own.ChannelCount = "3",
+    background: own.Background = "black",
+    flip: own.Flip = False,
+    class_conditional: own.ClassConditional = False,
+    label_dropout: own.LabelDropout = "0.1",
+    holdout: own.Holdout = "0",
+    strict: own.Strict = False,
+    time_limit: own.TimeLimit = None,
+    save_every: own.SaveEvery = 1000,
+    sample_every: own.SampleEvery = 1000,
+    log_every: own.LogEvery = 50,
+    weights_dtype: own.SavedWeights = "fp32",
+    resume: own.ResumeTraining = False,
+    force: own.Restart = False,
     json: o.Json = False,
     device: o.Device = "auto",
     precision: o.Compute = None,
@@ -99,4 +101,4 @@ def train(
     print_result(
         [str(result.checkpoint)], asdict(result) | {"checkpoint": str(result.checkpoint)}, json
     )
-    say("next", f"ddimctl sample --ckpt {result.checkpoint}")
+    say("next", shlex.join(["ddimctl", "sample", "--ckpt", str(result.checkpoint)]))

@@ -38,7 +38,9 @@ def line_plot(series: Mapping[str, Points], x_label: str, y_label: str) -> Image
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - low_x) / ((high_x - low_x) or 1)
         up = (vertical(y) - vertical(low_y)) / ((vertical(high_y) - vertical(low_y)) or 1)
-        return left + across * (width - left - right), height - bottom - up * (height - top - bottom)
+        return left + across * (width - left - right), height - bottom - up * (
+            height - top - bottom
+        )
 
     image = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(image)

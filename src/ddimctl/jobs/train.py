@@ -128,42 +128,42 @@ def train(request: TrainRequest) -> Generator[Event, None, TrainResult]:
     if request.compile:
         unet.compile()
     update = partial(_update, request, data, model, device, precision)
-    facts = identity | {"data": data.fingerprint, "pictures": len(data.training)}
-    save = partial(save_state, request.out / "state", learner, identity, data.fingerprint)
+    about = identity | {"data": data.fingerprint, "pictures": len(data.training)}
     started = clock = time.monotonic()
-    first = learner.step
+    first, facts = learner.step, dict[str, str]()
     with stop_on_signals() as stop:
         while learner.step < request.steps:
             update(learner)
             step, now = learner.step, time.monotonic()
-            out_of_time = request.time_limit is not None and now - started > request.time_limit
-            ending = step == request.steps or out_of_time or bool(stop)
-            if step % request.log_every == 0 or step == request.steps:
+            complete = step == request.steps
+            if step % request.log_every == 0 or complete:
                 rate = request.log_every * request.batch_size / (now - clock)
                 clock = now
-                yield _log(request, learner, rate, now - started)
-            elif step - first < request.log_every:
-                yield Progress("training", step, request.steps, "steps")
-            if step % request.sample_every == 0 or step == request.steps:
+                facts = _log(request, learner, rate, now - started)
+            yield Progress("training", step, request.steps, "steps", facts)
+            if step % request.sample_every == 0 or complete:
                 path = write_samples(request.out, averaged, step, device)
                 yield Wrote(str(path), "samples")
-            if step % request.save_every == 0 or step == request.steps:
+            at_save = step % request.save_every == 0 or complete
+            if at_save:
                 _evaluate(learner, data, averaged, device)
-            if step % request.save_every == 0 or ending:
-                save()
-                write_checkpoint(request.out, averaged, facts, request.weights_dtype)
+            out_of_time = request.time_limit is not None and now - started > request.time_limit
+            stopped_by = stop.name
+            if at_save or out_of_time or stopped_by:
+                save_state(request.out / "state", learner, identity, data.fingerprint)
+                write_checkpoint(request.out, averaged, about, request.weights_dtype)
                 write_report(request.out, learner.metrics)
-            if stop and step < request.steps:
+            if stopped_by and not complete:
                 raise Stopped(
-                    f"{stop.name}: stopped after step {step} of {request.steps}, state saved.",
+                    f"{stopped_by}: stopped after step {step} of {request.steps}, state saved.",
                     "The same command with --resume goes on.",
                 )
-            if out_of_time and step < request.steps:
+            if out_of_time and not complete:
                 yield Notice(f"--time-limit: stopped after step {step}; --resume goes on.")
                 break
             clock += time.monotonic() - now  # reports and states are not training time
 
-    if learner.step >= request.steps and first >= request.steps:
+    if first >= request.steps:
         yield Notice(f"complete already: {first} of {request.steps} steps.")
     last = learner.metrics[-1] if learner.metrics else {}
     checkpoint = request.out / "checkpoint"
@@ -243,7 +243,8 @@ def _learning_rate(request: TrainRequest, step: int) -> float:
     return request.lr * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / request.steps)))
 
 
-def _log(request: TrainRequest, learner: Learner, rate: float, seconds: float) -> Progress:
+def _log(request: TrainRequest, learner: Learner, rate: float, seconds: float) -> dict[str, str]:
+    """Add a record to the metrics; what of it to show."""
     loss = learner.loss_sum / learner.loss_count if learner.loss_count else math.nan
     learner.loss_sum, learner.loss_count = 0.0, 0
     learner.metrics.append(
@@ -256,8 +257,7 @@ def _log(request: TrainRequest, learner: Learner, rate: float, seconds: float) -
             "seconds": round(seconds, 2),
         }
     )
-    facts = {"loss": f"{loss:.4f}", "images/s": f"{rate:.0f}"}
-    return Progress("training", learner.step, request.steps, "steps", facts)
+    return {"loss": f"{loss:.4f}", "images/s": f"{rate:.0f}"}
 
 
 def _evaluate(learner: Learner, data: Dataset, averaged: Checkpoint, device: torch.device) -> None:

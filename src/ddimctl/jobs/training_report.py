@@ -58,7 +58,6 @@ def write_samples(out: Path, checkpoint: Checkpoint, step: int, device: torch.de
     tau = timesteps("linspace", SAMPLE_STEPS, checkpoint.schedule.num_train_timesteps)
     x_0 = sample(checkpoint, x_T, timesteps=tau, labels=labels)
     path = out / "samples" / f"step-{step:08d}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
     with open_atomic(path) as file:
         make_grid(to_uint8(x_0.cpu()), labels=names).save(file, "PNG")
     return path
@@ -71,8 +70,7 @@ def write_checkpoint(
     files = checkpoint_files(checkpoint, training=training, dtype=_DTYPES[weights_dtype])
     for name, content in files.items():
         path = out / "checkpoint" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, content)
+            write_bytes(path, content)
 
 
 def write_report(out: Path, metrics: list[dict[str, Any]]) -> None:

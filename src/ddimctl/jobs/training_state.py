@@ -52,7 +52,6 @@ def make_learner(unet: nn.Module, ema_decay: float, weight_decay: float) -> Lear
 
 def save_state(folder: Path, learner: Learner, identity: dict[str, Any], fingerprint: str) -> None:
     """Write folder/step-NNNNNNNN.pt and remove all but the newest states."""
-    folder.mkdir(parents=True, exist_ok=True)
     content = {
         "format_version": 1,
         "step": learner.step,
