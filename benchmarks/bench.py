@@ -80,7 +80,9 @@ def start_rows(folder: Path, repeats: int) -> list[Row]:
             times["theirs"].append(timed(theirs, out))
         a, b = min(times["ours"]), min(times["theirs"])
         figure = f"{b / a:.2f}x ({a:.2f} s, theirs {b:.2f} s)"
-        rows.append(Row(f"{count} picture(s), cold start to file, against diffusers", figure, target))
+        rows.append(
+            Row(f"{count} picture(s), cold start to file, against diffusers", figure, target)
+        )
     return rows
 
 
@@ -142,7 +144,9 @@ def training_rows(folder: Path) -> list[Row]:
     return [
         Row("loader alone, 32x32, batch 64, mirrored", f"{loader:,.0f} images/s", ""),
         Row("training, small (4.5 M), batch 16, fp32", f"{training:,.0f} images/s", ""),
-        Row("share of training that the loader takes", f"{100 * training / loader:.2f} %", "<= 1 %"),
+        Row(
+            "share of training that the loader takes", f"{100 * training / loader:.2f} %", "<= 1 %"
+        ),
     ]
 
 

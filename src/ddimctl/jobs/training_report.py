@@ -69,8 +69,7 @@ def write_checkpoint(
     """RUN/checkpoint: a diffusers folder with the EMA weights."""
     files = checkpoint_files(checkpoint, training=training, dtype=_DTYPES[weights_dtype])
     for name, content in files.items():
-        path = out / "checkpoint" / name
-            write_bytes(path, content)
+        write_bytes(out / "checkpoint" / name, content)
 
 
 def write_report(out: Path, metrics: list[dict[str, Any]]) -> None:
