@@ -24,7 +24,8 @@ from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.files.datasets import gather, load_dataset, sample_indices
 from ddimctl.jobs.sample import SampleRequest, sample
-from ddimctl.jobs.train import TrainRequest, train
+from ddimctl.jobs.train import train
+from ddimctl.jobs.training_request import TrainRequest
 
 HERE = Path(__file__).parent
 

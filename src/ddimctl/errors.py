@@ -42,7 +42,7 @@ class NumericsError(DdimctlError):
     """A computation left the finite numbers."""
 
 
-class Stopped(DdimctlError):
+class Stopped(DdimctlError):  # noqa: N818, it is no failure
     """A signal stopped the run; what it had is saved and the same command with --resume goes on."""
 
     exit_code = 75

@@ -155,7 +155,7 @@ def test_train_defaults_are_those_of_the_request():
     import inspect
 
     from ddimctl.cli.train import train
-    from ddimctl.jobs.train import TrainRequest
+    from ddimctl.jobs.training_request import TrainRequest
 
     spelled = {"channels": int, "label_dropout": float, "holdout": float}
     defaults = {field.name: field.default for field in dataclasses.fields(TrainRequest)}

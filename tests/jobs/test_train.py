@@ -12,7 +12,8 @@ import ddimctl
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.errors import NumericsError, RequestError, Stopped
 from ddimctl.jobs import train as train_module
-from ddimctl.jobs.train import TrainRequest, train
+from ddimctl.jobs.train import train
+from ddimctl.jobs.training_request import TrainRequest
 
 CLASSES = ("left", "right")
 

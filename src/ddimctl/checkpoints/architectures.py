@@ -42,10 +42,8 @@ def architecture(
     num_class_embeds: rows of the class embedding, the null class included; None without classes.
     Raises RequestError when the name is unknown, the file does not fit, or the size does not divide.
     """
-    if model in ARCHITECTURES:
-        config = _spell_out(ARCHITECTURES[model])
-    else:
-        config = _read_config(model)
+    known = ARCHITECTURES.get(model)
+    config = _spell_out(known) if known else _read_config(model)
     channels, height, width = sample_shape
     divisor = 2 ** (len(config["block_out_channels"]) - 1)
     if height % divisor or width % divisor:

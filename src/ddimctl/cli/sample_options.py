@@ -180,6 +180,14 @@ Columns = Annotated[
     ),
 ]
 Format = Annotated[ImageFormat, option("--format", panel=OUTPUT, text="Of the pictures.")]
+Yes = Annotated[
+    bool,
+    option(
+        "--yes",
+        panel=IMAGES,
+        text="Fetch the checkpoint that the latents name, if it is on the hub.",
+    ),
+]
 Resume = Annotated[
     bool,
     option("--resume", panel=OUTPUT, text="Go on with the stopped run in --out, if there is one."),

@@ -62,8 +62,8 @@ def train(
         "time_limit": parse.parse_duration(time_limit, "--time-limit") if time_limit else None,
         "channels": int(channels),
     }
-    from ddimctl.jobs.train import TrainRequest
     from ddimctl.jobs.train import train as job
+    from ddimctl.jobs.training_request import TrainRequest
 
     request = TrainRequest(
         data=data,

@@ -1,6 +1,5 @@
 """The output folder of a sampling run: pictures as they come, then grid, latents and manifest."""
 
-import hashlib
 import json
 import math
 import platform
@@ -36,6 +35,7 @@ from ddimctl.files.images import (
     to_uint8,
 )
 from ddimctl.files.latents import save_latents, save_samples
+from ddimctl.jobs.records import image_text, latents_metadata, sha256_hex
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest
 
 SAVES: Final = ("grid", "images", "latents", "samples", "trajectory")
@@ -193,7 +193,7 @@ class SampleStore:
             path = self._image_path(i)
             record["file"] = f"images/{path.name}"
             if complete:
-                record["sha256"] = self._digests.get(i) or _sha256(path.read_bytes())
+                record["sha256"] = self._digests.get(i) or sha256_hex(path.read_bytes())
         return record
 
     def _write_latents(self, metadata: dict[str, Any]) -> None:
@@ -208,7 +208,7 @@ class SampleStore:
 
     def _write_image(self, i: int, pixels: Tensor) -> None:
         content = encode_image(pixels, self._request.format, self._text(i))
-        self._digests[i] = _sha256(content)
+        self._digests[i] = sha256_hex(content)
         write_bytes(self._image_path(i), content, sync=False)
 
     def _write_grid(self) -> None:
@@ -317,51 +317,11 @@ def _remove_earlier_run(out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def latents_metadata(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a latent file says of itself, so that it can be decoded without being told anything."""
-    metadata: dict[str, Any] = {
-        "format_version": 1,
-        "checkpoint": checkpoint.provenance.record(),
-        "schedule": checkpoint.schedule.settings,
-        "prediction": checkpoint.prediction,
-        "method": plan.method,
-        "top": plan.tau[-1],
-        "seeds": list(plan.seeds),
-        **{key: value for key, value in plan.settings.items() if key not in ("size", "batch_size")},
-    }
-    if plan.labels is not None:
-        metadata["labels"] = list(plan.labels)
-    if checkpoint.background is not None:
-        metadata["background"] = list(checkpoint.background)
-    return metadata
-
-
-def image_text(plan: Plan, checkpoint: Checkpoint, i: int | None) -> dict[str, Any]:
-    """The settings that a picture carries: image i's, or the whole grid's when i is None."""
-    settings = dict(plan.settings)
-    if settings["tau"] != "explicit":  # kind and steps say it in two words
-        del settings["timesteps"]
-    text = {"ddimctl": version("ddimctl"), "checkpoint": checkpoint.provenance.record(), **settings}
-    if i is None:
-        return text | {"seeds": list(plan.seeds[:GRID_LIMIT])}
-    if plan.x_T is None:
-        text["seed"] = plan.seeds[i]
-    else:
-        text["latent_sha256"] = _sha256(plan.x_T[i].contiguous().numpy().tobytes())
-    if plan.labels is not None:
-        text["label"] = plan.labels[i]
-    return text
-
-
 def _mapped(path: Path, count: int, shape: tuple[int, int, int]) -> Tensor:
     """Float32 (count, *shape) backed by a file, made if it is not there."""
     size = count * math.prod(shape)
     with storage_errors(path):
         return torch.from_file(str(path), shared=True, size=size).view(count, *shape)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _short(value: Any) -> str:

@@ -1,10 +1,9 @@
 """Training a checkpoint with L_simple on a folder or a zip of pictures."""
 
-import json
 import math
 import time
 from collections.abc import Generator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from torch import Tensor
 from ddimctl.checkpoints import Checkpoint, Provenance, load_checkpoint
 from ddimctl.checkpoints.architectures import architecture, make_unet
 from ddimctl.diffusion import noise
-from ddimctl.diffusion.objective import WEIGHTINGS, add_noise, loss_weight, training_target
-from ddimctl.diffusion.predictions import PREDICTIONS
+from ddimctl.diffusion.objective import add_noise, loss_weight, training_target
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.errors import NumericsError, RequestError, Stopped
 from ddimctl.files.datasets import Dataset, gather, load_dataset, sample_indices
@@ -28,6 +26,12 @@ from ddimctl.jobs.training_report import (
     write_report,
     write_samples,
 )
+from ddimctl.jobs.training_request import (
+    TrainRequest,
+    check_request,
+    check_same_run,
+    identity_of,
+)
 from ddimctl.jobs.training_state import (
     Learner,
     make_learner,
@@ -35,61 +39,18 @@ from ddimctl.jobs.training_state import (
     restore,
     save_state,
 )
-from ddimctl.runtime.device import autocast, resolve_device, resolve_precision
+from ddimctl.runtime.device import (
+    autocast,
+    prepare_for_training,
+    resolve_device,
+    resolve_precision,
+    to_training_format,
+)
 from ddimctl.runtime.signals import stop_on_signals
 
 SKIP_LIMIT = 100
-_NOT_IDENTITY = ("data", "out", "steps", "time_limit", "save_every", "sample_every", "log_every",
-                 "strict", "resume", "force", "device", "init", "weights_dtype")  # fmt: skip
 # what a random number in training is for
 _T, _EPS, _FLIP, _LABEL, _DROPOUT = range(5)
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """What to train, on what, and for how long.
-
-    data: a folder or zip of pictures.  out: the run's folder.
-    batch_size: pictures in one update, which grad_accum splits into that many passes.
-    model: a name in ARCHITECTURES or a config.json; init: a checkpoint to go on from instead.
-    image_size: (H, W), or None for the pictures' own.  time_limit: seconds, or None.
-    """
-
-    data: Path
-    out: Path
-    steps: int = 100_000
-    batch_size: int = 64
-    grad_accum: int = 1
-    lr: float = 2e-4
-    warmup: int = 500
-    lr_decay: str = "cosine"
-    weight_decay: float = 0.0
-    clip_grad: float = 1.0
-    ema: float = 0.9999
-    seed: int = 0
-    model: str | None = None
-    init: str | None = None
-    schedule: str | None = None
-    prediction: str | None = None
-    loss_weighting: str = "simple"
-    image_size: tuple[int, int] | None = None
-    channels: int = 3
-    background: tuple[int, ...] = (0, 0, 0)
-    flip: bool = False
-    class_conditional: bool = False
-    label_dropout: float = 0.1
-    holdout: float = 0.0
-    strict: bool = False
-    precision: str = "auto"
-    device: str = "auto"
-    compile: bool = False
-    weights_dtype: str = "fp32"
-    time_limit: float | None = None
-    save_every: int = 1000
-    sample_every: int = 1000
-    log_every: int = 50
-    resume: bool = False
-    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,19 +70,19 @@ def train(request: TrainRequest) -> Generator[Event, None, TrainResult]:
     that was stopped and resumed is the run that was not. Raises RequestError, DataError,
     CheckpointError, NumericsError, and Stopped when a signal ended it with its state saved.
     """
-    _check(request)
+    check_request(request)
     device = resolve_device(request.device)
     precision = resolve_precision(request.precision, device)
     state = _open_run(request)
     data = yield from _read_data(request)
     model = _model(request, data)
     yield from map(Notice, model.provenance.notes)
-    unet = model.unet.to(device).train()
+    unet = prepare_for_training(model.unet, device)
     learner = make_learner(unet, request.ema, request.weight_decay)
     averaged = replace(model, unet=learner.ema.module)
-    identity = _identity(request, precision)
+    identity = identity_of(request, precision)
     if state is not None:
-        _check_same_run(state, identity, data.fingerprint)
+        check_same_run(state, identity, data.fingerprint)
         restore(learner, state)
         yield Notice(f"going on from step {learner.step}.")
 
@@ -233,7 +194,8 @@ def _batch(
     if data.labels is not None:
         dropped = noise.uniform(noise.hash_keys(keys, _LABEL)) < request.label_dropout
         labels = data.labels[indices].masked_fill(dropped, model.null_class or 0).to(device)
-    return gather(data.pixels, indices, flips, device), labels, keys.to(device)
+    x_0 = gather(data.pixels, indices, flips, device)
+    return to_training_format(x_0), labels, keys.to(device)
 
 
 def _learning_rate(request: TrainRequest, step: int) -> float:
@@ -267,45 +229,6 @@ def _evaluate(learner: Learner, data: Dataset, averaged: Checkpoint, device: tor
     learner.metrics[-1]["train_loss"] = evaluate_loss(averaged, data, data.training, device)
     if len(data.held_out):
         learner.metrics[-1]["holdout_loss"] = evaluate_loss(averaged, data, data.held_out, device)
-
-
-def _check(request: TrainRequest) -> None:
-    positive = (
-        "steps",
-        "batch_size",
-        "grad_accum",
-        "lr",
-        "save_every",
-        "sample_every",
-        "log_every",
-    )
-    for name in positive:
-        if not getattr(request, name) > 0:
-            flag = name.replace("_", "-")
-            raise RequestError(f"--{flag} must be above 0, not {getattr(request, name)}.")
-    for name in ("ema", "label_dropout", "holdout"):
-        if not 0 <= getattr(request, name) < 1:
-            flag = name.replace("_", "-")
-            raise RequestError(f"--{flag} must be in [0, 1), not {getattr(request, name)}.")
-    if request.batch_size % request.grad_accum:
-        raise RequestError(
-            f"--batch-size {request.batch_size} does not divide by "
-            f"--grad-accum {request.grad_accum}."
-        )
-    choices = (
-        ("loss_weighting", WEIGHTINGS),
-        ("prediction", (None, *PREDICTIONS)),
-        ("lr_decay", ("cosine", "constant")),
-        ("channels", (1, 3)),
-        ("weights_dtype", ("fp32", "fp16")),
-    )
-    for name, allowed in choices:
-        if getattr(request, name) not in allowed:
-            words = ", ".join(str(choice) for choice in allowed if choice is not None)
-            flag = name.replace("_", "-")
-            raise RequestError(f"--{flag} must be one of {words}.")
-    if request.init is not None and request.model is not None:
-        raise RequestError("--init brings its own network.", "Leave --model out.")
 
 
 def _open_run(request: TrainRequest) -> dict[str, Any] | None:
@@ -385,28 +308,6 @@ def _model(request: TrainRequest, data: Dataset) -> Checkpoint:
         class_names=data.class_names,
         background=request.background,
     )
-
-
-def _identity(request: TrainRequest, precision: str) -> dict[str, Any]:
-    """The settings that decide the weights, as JSON gives them back."""
-    settings = {k: v for k, v in asdict(request).items() if k not in _NOT_IDENTITY}
-    identity: dict[str, Any] = json.loads(json.dumps(settings | {"precision": precision}))
-    return identity
-
-
-def _check_same_run(state: dict[str, Any], identity: dict[str, Any], fingerprint: str) -> None:
-    changed = [
-        f"--{name.replace('_', '-')} was {state['identity'].get(name)}, is {value}"
-        for name, value in identity.items()
-        if state["identity"].get(name) != value
-    ]
-    if state["data"] != fingerprint:
-        changed.append("the data set is another")
-    if changed:
-        raise RequestError(
-            f"--resume: not the run that was begun: {'; '.join(changed)}.",
-            "Repeat the first command, or begin again with --force.",
-        )
 
 
 def _seed_of(seed: int, index: int) -> int:

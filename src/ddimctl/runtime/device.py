@@ -4,7 +4,7 @@ from contextlib import nullcontext
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddimctl.errors import DeviceError, RequestError
 
@@ -59,6 +59,24 @@ def prepare_for_inference(network: nn.Module) -> None:
     """Evaluation mode, no gradients, and the memory format in which convolutions are fastest."""
     network.eval().requires_grad_(False)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def prepare_for_training(network: nn.Module, device: torch.device) -> nn.Module:
+    """Training mode, on the device, in the memory format that its gradients are fastest in.
+
+    That is channels_last on CUDA; on CPUs the backward pass in it took a fifth longer.
+    """
+    network.train().requires_grad_(True).to(device)
+    if device.type == "cuda":
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def to_training_format(batch: Tensor) -> Tensor:
+    """A batch (N, C, H, W) in the memory format of prepare_for_training."""
+    channels_last = batch.device.type == "cuda"
+    wanted = torch.channels_last if channels_last else torch.contiguous_format
+    return batch.contiguous(memory_format=wanted)
 
 
 def autocast(device: torch.device, precision: str) -> Any:

@@ -1,0 +1,50 @@
+"""What latents and pictures say of themselves."""
+
+import hashlib
+from importlib.metadata import version
+from typing import Any
+
+from ddimctl.checkpoints import Checkpoint
+from ddimctl.files.grids import GRID_LIMIT
+from ddimctl.jobs.sampling_plan import Plan
+
+
+def latents_metadata(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a latent file says of itself, so that it can be decoded without being told anything."""
+    metadata: dict[str, Any] = {
+        "format_version": 1,
+        "checkpoint": checkpoint.provenance.record(),
+        "schedule": checkpoint.schedule.settings,
+        "prediction": checkpoint.prediction,
+        "method": plan.method,
+        "top": plan.tau[-1],
+        "seeds": list(plan.seeds),
+        **{key: value for key, value in plan.settings.items() if key not in ("size", "batch_size")},
+    }
+    if plan.labels is not None:
+        metadata["labels"] = list(plan.labels)
+    if checkpoint.background is not None:
+        metadata["background"] = list(checkpoint.background)
+    return metadata
+
+
+def image_text(plan: Plan, checkpoint: Checkpoint, i: int | None) -> dict[str, Any]:
+    """The settings that a picture carries: image i's, or the whole grid's when i is None."""
+    settings = dict(plan.settings)
+    if settings["tau"] != "explicit":  # kind and steps say it in two words
+        del settings["timesteps"]
+    text = {"ddimctl": version("ddimctl"), "checkpoint": checkpoint.provenance.record(), **settings}
+    if i is None:
+        return text | {"seeds": list(plan.seeds[:GRID_LIMIT])}
+    if plan.x_T is None:
+        text["seed"] = plan.seeds[i]
+    else:
+        text["latent_sha256"] = sha256_hex(plan.x_T[i].contiguous().numpy().tobytes())
+    if plan.labels is not None:
+        text["label"] = plan.labels[i]
+    return text
+
+
+def sha256_hex(content: bytes) -> str:
+    """Hexadecimal sha256."""
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,124 @@
+"""What a training run is asked to do, and what of that makes it the same run."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ddimctl.diffusion.objective import WEIGHTINGS
+from ddimctl.diffusion.predictions import PREDICTIONS
+from ddimctl.errors import RequestError
+
+# what may change when a run goes on: where things are, for how long, and how often it reports
+_NOT_IDENTITY: Final = ("data", "out", "steps", "time_limit", "save_every", "sample_every", "log_every",
+                 "strict", "resume", "force", "device", "init", "weights_dtype")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What to train, on what, and for how long.
+
+    data: a folder or zip of pictures.  out: the run's folder.
+    batch_size: pictures in one update, which grad_accum splits into that many passes.
+    model: a name in ARCHITECTURES or a config.json; init: a checkpoint to go on from instead.
+    image_size: (H, W), or None for the pictures' own.  time_limit: seconds, or None.
+    """
+
+    data: Path
+    out: Path
+    steps: int = 100_000
+    batch_size: int = 64
+    grad_accum: int = 1
+    lr: float = 2e-4
+    warmup: int = 500
+    lr_decay: str = "cosine"
+    weight_decay: float = 0.0
+    clip_grad: float = 1.0
+    ema: float = 0.9999
+    seed: int = 0
+    model: str | None = None
+    init: str | None = None
+    schedule: str | None = None
+    prediction: str | None = None
+    loss_weighting: str = "simple"
+    image_size: tuple[int, int] | None = None
+    channels: int = 3
+    background: tuple[int, ...] = (0, 0, 0)
+    flip: bool = False
+    class_conditional: bool = False
+    label_dropout: float = 0.1
+    holdout: float = 0.0
+    strict: bool = False
+    precision: str = "auto"
+    device: str = "auto"
+    compile: bool = False
+    weights_dtype: str = "fp32"
+    time_limit: float | None = None
+    save_every: int = 1000
+    sample_every: int = 1000
+    log_every: int = 50
+    resume: bool = False
+    force: bool = False
+
+
+def check_request(request: TrainRequest) -> None:
+    """Raise RequestError for settings that cannot be."""
+    positive = (
+        "steps",
+        "batch_size",
+        "grad_accum",
+        "lr",
+        "save_every",
+        "sample_every",
+        "log_every",
+    )
+    for name in positive:
+        if not getattr(request, name) > 0:
+            flag = name.replace("_", "-")
+            raise RequestError(f"--{flag} must be above 0, not {getattr(request, name)}.")
+    for name in ("ema", "label_dropout", "holdout"):
+        if not 0 <= getattr(request, name) < 1:
+            flag = name.replace("_", "-")
+            raise RequestError(f"--{flag} must be in [0, 1), not {getattr(request, name)}.")
+    if request.batch_size % request.grad_accum:
+        raise RequestError(
+            f"--batch-size {request.batch_size} does not divide by "
+            f"--grad-accum {request.grad_accum}."
+        )
+    choices = (
+        ("loss_weighting", WEIGHTINGS),
+        ("prediction", (None, *PREDICTIONS)),
+        ("lr_decay", ("cosine", "constant")),
+        ("channels", (1, 3)),
+        ("weights_dtype", ("fp32", "fp16")),
+    )
+    for name, allowed in choices:
+        if getattr(request, name) not in allowed:
+            words = ", ".join(str(choice) for choice in allowed if choice is not None)
+            flag = name.replace("_", "-")
+            raise RequestError(f"--{flag} must be one of {words}.")
+    if request.init is not None and request.model is not None:
+        raise RequestError("--init brings its own network.", "Leave --model out.")
+
+
+def identity_of(request: TrainRequest, precision: str) -> dict[str, Any]:
+    """The settings that decide the weights, as JSON gives them back."""
+    settings = {k: v for k, v in asdict(request).items() if k not in _NOT_IDENTITY}
+    identity: dict[str, Any] = json.loads(json.dumps(settings | {"precision": precision}))
+    return identity
+
+
+def check_same_run(state: dict[str, Any], identity: dict[str, Any], fingerprint: str) -> None:
+    """Raise RequestError, with the difference, unless the state is of a run with this identity."""
+    changed = [
+        f"--{name.replace('_', '-')} was {state['identity'].get(name)}, is {value}"
+        for name, value in identity.items()
+        if state["identity"].get(name) != value
+    ]
+    if state["data"] != fingerprint:
+        changed.append("the data set is another")
+    if changed:
+        raise RequestError(
+            f"--resume: not the run that was begun: {'; '.join(changed)}.",
+            "Repeat the first command, or begin again with --force.",
+        )
