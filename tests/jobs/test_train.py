@@ -54,7 +54,7 @@ def request_for(pictures, tmp_path):
 
 def weights(folder):
     unet = ddimctl.load_checkpoint(folder / "checkpoint").unet
-    return torch.cat([weight.flatten() for weight in unet.parameters()])
+    return torch.cat([weight.detach().flatten() for weight in unet.parameters()])
 
 
 def metrics(folder, timing=False):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ddimctl.diffusion.schedules import Schedule
+from ddimctl.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,14 @@ class Checkpoint:
         return self.class_names[label] if self.class_names else str(label)
 
     def network(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The raw output in x's dtype: (N, C or 2C, H, W) for x (N, C, H, W), t (N,), labels (N,)."""
+        """The raw output, at least float32: (N, C or 2C, H, W) for x (N, C, H, W), t (N,), labels (N,).
+
+        labels: None is the null class. Raises RequestError where a class is needed and none given.
+        """
+        if labels is None and self.num_classes is not None:
+            if self.null_class is None:
+                raise RequestError("this checkpoint needs class labels.", "Pass labels=, (N,).")
+            labels = torch.full_like(t, self.null_class)
         dtype = next(self.unet.parameters()).dtype
         output: Tensor = self.unet(x.to(dtype), t, class_labels=labels, return_dict=False)[0]
         return output.to(torch.promote_types(x.dtype, torch.float32))

@@ -133,10 +133,10 @@ def _check_steps(steps: int | None, tau: str | tuple[int, ...] | None) -> None:
 
 
 def _paths(result: "SampleResult") -> list[str]:
-    """The outputs' paths, grid and manifest first."""
-    first = [kind for kind in ("grid", "manifest") if kind in result.outputs]
-    kinds = dict.fromkeys([*first, *result.outputs])
-    return [str(result.outputs[kind]) for kind in kinds]
+    """The outputs' paths; grid and manifest last, where one looks."""
+    last = [kind for kind in ("grid", "manifest") if kind in result.outputs]
+    kinds = [kind for kind in result.outputs if kind not in last]
+    return [str(result.outputs[kind]) for kind in (*kinds, *last)]
 
 
 def _record(result: "SampleResult") -> dict[str, Any]:
