@@ -15,11 +15,10 @@ _KEPT: Final = 1000
 
 
 class Recalled(NamedTuple):
-    """What load_checkpoint takes; download: whether it would fetch from the hub."""
+    """What load_checkpoint takes."""
 
     spec: str
     revision: str | None = None
-    download: bool = False
 
 
 def remember(checkpoint: Checkpoint, spec: str | None) -> None:
@@ -50,7 +49,7 @@ def recall(record: Mapping[str, Any]) -> Recalled:
         return Recalled(known)
     revision = record.get("revision")
     if isinstance(name, str) and isinstance(revision, str) and is_hub_id(name):
-        return Recalled(name, revision, download=True)
+        return Recalled(name, revision)
     raise RequestError(
         f"the latents belong to the checkpoint '{name}', which is not where it was.",
         "Name it with --ckpt.",

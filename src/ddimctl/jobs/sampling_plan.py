@@ -82,7 +82,7 @@ class Plan:
     names: tuple[int, ...]
     seeds: tuple[int, ...]
     labels: tuple[int, ...] | None
-    x_T: Tensor | None  # noqa: N815, the paper's name
+    x_T: Tensor | None
     method: str
 
     def start(self, images: Sequence[int], device: torch.device) -> Tensor:

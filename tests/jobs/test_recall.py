@@ -1,0 +1,62 @@
+import json
+import shutil
+
+import pytest
+
+import ddimctl
+from ddimctl.checkpoints.load import BUNDLED
+from ddimctl.errors import RequestError
+from ddimctl.jobs.recall import recall, remember, verify
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDIMCTL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_local_checkpoint_is_found_again_by_its_hash(tiny_checkpoint, tmp_path):
+    checkpoint = ddimctl.load_checkpoint(tiny_checkpoint)
+    record = checkpoint.provenance.record()
+    with pytest.raises(RequestError, match="Name it with --ckpt"):
+        recall(record)
+    remember(checkpoint, str(tiny_checkpoint))
+    found = recall(record)
+    assert found.spec == str(tiny_checkpoint)
+    verify(ddimctl.load_checkpoint(found.spec), record)
+
+
+def test_a_checkpoint_that_moved_away_or_changed_is_not_taken(tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "mine")
+    checkpoint = ddimctl.load_checkpoint(folder)
+    record = checkpoint.provenance.record()
+    remember(checkpoint, str(folder))
+    with pytest.raises(RequestError, match="another version of 'mine'"):
+        verify(checkpoint, record | {"sha256": "0" * 64})
+    shutil.rmtree(folder)
+    with pytest.raises(RequestError, match="not where it was"):
+        recall(record)
+
+
+def test_hub_ids_come_with_their_commit_and_the_bundled_one_from_the_package():
+    record = {"name": "google/ddpm-cifar10-32", "sha256": "1" * 64, "revision": "a" * 40}
+    assert recall(record) == ("google/ddpm-cifar10-32", "a" * 40)
+    assert recall({"name": "bundled", "sha256": "1" * 64}).spec == str(BUNDLED)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": 3}', ""])
+def test_a_damaged_index_is_an_empty_one(own_cache, tiny_checkpoint, content):
+    own_cache.mkdir()
+    (own_cache / "checkpoints.json").write_text(content)
+    checkpoint = ddimctl.load_checkpoint(tiny_checkpoint)
+    with pytest.raises(RequestError):
+        recall(checkpoint.provenance.record())
+    remember(checkpoint, str(tiny_checkpoint))
+    index = json.loads((own_cache / "checkpoints.json").read_text())
+    assert index[checkpoint.provenance.sha256] == str(tiny_checkpoint)
+
+
+@pytest.mark.parametrize("record", [{}, {"name": "x"}, {"name": 3, "sha256": None, "revision": 4}])
+def test_strange_records_are_refused(record):
+    with pytest.raises(RequestError, match="Name it with --ckpt"):
+        recall(record)
