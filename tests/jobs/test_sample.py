@@ -86,22 +86,42 @@ def test_the_same_request_gives_the_same_bytes(finish, request_for, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "lost", [["images/000000.png"], ["images/000001.png", "images/000004.png"]]
+    "lost",
+    [
+        ("images/000000.png",),
+        ("images/000001.png", "images/000004.png", "grid.png"),
+        ("trajectory.gif",),
+        ("samples.pt", "latents.pt"),
+        ("images/000004.png", "samples.pt", "trajectory.gif"),
+    ],
 )
+@pytest.mark.parametrize("complete", [True, False])
 def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(
-    finish, request_for, tmp_path, lost
+    finish, request_for, tmp_path, lost, complete
 ):
     out = tmp_path / "out"
     finish(sample(request_for(save=EVERYTHING)))
     whole = files(out)
-    for name in (*lost, "grid.png", "latents.pt", "samples.pt", "trajectory.gif"):
+    for name in lost:
         (out / name).unlink()
-    manifest = json.loads((out / "manifest.json").read_text())
-    for image in manifest["images"]:
-        image.pop("sha256")
-    (out / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
+    if not complete:
+        manifest = json.loads((out / "manifest.json").read_text())
+        for image in manifest["images"]:
+            image.pop("sha256")
+        (out / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
     finish(sample(request_for(save=EVERYTHING, resume=True, batch_size=None)))
     assert files(out) == whole
+
+
+def test_samples_alone_are_resumed_too(finish, request_for, tmp_path):
+    finish(sample(request_for("whole", save=("samples",), batch_size=1)))
+    job = sample(request_for(save=("samples",), batch_size=1))
+    with pytest.raises(Stopped):
+        for event in job:
+            if getattr(event, "done", 0) == 7:
+                os.kill(os.getpid(), signal.SIGTERM)
+    finish(sample(request_for(save=("samples",), batch_size=1, resume=True)))
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
 def test_stopping_leaves_a_folder_that_resume_completes(finish, request_for, tmp_path, monkeypatch):

@@ -69,14 +69,15 @@ def sample(request: SampleRequest) -> Generator[Event, None, SampleResult]:
         return SampleResult(request.out, {}, plan.settings, plan.seeds, 0.0)
 
     with open_store(request, plan, checkpoint, device_name(device), recorded) as store:
-        groups = list(store.missing_groups())
-        if not groups:
+        if store.is_complete(recorded):
             yield Notice(f"complete already: {len(plan.seeds)} images.")
-        with stop_on_signals() as stop:
-            yield from _run_groups(plan, checkpoint, store, groups, device, stop)
-        outputs = store.finish()
+        else:
+            groups = list(store.missing_groups())
+            with stop_on_signals() as stop:
+                yield from _run_groups(plan, checkpoint, store, groups, device, stop)
+            store.finish()
     seconds = time.monotonic() - started
-    return SampleResult(store.out, outputs, plan.settings, plan.seeds, seconds)
+    return SampleResult(store.out, store.outputs(), plan.settings, plan.seeds, seconds)
 
 
 def _check(request: SampleRequest) -> None:

@@ -106,8 +106,9 @@ class SampleStore:
         count, last = len(plan.tau), len(plan.tau) - 1
         shown = min(count, TRAJECTORY_FRAMES)
         self._shown_steps = {round(i * last / max(shown - 1, 1)) for i in range(shown)}
-        self._samples = None
+        self._samples, self._begun = None, True
         if "samples" in request.save:  # mapped: a long run keeps them on disk, also for a resume
+            self._begun = (out / _SAMPLES_PART).exists()
             self._samples = _mapped(out / _SAMPLES_PART, len(plan.seeds), plan.shape)
 
     def missing_groups(self) -> Iterator[range]:
@@ -118,8 +119,10 @@ class SampleStore:
         )
         for start in range(0, count, size):
             group = range(start, min(start + size, count))
-            stored = "images" in self._request.save and all(
-                self._image_path(i).exists() for i in group
+            stored = (
+                self._begun
+                and "images" in self._request.save
+                and all(self._image_path(i).exists() for i in group)
             )
             if not stored or (trajectory_missing and start < TRAJECTORY_IMAGES):
                 yield group
@@ -143,8 +146,8 @@ class SampleStore:
             if "images" in self._request.save:
                 self._writer.submit(self._write_image, i, picture)
 
-    def finish(self) -> dict[str, Path]:
-        """Write what the run ends with, the manifest last. Returns every output's path by its kind."""
+    def finish(self) -> None:
+        """Write what the run ends with, the manifest last."""
         self._writer.wait()
         save = self._request.save
         if "images" in save:
@@ -160,7 +163,18 @@ class SampleStore:
             save_samples(self._path_of("samples"), self._samples, metadata)
             (self.out / _SAMPLES_PART).unlink(missing_ok=True)
         write_json(self._path_of("manifest"), self.manifest(complete=True))
-        return {kind: self._path_of(kind) for kind in (*save, "manifest")}
+
+    def outputs(self) -> dict[str, Path]:
+        """Every output's path by its kind."""
+        return {kind: self._path_of(kind) for kind in (*self._request.save, "manifest")}
+
+    def is_complete(self, recorded: dict[str, Any] | None) -> bool:
+        """Whether the recorded run had ended and all that it made is still there."""
+        if recorded is None or not recorded.get("complete"):
+            return False
+        images = range(len(self._plan.seeds)) if "images" in self._request.save else ()
+        paths = [*self.outputs().values(), *map(self._image_path, images)]
+        return all(path.exists() for path in paths)
 
     def manifest(self, complete: bool) -> dict[str, Any]:
         """What manifest.json says: every setting, the versions, and each image with its sha256."""

@@ -112,7 +112,9 @@ def train(request: TrainRequest) -> Generator[Event, None, TrainResult]:
             stopped_by = stop.name
             if at_save or out_of_time or stopped_by:
                 save_state(request.out / "state", learner, identity, data.fingerprint)
-                write_checkpoint(request.out, averaged, about, request.weights_dtype)
+                write_checkpoint(
+                    request.out, averaged, about | {"steps": step}, request.weights_dtype
+                )
                 write_report(request.out, learner.metrics)
             if stopped_by and not complete:
                 raise Stopped(
