@@ -30,9 +30,10 @@ def evaluate_loss(
 ) -> float:
     """L_simple of the checkpoint over up to 256 of the pictures, with t spread evenly over 0 ... T-1.
 
-    Timesteps and noise are the same at every call, so that a curve of it is smooth.
+    Pictures, timesteps and noise are the same at every call, so that a curve of it is smooth.
     """
-    chosen = indices[:EVALUATED]
+    order = noise.hash_keys(torch.arange(len(indices))).argsort()  # a folder's first are alike
+    chosen = indices[order[:EVALUATED]]
     schedule, total = checkpoint.schedule, 0.0
     for start in range(0, len(chosen), _BATCH):
         batch = chosen[start : start + _BATCH]
