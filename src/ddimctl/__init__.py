@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ddimctl.checkpoints import load_checkpoint
     from ddimctl.checkpoints.model import Checkpoint
     from ddimctl.diffusion.noise import seeded_noise
+    from ddimctl.diffusion.paths import slerp
     from ddimctl.diffusion.sampling import sample
     from ddimctl.diffusion.schedules import Schedule, make_schedule
     from ddimctl.diffusion.timesteps import timesteps
@@ -47,6 +48,7 @@ __all__ = [
     "make_schedule",
     "sample",
     "seeded_noise",
+    "slerp",
     "timesteps",
 ]
 
@@ -57,6 +59,7 @@ _HOMES = {
     "make_schedule": "ddimctl.diffusion.schedules",
     "sample": "ddimctl.diffusion.sampling",
     "seeded_noise": "ddimctl.diffusion.noise",
+    "slerp": "ddimctl.diffusion.paths",
     "timesteps": "ddimctl.diffusion.timesteps",
 }
 
