@@ -14,6 +14,7 @@ import typer
 
 from ddimctl.cli import console
 from ddimctl.cli.info import info
+from ddimctl.cli.interpolate import interpolate
 from ddimctl.cli.options import Debug, Version, debugging
 from ddimctl.cli.sample import sample
 from ddimctl.cli.train import train
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(sample)
+app.command()(interpolate)
 app.command()(train)
 app.command()(info)
 

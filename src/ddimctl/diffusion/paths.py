@@ -52,6 +52,13 @@ class Place(NamedTuple):
     end: int
     weight: float
 
+    @property
+    def shows(self) -> int | None:
+        """The input that the frame is, or None between two."""
+        if self.weight in (0, 1):
+            return self.end if self.weight else self.start
+        return None
+
 
 def tour_places(inputs: int, frames: int, loop: bool = False) -> list[Place]:
     """The places of `frames` frames, in all, that visit every input in its order.
@@ -91,15 +98,9 @@ def grid(corners: Tensor, rows: int, columns: int, path: Interpolator = slerp) -
     """The latents (rows * columns, C, H, W), row by row, that fill the space between four.
 
     corners: (4, C, H, W): top left, top right, bottom left, bottom right. Paths down the left and
-    the right side, then paths across between the two. Raises RequestError as path does, and for
-    other than four corners or a side of less than two.
+    the right side, then paths across between the two. Raises RequestError as path and check_grid.
     """
-    if len(corners) != 4:
-        raise RequestError(
-            f"--grid lies between four inputs, not {len(corners)}.", "Name four, or use --frames."
-        )
-    if min(rows, columns) < 2:
-        raise RequestError(f"--grid {rows}x{columns} has no corners.", "Each side is at least 2.")
+    check_grid(len(corners), rows, columns)
     top_left, top_right, bottom_left, bottom_right = corners
     down = [row / (rows - 1) for row in range(rows)]
     across = [column / (columns - 1) for column in range(columns)]
@@ -110,16 +111,29 @@ def grid(corners: Tensor, rows: int, columns: int, path: Interpolator = slerp) -
     )
 
 
+def check_grid(inputs: int, rows: int, columns: int) -> None:
+    """Raise RequestError for other than four inputs, or a side of less than two."""
+    if inputs != 4:
+        raise RequestError(
+            f"--grid lies between four inputs, not {inputs}.", "Name four, or use --frames."
+        )
+    if min(rows, columns) < 2:
+        raise RequestError(f"--grid {rows}x{columns} has no corners.", "Each side is at least 2.")
+
+
 def _angle(a: Tensor, b: Tensor) -> float:
     """The angle between two float64 vectors, exact also near 0 and pi, where arccos is not.
 
     Kahan's formula: half of it is that of the triangle with sides |u - v| and |u + v|.
     """
     lengths = [float(torch.linalg.vector_norm(vector)) for vector in (a, b)]
-    for length in lengths:
-        if not 0 < length < math.inf:
-            what = "is zero" if length == 0 else "has values that are not finite"
-            raise RequestError(f"a latent {what}, and so has no direction.", "Use --path lerp.")
+    for which, length in zip(("first", "second"), lengths, strict=True):
+        if length == 0:
+            raise RequestError(
+                f"the {which} latent is zero, which has no direction.", "Use --path lerp."
+            )
+        if not math.isfinite(length):
+            raise RequestError(f"the {which} latent has values that are not finite.")
     u, v = a / lengths[0], b / lengths[1]
     apart, together = (float(torch.linalg.vector_norm(vector)) for vector in (u - v, u + v))
     theta = 2 * math.atan2(apart, together)

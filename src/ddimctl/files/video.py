@@ -61,7 +61,7 @@ def _encode_mp4(pictures: Sequence[Image.Image], fps: float) -> bytes:
     import av
 
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with av.open(buffer, "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1000)
         stream = container.add_stream("libx264", rate=rate, options={"crf": _QUALITY})
         stream.width, stream.height = (side // 2 * 2 for side in pictures[0].size)

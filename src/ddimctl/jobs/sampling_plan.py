@@ -251,8 +251,13 @@ def _labels(
         return tuple(given[i % len(given)] for i in order)
     if recorded is not None and len(recorded) == len(seeds):
         return tuple(int(label) for label in recorded)
+    return drawn_labels(seeds, checkpoint)
+
+
+def drawn_labels(seeds: Sequence[int], checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The class that each seed draws where none is asked for."""
     keys = noise.hash_keys(torch.tensor(seeds), _LABEL_STREAM)
-    return tuple(noise.uniform_integers(keys, checkpoint.num_classes).tolist())
+    return tuple(noise.uniform_integers(keys, checkpoint.num_classes or 1).tolist())
 
 
 def class_index(word: str, checkpoint: Checkpoint) -> int:
