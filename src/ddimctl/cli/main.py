@@ -15,6 +15,7 @@ import typer
 from ddimctl.cli import console
 from ddimctl.cli.info import info
 from ddimctl.cli.interpolate import interpolate
+from ddimctl.cli.invert import invert
 from ddimctl.cli.options import Debug, Version, debugging
 from ddimctl.cli.sample import sample
 from ddimctl.cli.train import train
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(sample)
+app.command()(invert)
 app.command()(interpolate)
 app.command()(train)
 app.command()(info)

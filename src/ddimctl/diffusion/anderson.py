@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-MEMORY: Final = 8  # differences kept
+MEMORY: Final = 3  # differences kept
 LIMIT: Final = 100  # evaluations for one equation
 PATIENCE: Final = 20  # evaluations without a new best iterate
 _TIKHONOV: Final = 1e-10  # of the mean diagonal of the normal equations
