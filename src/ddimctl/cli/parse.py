@@ -90,6 +90,17 @@ def parse_classes(text: str) -> tuple[str, ...]:
     return names
 
 
+def parse_counts(text: str, option: str) -> tuple[int, ...]:
+    """Numbers above 0, such as "10,20,50", in the order given, each once."""
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if not re.fullmatch(_INTEGER, word) or int(word) < 1:
+            raise RequestError(
+                f"{option}: {_quoted(word)} is not a number above 0.", f"Write {option} 10,20,50."
+            )
+    return tuple(dict.fromkeys(map(int, words)))
+
+
 def parse_choices(text: str, option: str, choices: Sequence[str]) -> tuple[str, ...]:
     """Some of the choices, in the choices' order, from a comma list."""
     chosen = {word.strip() for word in text.split(",")}

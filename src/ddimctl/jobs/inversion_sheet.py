@@ -12,7 +12,7 @@ _CELL = 256  # small pictures are enlarged to about that many pixels
 def inversion_sheet(original: Tensor, decoded: Tensor, steps: int, text: dict[str, str]) -> bytes:
     """A PNG of three pictures, labelled: both (H, W, C), uint8, and their absolute difference.
 
-    The difference is multiplied so that its largest level can be seen; the label says by how much.
+    The difference is multiplied until its worst level (of 255) can be seen; the label tells both.
     """
     difference = (original.int() - decoded.int()).abs()
     worst = int(difference.max())
@@ -21,7 +21,7 @@ def inversion_sheet(original: Tensor, decoded: Tensor, steps: int, text: dict[st
     labels = (
         "photo, fitted",
         f"decoded in {steps} step{'s' if steps > 1 else ''}",
-        f"{found} (worst {worst} of 255)" if worst else "no difference",
+        f"{found}, worst {worst}" if worst else "no difference",
     )
     pixels = torch.stack((original, decoded, (difference * factor).to(torch.uint8)))
     scale = max(1, _CELL // max(original.shape[:2]))

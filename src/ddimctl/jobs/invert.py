@@ -21,7 +21,6 @@ from ddimctl.files.latents import save_latents
 from ddimctl.jobs.events import Event, Notice, Progress, Wrote
 from ddimctl.jobs.inversion_sheet import inversion_sheet
 from ddimctl.jobs.photos import SHEET, Fitted, Photo, check_fit, find_photos, fit_photo
-from ddimctl.jobs.recall import open_checkpoint
 from ddimctl.jobs.records import image_text, latents_metadata
 from ddimctl.jobs.round_trip import (
     HALF_A_LEVEL,
@@ -29,11 +28,11 @@ from ddimctl.jobs.round_trip import (
     RoundTrip,
     fidelity,
     inversion_plan,
-    inversion_precision,
+    open_for_inversion,
     round_trip,
+    with_steps,
 )
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest
-from ddimctl.runtime.device import make_deterministic, resolve_device
 
 _NAMED_STEPS = 5  # in a warning about steps that were not solved
 
@@ -79,19 +78,7 @@ def invert(request: InvertRequest) -> Generator[Event, None, InvertResult]:
     photos = find_photos(request.photos)
     out = decoding.out or Path()
     _check_room(out, photos, decoding.force)
-    device = resolve_device(decoding.device)
-    if decoding.deterministic:
-        make_deterministic()
-    precision = inversion_precision(decoding.precision, request.method, device)
-    checkpoint = open_checkpoint(
-        decoding.ckpt,
-        {},
-        device=device,
-        precision=precision,
-        revision=decoding.revision,
-        variant=decoding.variant,
-        weights=decoding.weights,
-    )
+    checkpoint, device, precision = open_for_inversion(decoding, request.method)
     yield from map(Notice, checkpoint.provenance.notes)
     plan = inversion_plan(
         decoding, checkpoint, len(photos), request.method, request.tolerance, device, precision
@@ -110,7 +97,8 @@ def invert(request: InvertRequest) -> Generator[Event, None, InvertResult]:
         if readable:
             x_0 = from_uint8(torch.stack([fitted.pixels for _, fitted in readable])).to(device)
             walk = round_trip(checkpoint, plan, x_0, request.tolerance)
-            trip = yield from _shown(walk, before, total, f"{len(records)}/{len(photos)}")
+            facts = {"pictures": f"{len(records)}/{len(photos)}"}
+            trip = yield from with_steps(walk, "inverting", before, total, facts)
             records += yield from _store(out, checkpoint, plan, readable, x_0, trip)
         facts = {"pictures": f"{len(records)}/{len(photos)}"}
         yield Progress("inverting", before + steps, total, "steps", facts)
@@ -152,20 +140,6 @@ def _read(
     return readable
 
 
-def _shown(
-    walk: Generator[int, None, RoundTrip], before: int, total: int, pictures: str
-) -> Generator[Event, None, RoundTrip]:
-    """The walk with its steps as progress; the last one is told when its files are written."""
-    while True:
-        try:
-            number = next(walk)
-        except StopIteration as end:
-            trip: RoundTrip = end.value
-            return trip
-        if before + number < total:
-            yield Progress("inverting", before + number, total, "steps", {"pictures": pictures})
-
-
 def _store(
     out: Path,
     checkpoint: Checkpoint,
@@ -189,7 +163,7 @@ def _store(
             latents_metadata(own, checkpoint) | fitted.record() | {"picture": photo.path.name}
         )
         save_latents(Path(paths["latents"]), latents, metadata)
-        text = {"ddimctl": json.dumps(image_text(own, checkpoint, 0))}
+        text = {"ddimctl": json.dumps(image_text(own, checkpoint, 0) | {"method": plan.method})}
         sheet = inversion_sheet(fitted.pixels, decoded[i], len(plan.tau), text)
         write_bytes(Path(paths["comparison"]), sheet)
         yield Wrote(paths["latents"], _sentence(figures))

@@ -1,7 +1,7 @@
 """Pictures to latents and back: inversion, verified by the sampler's own decode."""
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -15,8 +15,10 @@ from ddimctl.diffusion.predictions import make_denoiser
 from ddimctl.diffusion.sampling import sample
 from ddimctl.errors import RequestError
 from ddimctl.files.images import to_uint8
+from ddimctl.jobs.events import Event, Progress
+from ddimctl.jobs.recall import open_checkpoint
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest, make_plan
-from ddimctl.runtime.device import resolve_precision
+from ddimctl.runtime.device import make_deterministic, resolve_device, resolve_precision
 
 DEFAULT_STEPS: Final = 50
 HALF_A_LEVEL: Final = 1 / 255  # of x_0, whose 255 levels span [-1, 1]
@@ -61,6 +63,26 @@ def inversion_precision(asked: str | None, method: str, device: torch.device) ->
             f"exact inversion in {precision} would not be exact.", "Leave --precision at fp32."
         )
     return precision
+
+
+def open_for_inversion(
+    decoding: SampleRequest, method: str
+) -> tuple[Checkpoint, torch.device, str]:
+    """The checkpoint, its device and precision. Raises RequestError, CheckpointError, DeviceError."""
+    device = resolve_device(decoding.device)
+    if decoding.deterministic:
+        make_deterministic()
+    precision = inversion_precision(decoding.precision, method, device)
+    checkpoint = open_checkpoint(
+        decoding.ckpt,
+        {},
+        device=device,
+        precision=precision,
+        revision=decoding.revision,
+        variant=decoding.variant,
+        weights=decoding.weights,
+    )
+    return checkpoint, device, precision
 
 
 def inversion_plan(
@@ -140,6 +162,23 @@ def round_trip(
     for whole, part in zip(trip, (again.latents, decoded_again, again.residuals), strict=False):
         whole[rows[nearer]] = part[nearer]
     return trip
+
+
+def with_steps(
+    walk: Generator[int, None, RoundTrip],
+    phase: str,
+    before: int,
+    total: int,
+    facts: Mapping[str, str],
+) -> Generator[Event, None, RoundTrip]:
+    """The walk, its steps told as progress after `before` of total."""
+    while True:
+        try:
+            number = next(walk)
+        except StopIteration as end:
+            trip: RoundTrip = end.value
+            return trip
+        yield Progress(phase, before + number, total, "steps", facts)
 
 
 def decode_latents(
