@@ -1,14 +1,16 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.paths import grid, lerp, slerp
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.images import picture_pixels, read_image_text
+from ddimctl.files.images import encode_image, picture_pixels, read_image_text, to_uint8
 from ddimctl.files.latents import load_latents, save_latents
 from ddimctl.jobs.interpolate import InterpolateRequest, interpolate
 from ddimctl.jobs.sample import sample
@@ -294,4 +296,108 @@ def test_files_that_cannot_be_used_are_named(finish, request_for, tmp_path, cont
     torch.save(content, tmp_path / "bad.pt")
     with pytest.raises(DataError, match=rf"bad\.pt.*{named}"):
         finish(interpolate(request_for(files=[tmp_path / "bad.pt"], seeds=(1,))))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def calm_checkpoint(tiny_checkpoint, tmp_path_factory):
+    """The tiny checkpoint with small predictions, of which every picture has an exact latent."""
+    folder = tmp_path_factory.mktemp("calm") / "calm"
+    shutil.copytree(tiny_checkpoint, folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: 0.001 * t if "conv_out" in name else t for name, t in tensors.items()}, weights)
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """A picture file of smooth colours, its pixels (H, W, 3)."""
+
+    def make(name, seed, size=(16, 16)):
+        coarse = (seeded_noise([seed], (3, 4, 4)) / 3).clamp(-1, 1)
+        smooth = torch.nn.functional.interpolate(coarse, size, mode="bilinear")
+        pixels = to_uint8(smooth)[0]
+        (tmp_path / name).write_bytes(encode_image(pixels))
+        return tmp_path / name, pixels.int()
+
+    return make
+
+
+def test_pictures_are_inverted_and_come_back(finish, request_for, photo, calm_checkpoint, tmp_path):
+    (first, a), (second, b) = photo("first.png", 0), photo("second.png", 1)
+    finished = finish(
+        interpolate(request_for(files=[first, second], ckpt=calm_checkpoint, decoding={"steps": 4}))
+    )
+    assert finished.result.inputs == ("first", "second")
+    assert "first.png: 16x16 pixels, as they are" in finished.notices()
+    assert "misses it" not in finished.notices()
+    for i, pixels in ((0, a), (4, b)):
+        assert int((frame(tmp_path / "out", i) - pixels).abs().max()) <= 1
+    found = stored(tmp_path / "out")
+    assert torch.equal(found[2], slerp(found[0], found[4], 0.5))
+
+
+def test_a_picture_without_an_exact_latent_is_warned_of_each_time(finish, request_for, photo):
+    picture, _ = photo("first.png", 0)
+    for name in "ab":
+        finished = finish(interpolate(request_for(name, files=[picture], seeds=(1,))))
+        assert "first.png: decoding its latent misses it by up to" in finished.notices()
+
+
+def test_an_inverted_picture_is_remembered_by_content_and_settings(
+    finish, request_for, photo, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DDIMCTL_CACHE", str(tmp_path / "cache"))
+    picture, _ = photo("first.png", 0)
+
+    def inversions(name, path, **settings):
+        request = request_for(name, files=[path], seeds=(1,), decoding={"steps": 2} | settings)
+        events = finish(interpolate(request)).events
+        return sum(getattr(event, "phase", "") == "inverting" for event in events)
+
+    assert inversions("a", picture) >= 2
+    other_name = picture.rename(tmp_path / "renamed.png")
+    assert inversions("b", other_name) == 0
+    assert torch.equal(stored(tmp_path / "a"), stored(tmp_path / "b"))
+    assert inversions("c", other_name, steps=3) > 0
+    for file in (tmp_path / "cache/inversions").iterdir():
+        file.write_bytes(b"damaged")
+    assert inversions("d", other_name) >= 2
+    assert torch.equal(stored(tmp_path / "a"), stored(tmp_path / "d"))
+
+
+def test_pictures_latents_and_seeds_mix(finish, request_for, drawn, photo):
+    picture, _ = photo("first.png", 0, size=(20, 30))
+    request = request_for(files=[drawn("a", 5), picture], seeds=(1,), ckpt=None, frames=3)
+    finished = finish(interpolate(request))
+    assert finished.result.inputs == ("latents", "first", "seed 1")
+    assert "cut to the middle 20x20" in finished.notices()
+    manifest = json.loads(finished.result.outputs["manifest"].read_text())
+    assert {image["class"] for image in manifest["images"]} == {"item"}
+
+
+def test_settings_that_no_picture_can_be_inverted_with_are_refused(
+    finish, request_for, photo, tiny_class_checkpoint, tmp_path
+):
+    picture, _ = photo("first.png", 0)
+    for settings, named in (
+        ({"guidance": 2.0}, "with guidance 2.0"),
+        ({"clip": "static"}, "with clip static"),
+        ({"precision": "bf16"}, "would not be exact"),
+    ):
+        request = request_for(
+            files=[picture], seeds=(1,), ckpt=tiny_class_checkpoint, decoding=settings
+        )
+        with pytest.raises(RequestError, match=named):
+            finish(interpolate(request))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no picture"])
+def test_a_bad_picture_is_named(finish, request_for, tmp_path, content):
+    if content is not None:
+        (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"bad\.png"):
+        finish(interpolate(request_for(files=[tmp_path / "bad.png"], seeds=(1,))))
     assert not (tmp_path / "out").exists()

@@ -1,7 +1,7 @@
 """Interpolation: latents, pictures or seeds in, a folder of the frames between them out."""
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -26,8 +26,10 @@ from ddimctl.jobs.interpolation_inputs import (
     differences,
     read_inputs,
 )
+from ddimctl.jobs.picture_latents import METHOD, check_invertible, picture_latents
 from ddimctl.jobs.recall import open_checkpoint
 from ddimctl.jobs.records import latent_sha256
+from ddimctl.jobs.round_trip import DEFAULT_STEPS, inversion_precision
 from ddimctl.jobs.run_manifest import Layout, read_manifest
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest, make_plan
 from ddimctl.runtime.device import make_deterministic, resolve_device, resolve_precision
@@ -86,16 +88,18 @@ def interpolate(request: InterpolateRequest) -> Generator[Event, None, Interpola
     else:
         paths.check_grid(len(inputs), *request.grid)
     known = agree(inputs, request.decoding.ckpt)
-    decoding = _decoding(request, recorded)
+    decoding = _decoding(request, inputs, known, recorded)
     yield from map(Notice, differences(inputs, vars(decoding)))
 
     device = resolve_device(decoding.device)
     if decoding.deterministic:
         make_deterministic()
-    wanted = decoding.precision or known.get("precision")
-    if any(i.picture for i in inputs):  # what was inverted is decoded by the same arithmetic
-        wanted = wanted or "fp32"
-    precision = resolve_precision(wanted or "auto", device)
+    if _has_pictures(inputs):
+        precision = inversion_precision(decoding.precision, METHOD, device)
+    else:
+        precision = resolve_precision(
+            decoding.precision or known.get("precision") or "auto", device
+        )
     checkpoint = open_checkpoint(
         decoding.ckpt,
         known,
@@ -109,6 +113,8 @@ def interpolate(request: InterpolateRequest) -> Generator[Event, None, Interpola
     )
     yield from map(Notice, checkpoint.provenance.notes)
     plan = _plan(request, decoding, inputs, known, checkpoint, device, precision)
+    if _has_pictures(inputs):
+        check_invertible(plan, checkpoint)
     if decoding.dry_run:
         return InterpolateResult(decoding.out, {}, plan.settings, captions, plan.count, 0.0)
 
@@ -138,9 +144,21 @@ def _check(request: InterpolateRequest) -> None:
         raise RequestError(f"{option} is for a path, not for a --grid.", f"Leave {option} out.")
 
 
-def _decoding(request: InterpolateRequest, recorded: dict[str, Any] | None) -> SampleRequest:
-    """The request for sampling that the frames are, without noise and with everything saved."""
+def _decoding(
+    request: InterpolateRequest,
+    inputs: Sequence[Input],
+    known: Mapping[str, Any],
+    recorded: dict[str, Any] | None,
+) -> SampleRequest:
+    """The request for sampling that the frames are, without noise and with everything saved.
+
+    Pictures are inverted and decoded in as many steps as `invert` takes, if nothing else says.
+    """
     asked = request.decoding
+    steps = asked.steps
+    told = isinstance(asked.tau, tuple) or "timesteps" in known or "steps" in known
+    if _has_pictures(inputs) and not told:
+        steps = steps or DEFAULT_STEPS
     columns = asked.columns
     if columns is None and request.grid is not None:
         columns = request.grid[1]
@@ -149,6 +167,7 @@ def _decoding(request: InterpolateRequest, recorded: dict[str, Any] | None) -> S
     batch_size = recorded["settings"].get("batch_size") if recorded else asked.batch_size
     return replace(
         asked,
+        steps=steps,
         eta=0.0,
         variance="eta",
         latents=None,
@@ -157,6 +176,10 @@ def _decoding(request: InterpolateRequest, recorded: dict[str, Any] | None) -> S
         columns=columns,
         batch_size=batch_size,
     )
+
+
+def _has_pictures(inputs: Sequence[Input]) -> bool:
+    return any(isinstance(i.source, Path) for i in inputs)
 
 
 def _plan(
@@ -171,7 +194,7 @@ def _plan(
     """The decoding, settled; its x_T is a stand-in of the right shape."""
     rows, columns = request.grid or (1, request.frames)
     count = rows * columns
-    shape = next((i.latent.shape for i in inputs if i.latent is not None), None)
+    shape = next((i.source.shape for i in inputs if isinstance(i.source, Tensor)), None)
     channels, *native = checkpoint.sample_shape
     stand_in = torch.zeros(()).expand(count, *(shape or (channels, *(decoding.size or native))))
     label = common_label(inputs, decoding.classes, checkpoint)
@@ -185,13 +208,12 @@ def _latents(
     inputs: Sequence[Input], plan: Plan, checkpoint: Checkpoint, device: torch.device
 ) -> Generator[Event, None, Tensor]:
     """The latents (K, C, H, W) of all inputs, float32, with a warning for atypical ones."""
-    found = []
-    for i in inputs:
-        if i.latent is not None:
-            found.append(i.latent)
-        elif i.seed is not None:
-            found.append(seeded_noise([i.seed], plan.shape)[0])
-    latents = torch.stack(found)
+    pictures = [i.source for i in inputs if isinstance(i.source, Path)]
+    inverted: dict[Path, Tensor] = {}
+    if pictures:
+        found = yield from picture_latents(pictures, plan, checkpoint, device)
+        inverted = dict(zip(pictures, found, strict=True))
+    latents = torch.stack([_latent(i.source, plan, inverted) for i in inputs])
     means, stds = latent_statistics(latents)
     for i, mean, std, odd in zip(inputs, means, stds, is_atypical(latents), strict=True):
         if odd:
@@ -200,6 +222,12 @@ def _latents(
                 "the pictures near it may be unlike the model's."
             )
     return latents
+
+
+def _latent(source: Tensor | Path | int, plan: Plan, inverted: Mapping[Path, Tensor]) -> Tensor:
+    if isinstance(source, Path):
+        return inverted[source]
+    return seeded_noise([source], plan.shape)[0] if isinstance(source, int) else source
 
 
 def _frames(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError
+from ddimctl.files.images import read_picture
 from ddimctl.files.latents import SUFFIXES, load_latents
 from ddimctl.jobs.sampling_plan import class_index, drawn_labels
 
@@ -21,30 +22,29 @@ class Input:
     """One place that the frames lead through.
 
     name: what errors call it.  caption: what pictures and manifests do, without folders.
-    It is a latent (C, H, W) with its label and its file's metadata, or a picture, or a seed.
+    source: a latent (C, H, W), a picture, or a seed.  label, known: the latent's, and its file's.
     """
 
     name: str
     caption: str
-    latent: Tensor | None = None
+    source: Tensor | Path | int
     label: int | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
-    picture: Path | None = None
-    seed: int | None = None
 
 
 def read_inputs(files: Sequence[Path], seeds: Sequence[int]) -> list[Input]:
     """The files' latents and pictures in order, every latent of a file, and then the seeds.
 
-    Raises DataError for a latent file that cannot be used.
+    Raises DataError for a file that cannot be used.
     """
     inputs: list[Input] = []
     for path in files:
         if path.suffix.lower() in SUFFIXES:
             inputs += _read_latents(path)
         else:
-            inputs.append(Input(str(path), path.stem, picture=path))
-    return inputs + [Input(f"seed {seed}", f"seed {seed}", seed=seed) for seed in seeds]
+            read_picture(path, 3)  # a bad one is known before the checkpoint is loaded
+            inputs.append(Input(str(path), path.stem, path))
+    return inputs + [Input(f"seed {seed}", f"seed {seed}", seed) for seed in seeds]
 
 
 def _read_latents(path: Path) -> list[Input]:
@@ -70,7 +70,7 @@ def agree(inputs: Sequence[Input], ckpt: str | None) -> dict[str, Any]:
     Raises RequestError naming two inputs of different sizes, checkpoints or timesteps.
     """
     _check_alike(
-        [(i, "x".join(map(str, i.latent.shape))) for i in inputs if i.latent is not None],
+        [(i, "x".join(map(str, i.source.shape))) for i in inputs if isinstance(i.source, Tensor)],
         "has the size {}",
         "Interpolate between latents of one size.",
     )
@@ -130,9 +130,9 @@ def common_label(
             raise RequestError("--class: all frames are of one class.", "Name one.")
         return class_index(classes[0], checkpoint)
     told = [(i, i.label) for i in inputs if i.label is not None]
-    if not told and all(i.seed is not None for i in inputs):
-        drawn = drawn_labels([i.seed for i in inputs if i.seed is not None], checkpoint)
-        told = list(zip(inputs, drawn, strict=True))
+    seeds = [i.source for i in inputs if isinstance(i.source, int)]
+    if not told and len(seeds) == len(inputs):
+        told = list(zip(inputs, drawn_labels(seeds, checkpoint), strict=True))
     if not told:
         if checkpoint.null_class is None:
             raise RequestError("no input names a class.", "Choose one with --class.")
