@@ -46,7 +46,7 @@ Frames = Annotated[
         "--frames",
         panel=PATH,
         min=2,
-        max=100_000,
+        max=9999,
         metavar="N",
         show_default="16",
         text="In all: every input is one, the ways between share the rest evenly.",

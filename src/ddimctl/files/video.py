@@ -44,19 +44,20 @@ def encode_video(
     first. GIF counts in hundredths of a second. Raises RequestError as check_video does.
     """
     check_video(format, fps)
-    pictures = [_enlarged(to_picture(frame).convert("RGB")) for frame in frames]
     if format == "mp4":
-        return _encode_mp4(pictures, fps)
+        return _encode_mp4(frames, fps)
+    pictures = [_enlarged(frame) for frame in frames]
     return animation.encode_animation(pictures, format, fps, hold_last=0 if loop else _HOLD)
 
 
-def _enlarged(picture: Image.Image) -> Image.Image:
+def _enlarged(pixels: Tensor) -> Image.Image:
+    picture = to_picture(pixels).convert("RGB")
     factor = max(1, _SIDE // max(picture.size))
     size = (picture.width * factor, picture.height * factor)
     return picture.resize(size, Image.Resampling.NEAREST)
 
 
-def _encode_mp4(pictures: Sequence[Image.Image], fps: float) -> bytes:
+def _encode_mp4(frames: Sequence[Tensor], fps: float) -> bytes:
     """H.264 in 4:2:0, the form that every player knows; odd sides lose their last pixel."""
     import av
 
@@ -64,10 +65,10 @@ def _encode_mp4(pictures: Sequence[Image.Image], fps: float) -> bytes:
     with av.open(buffer, "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1000)
         stream = container.add_stream("libx264", rate=rate, options={"crf": _QUALITY})
-        stream.width, stream.height = (side // 2 * 2 for side in pictures[0].size)
+        stream.width, stream.height = (side // 2 * 2 for side in _enlarged(frames[0]).size)
         stream.pix_fmt = "yuv420p"
-        for picture in pictures:
-            even = picture.crop((0, 0, stream.width, stream.height))
+        for frame in frames:
+            even = _enlarged(frame).crop((0, 0, stream.width, stream.height))
             container.mux(stream.encode(av.VideoFrame.from_image(even)))
         container.mux(stream.encode())
     return buffer.getvalue()

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion import paths
+from ddimctl.diffusion.float32 import ieee_float32
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.statistics import is_atypical, latent_statistics
 from ddimctl.errors import RequestError
@@ -82,9 +85,8 @@ def interpolate(request: InterpolateRequest) -> Generator[Event, None, Interpola
     recorded = read_manifest(request.decoding, LAYOUT)
     inputs = read_inputs(request.files, request.seeds)
     captions = tuple(i.caption for i in inputs)
-    places = None
     if request.grid is None:
-        places = paths.tour_places(len(inputs), request.frames, request.loop)
+        paths.tour_places(len(inputs), request.frames, request.loop)
     else:
         paths.check_grid(len(inputs), *request.grid)
     known = agree(inputs, request.decoding.ckpt)
@@ -119,9 +121,11 @@ def interpolate(request: InterpolateRequest) -> Generator[Event, None, Interpola
         return InterpolateResult(decoding.out, {}, plan.settings, captions, plan.count, 0.0)
 
     latents = yield from _latents(inputs, plan, checkpoint, device)
-    plan = replace(plan, x_T=_frames(request, inputs, latents, places))
-    layout = _layout(request, captions, latents, places)
-    out, outputs = yield from decode(decoding, plan, checkpoint, device, layout, recorded)
+    plan = replace(plan, x_T=_frames(request, inputs, latents))
+    layout = _layout(request, captions, latents)
+    # where pictures were inverted, the arithmetic of their inversion: TF32 would not lead back
+    with ieee_float32() if _has_pictures(inputs) else nullcontext():
+        out, outputs = yield from decode(decoding, plan, checkpoint, device, layout, recorded)
     seconds = time.monotonic() - started
     return InterpolateResult(out, outputs, plan.settings, captions, plan.count, seconds)
 
@@ -230,17 +234,13 @@ def _latent(source: Tensor | Path | int, plan: Plan, inverted: Mapping[Path, Ten
     return seeded_noise([source], plan.shape)[0] if isinstance(source, int) else source
 
 
-def _frames(
-    request: InterpolateRequest,
-    inputs: Sequence[Input],
-    latents: Tensor,
-    places: list[paths.Place] | None,
-) -> Tensor:
+def _frames(request: InterpolateRequest, inputs: Sequence[Input], latents: Tensor) -> Tensor:
     """The frames' latents (F, C, H, W); where two inputs have no path, the error names them."""
     path = paths.PATHS[request.path]
-    if places is None:
-        pairs = [(0, 1), (2, 3), (0, 2), (1, 3)]
-    else:
+    places = []
+    pairs = [(0, 1), (2, 3), (0, 2), (1, 3)]  # the sides of a grid
+    if request.grid is None:
+        places = paths.tour_places(len(inputs), request.frames, request.loop)
         pairs = list(dict.fromkeys((place.start, place.end) for place in places))
     for start, end in pairs:
         try:
@@ -249,18 +249,12 @@ def _frames(
             raise RequestError(
                 f"from {inputs[start].name} to {inputs[end].name}: {error.cause}", error.remedy
             ) from error
-    if places is None:
-        rows, columns = request.grid or (0, 0)
-        return paths.grid(latents, rows, columns, path)
+    if request.grid is not None:
+        return paths.grid(latents, *request.grid, path)
     return paths.tour(latents, places, path)
 
 
-def _layout(
-    request: InterpolateRequest,
-    captions: Sequence[str],
-    latents: Tensor,
-    places: list[paths.Place] | None,
-) -> Layout:
+def _layout(request: InterpolateRequest, captions: Sequence[str], latents: Tensor) -> Layout:
     """The frames' names, captions and records: who they are between, or where in the grid."""
     details: dict[str, Any] = {
         "path": request.path,
@@ -269,12 +263,18 @@ def _layout(
             for caption, latent in zip(captions, latents, strict=True)
         ],
     }
-    if places is None:
-        rows, columns = request.grid or (0, 0)
-        cells = [{"row": row, "column": column} for row in range(rows) for column in range(columns)]
+    if request.grid is not None:
+        rows, columns = request.grid
         return replace(
-            LAYOUT, captions=(), details=details | {"grid": [rows, columns]}, records=cells
+            LAYOUT,
+            captions=(),
+            details=details | {"grid": [rows, columns]},
+            records=[
+                {"row": row, "column": column}
+                for row, column in product(range(rows), range(columns))
+            ],
         )
+    places = paths.tour_places(len(captions), request.frames, request.loop)
     return replace(
         LAYOUT,
         captions=tuple("" if p.shows is None else captions[p.shows] for p in places),

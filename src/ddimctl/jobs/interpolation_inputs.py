@@ -137,10 +137,10 @@ def common_label(
         if checkpoint.null_class is None:
             raise RequestError("no input names a class.", "Choose one with --class.")
         return checkpoint.null_class
-    for _, label in told:
+    for i, label in told:
         if not (0 <= label < checkpoint.num_classes or label == checkpoint.null_class):
             raise RequestError(
-                f"{told[0][0].name} is of class {label}, which this checkpoint does not have.",
+                f"{i.name} is of class {label}, which this checkpoint does not have.",
                 "Choose one with --class.",
             )
     _check_alike(

@@ -212,8 +212,9 @@ class SampleStore:
         """What the grid says under its first images."""
         if self._layout.captions is not None:
             return list(self._layout.captions[:count])
-        labels = self._plan.labels
-        return labels and [self._checkpoint.class_name(label) for label in labels[:count]]
+        if self._plan.labels is None:
+            return None
+        return [self._checkpoint.class_name(label) for label in self._plan.labels[:count]]
 
     def _image_path(self, i: int) -> Path:
         name = f"{self._plan.names[i]:0{self._layout.digits}d}.{self._request.format}"
