@@ -306,7 +306,9 @@ def calm_checkpoint(tiny_checkpoint, tmp_path_factory):
     shutil.copytree(tiny_checkpoint, folder)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
-    save_file({name: 0.001 * t if "conv_out" in name else t for name, t in tensors.items()}, weights)
+    save_file(
+        {name: 0.001 * t if "conv_out" in name else t for name, t in tensors.items()}, weights
+    )
     return folder
 
 
