@@ -62,6 +62,7 @@ def line_plot(
     draw.text((width - right, height - 8 * _SCALE), x_label, "#444444", font, anchor="rb")
     draw.text((8 * _SCALE, 6 * _SCALE), y_label, "#444444", font, anchor="lt")
 
+    rising = sum(points[-1][1] - points[0][1] for points in finite.values() if points) > 0
     for index, (name, points) in enumerate(finite.items()):
         colour = _COLOURS[index % len(_COLOURS)]
         line = [place(x, y) for x, y in points]
@@ -71,8 +72,10 @@ def line_plot(
             x, y = line[0]
             radius = 3 * _SCALE
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
-        spot = (width - right - 8 * _SCALE, top + (8 + 20 * index) * _SCALE)
-        draw.text(spot, name, colour, font, anchor="rt")
+        # names in the corner that the lines leave free
+        side = left + 8 * _SCALE if rising else width - right - 8 * _SCALE
+        spot = (side, top + (8 + 20 * index) * _SCALE)
+        draw.text(spot, name, colour, font, anchor="lt" if rising else "rt")
     return image.resize(SIZE, Image.Resampling.LANCZOS)
 
 
@@ -100,9 +103,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     """1, 2, 5 times powers of ten around [low, high]; only powers where there are many decades."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     factors = (1, 2, 5) if last - first <= 3 else (1,)
-    ticks = [
-        round(factor * 10.0**power, 12) for power in range(first, last + 1) for factor in factors
-    ]
+    ticks = [float(f"{factor}e{power}") for power in range(first, last + 1) for factor in factors]
     below = [tick for tick in ticks if tick <= low][-1:]
     above = [tick for tick in ticks if tick >= high][:1]
     return below + [tick for tick in ticks if low < tick < high] + above

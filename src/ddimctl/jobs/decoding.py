@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
+from ddimctl.diffusion.float32 import ieee_float32
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.predictions import make_denoiser
 from ddimctl.diffusion.sampling import Step, trajectory
@@ -92,7 +93,7 @@ def _walk(
         labels = torch.tensor([plan.labels[i] for i in padded]).to(device)
     settings = plan.settings
     left = torch.full((n,), -1, device=device)
-    with torch.inference_mode():
+    with torch.inference_mode(), ieee_float32():  # fp32 is what latents were inverted in
         for step in trajectory(
             make_denoiser(checkpoint, settings["guidance"], settings["clip"]),
             plan.start(padded, device),
