@@ -28,6 +28,7 @@ HOMES = {
     "diffusers": {"checkpoints"},
     "huggingface_hub": {"checkpoints"},
     "PIL": {"files"},
+    "av": {"files"},
 }
 ENTRY_POINTS = {"__init__", "__main__"}  # they hand names on and belong to no layer
 

@@ -4,6 +4,7 @@
     tau = ddimctl.timesteps("quadratic", 20, ckpt.schedule.num_train_timesteps)
     x_T = ddimctl.seeded_noise([0, 1, 2], ckpt.sample_shape)
     x_0 = ddimctl.sample(ckpt, x_T, timesteps=tau)
+    back = ddimctl.invert(ckpt, x_0, timesteps=tau)  # .latents, .residuals, .evaluations
 
 Names are imported when they are first used, so that `import ddimctl` is quick.
 """
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ddimctl.checkpoints import load_checkpoint
     from ddimctl.checkpoints.model import Checkpoint
+    from ddimctl.diffusion.inversion import Inversion, invert
     from ddimctl.diffusion.noise import seeded_noise
+    from ddimctl.diffusion.paths import slerp
     from ddimctl.diffusion.sampling import sample
     from ddimctl.diffusion.schedules import Schedule, make_schedule
     from ddimctl.diffusion.timesteps import timesteps
@@ -37,26 +40,32 @@ __all__ = [
     "DataError",
     "DdimctlError",
     "DeviceError",
+    "Inversion",
     "NumericsError",
     "RequestError",
     "Schedule",
     "Stopped",
     "StorageError",
     "__version__",
+    "invert",
     "load_checkpoint",
     "make_schedule",
     "sample",
     "seeded_noise",
+    "slerp",
     "timesteps",
 ]
 
 _HOMES = {
     "Checkpoint": "ddimctl.checkpoints.model",
+    "Inversion": "ddimctl.diffusion.inversion",
     "Schedule": "ddimctl.diffusion.schedules",
+    "invert": "ddimctl.diffusion.inversion",
     "load_checkpoint": "ddimctl.checkpoints",
     "make_schedule": "ddimctl.diffusion.schedules",
     "sample": "ddimctl.diffusion.sampling",
     "seeded_noise": "ddimctl.diffusion.noise",
+    "slerp": "ddimctl.diffusion.paths",
     "timesteps": "ddimctl.diffusion.timesteps",
 }
 

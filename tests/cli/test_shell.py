@@ -10,7 +10,7 @@ import typing
 import pytest
 
 import ddimctl
-from ddimctl.cli import options, parse, sample_options, train_options
+from ddimctl.cli import interpolate_options, options, parse, sample_options, train_options
 from ddimctl.cli.main import main
 from ddimctl.errors import (
     CheckpointError,
@@ -66,6 +66,17 @@ PARSED_WITHOUT_TORCH = [
     (["train", "data", "--out", "run", "--holdout", "2"], 2),
     (["train", "data", "--out", "run", "--channels", "2"], 2),
     (["info", "a", "b"], 2),
+    (["interpolate", "--help"], 0),
+    (["interpolate"], 2),
+    (["interpolate", "a.pt", "b.pt", "--frames", "1"], 2),
+    (["interpolate", "a.pt", "b.pt", "--path", "curve"], 2),
+    (["interpolate", "a.pt", "b.pt", "--video", "avi"], 2),
+    (["interpolate", "a.pt", "b.pt", "--fps", "nan"], 2),
+    (["interpolate", "--seeds", "1,1"], 2),
+    (["interpolate", "--seeds", "0-3", "--grid", "8by8"], 2),
+    (["interpolate", "--seeds", "0-3", "--grid", "8x8", "--frames", "9"], 2),
+    (["interpolate", "--seeds", "0-3", "--grid", "8x8", "--loop"], 2),
+    (["interpolate", "--seeds", "1,2", "--tau", "0,999", "--steps", "3"], 2),
 ]
 
 
@@ -117,7 +128,7 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"ddimctl {ddimctl.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["sample", "train", "info"])
+@pytest.mark.parametrize("command", ["sample", "interpolate", "train", "info"])
 def test_help_names_every_option_with_a_text(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main([command, "--help"]) == 0
@@ -129,7 +140,8 @@ def test_help_names_every_option_with_a_text(command, capsys, monkeypatch):
 
 def test_word_lists_are_those_of_the_layers():
     from ddimctl.checkpoints.load import WEIGHTS
-    from ddimctl.diffusion import noise, objective, predictions, schedules, steps
+    from ddimctl.diffusion import noise, objective, paths, predictions, schedules, steps
+    from ddimctl.files import video
     from ddimctl.files.images import FORMATS
     from ddimctl.jobs.sampling_store import SAVES
     from ddimctl.runtime.device import PRECISIONS
@@ -143,6 +155,8 @@ def test_word_lists_are_those_of_the_layers():
         (options.Precision, ("auto", *PRECISIONS)),
         (options.Weights, WEIGHTS),
         (sample_options.ImageFormat, FORMATS),
+        (interpolate_options.PathKind, paths.PATHS),
+        (interpolate_options.VideoFormat, video.FORMATS),
     ]
     for literal, words in pairs:
         assert typing.get_args(literal) == tuple(words)

@@ -139,11 +139,14 @@ def test_stopping_leaves_a_folder_that_resume_completes(finish, request_for, tmp
 
 
 def test_resuming_a_complete_run_does_nothing(finish, request_for, tmp_path):
-    finish(sample(request_for()))
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out/images").iterdir()}
-    finished = finish(sample(request_for(resume=True)))
+    def changed():
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.*")}
+
+    finish(sample(request_for(save=EVERYTHING)))
+    before = changed()
+    finished = finish(sample(request_for(save=EVERYTHING, resume=True)))
     assert "complete already" in finished.notices()
-    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out/images").iterdir()}
+    assert changed() == before
 
 
 def test_resuming_where_nothing_is_starts(finish, request_for, tmp_path):

@@ -14,7 +14,10 @@ import typer
 
 from ddimctl.cli import console
 from ddimctl.cli.info import info
+from ddimctl.cli.interpolate import interpolate
+from ddimctl.cli.invert import invert
 from ddimctl.cli.options import Debug, Version, debugging
+from ddimctl.cli.reconstruct import reconstruct
 from ddimctl.cli.sample import sample
 from ddimctl.cli.train import train
 from ddimctl.errors import DdimctlError, Stopped
@@ -28,6 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(sample)
+app.command()(invert)
+app.command()(interpolate)
+app.command()(reconstruct)
 app.command()(train)
 app.command()(info)
 

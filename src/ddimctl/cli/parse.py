@@ -50,30 +50,21 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def parse_tau(text: str) -> str | tuple[int, ...]:
+def parse_tau(text: str, steps: int | None = None) -> str | tuple[int, ...]:
     """A kind of timesteps, or explicit ones: "0,250,999", or the name of a file that holds them.
 
-    Their range is checked where the checkpoint's T is known.
+    steps: how many --steps asks for, which a list must not contradict. Their range is checked
+    where the checkpoint's T is known.
     """
     if text in KINDS:
         return text
-    if re.fullmatch(r"[0-9\s,]+", text):
-        return _integers(text, "--tau")
-    try:
-        if not Path(text).is_file():
-            raise RequestError(
-                f"--tau: {_quoted(text)} is no kind of timesteps, no list and no file.",
-                f"Choose {', '.join(KINDS)}, a list such as 0,250,999, or a file of integers.",
-            )
-        if Path(text).stat().st_size > MAX_TAU_BYTES:
-            raise RequestError(f"--tau: the file {_quoted(text)} is too large for a list.")
-        content = Path(text).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        if isinstance(error, RequestError):
-            raise
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise RequestError(f"--tau: cannot read {_quoted(text)}: {reason}.") from error
-    return _integers(content, f"--tau {_quoted(text)}")
+    tau = _listed_timesteps(text)
+    if steps not in (None, len(tau)):
+        raise RequestError(
+            f"--steps {steps} contradicts --tau, which lists {len(tau)} timesteps.",
+            "Leave --steps out.",
+        )
+    return tau
 
 
 def parse_size(text: str, option: str) -> tuple[int, int]:
@@ -97,6 +88,17 @@ def parse_classes(text: str) -> tuple[str, ...]:
             f"--class: {_quoted(text)} has an empty name.", "Write names such as monster,item."
         )
     return names
+
+
+def parse_counts(text: str, option: str) -> tuple[int, ...]:
+    """Numbers above 0, such as "10,20,50", in the order given, each once."""
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if not re.fullmatch(_INTEGER, word) or int(word) < 1:
+            raise RequestError(
+                f"{option}: {_quoted(word)} is not a number above 0.", f"Write {option} 10,20,50."
+            )
+    return tuple(dict.fromkeys(map(int, words)))
 
 
 def parse_choices(text: str, option: str, choices: Sequence[str]) -> tuple[str, ...]:
@@ -153,6 +155,26 @@ def parse_fraction(text: str, option: str) -> float:
             f"{option}: {_quoted(text)} is not a share below 1.", "Write 0.02 or 2%."
         )
     return share
+
+
+def _listed_timesteps(text: str) -> tuple[int, ...]:
+    if re.fullmatch(r"[0-9\s,]+", text):
+        return _integers(text, "--tau")
+    try:
+        if not Path(text).is_file():
+            raise RequestError(
+                f"--tau: {_quoted(text)} is no kind of timesteps, no list and no file.",
+                f"Choose {', '.join(KINDS)}, a list such as 0,250,999, or a file of integers.",
+            )
+        if Path(text).stat().st_size > MAX_TAU_BYTES:
+            raise RequestError(f"--tau: the file {_quoted(text)} is too large for a list.")
+        content = Path(text).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise RequestError(f"--tau: cannot read {_quoted(text)}: {reason}.") from error
+    return _integers(content, f"--tau {_quoted(text)}")
 
 
 def _integers(text: str, where: str) -> tuple[int, ...]:

@@ -55,13 +55,11 @@ def sample(
 
     The image of a seed is the same whatever the batch and the other seeds.
     """
-    parsed_tau = parse.parse_tau(tau) if tau is not None else None
-    _check_steps(steps, parsed_tau)
     settings: dict[str, Any] = {
         "seeds": _seeds(seeds, num, seed, latents),
         "classes": parse.parse_classes(classes) if classes is not None else None,
         "size": parse.parse_size(size, "--size") if size is not None else None,
-        "tau": parsed_tau,
+        "tau": parse.parse_tau(tau, steps) if tau is not None else None,
         "save": parse.parse_choices(save, "--save", own.SAVED),
     }
     from ddimctl.jobs.sample import sample as job
@@ -121,15 +119,6 @@ def _seeds(
             "--seeds names every image; -n and --seed count them off.", "Leave one side out."
         )
     return parse.parse_seeds(seeds)
-
-
-def _check_steps(steps: int | None, tau: str | tuple[int, ...] | None) -> None:
-    """The job's own check, before the seconds that its imports take."""
-    if isinstance(tau, tuple) and steps not in (None, len(tau)):
-        raise RequestError(
-            f"--steps {steps} contradicts --tau, which lists {len(tau)} timesteps.",
-            "Leave --steps out.",
-        )
 
 
 def _paths(result: "SampleResult") -> list[str]:

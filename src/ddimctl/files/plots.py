@@ -14,8 +14,12 @@ _COLOURS: Final = ("#3b6fb6", "#d1742c", "#4c9a54", "#b2475f", "#7a5aa8", "#6b6b
 _MARGIN: Final = (84, 28, 28, 56)  # left, top, right, bottom
 
 
-def line_plot(series: Mapping[str, Points], x_label: str, y_label: str) -> Image.Image:
+def line_plot(
+    series: Mapping[str, Points], x_label: str, y_label: str, *, log_x: bool = False
+) -> Image.Image:
     """A plot of the named series, y on a logarithmic axis where all of it is positive.
+
+    log_x: x, all of it positive, on a logarithmic axis too.
 
     Points that are not finite are left out; without any point the axes stay empty.
     """
@@ -26,17 +30,19 @@ def line_plot(series: Mapping[str, Points], x_label: str, y_label: str) -> Image
     xs = [x for points in finite.values() for x, _ in points] or [0.0, 1.0]
     ys = [y for points in finite.values() for _, y in points] or [1.0, 2.0]
     logarithmic = min(ys) > 0
-    x_ticks = _ticks(min(xs), max(xs))
+    x_ticks = _log_ticks(min(xs), max(xs)) if log_x else _ticks(min(xs), max(xs))
     y_ticks = _log_ticks(min(ys), max(ys)) if logarithmic else _ticks(min(ys), max(ys))
 
     width, height = SIZE[0] * _SCALE, SIZE[1] * _SCALE
     left, top, right, bottom = (side * _SCALE for side in _MARGIN)
     low_x, high_x = min(*x_ticks, *xs), max(*x_ticks, *xs)
     low_y, high_y = min(*y_ticks, *ys), max(*y_ticks, *ys)
-    vertical = math.log if logarithmic else float
+    horizontal, vertical = (math.log if is_log else float for is_log in (log_x, logarithmic))
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - low_x) / ((high_x - low_x) or 1)
+        across = (horizontal(x) - horizontal(low_x)) / (
+            (horizontal(high_x) - horizontal(low_x)) or 1
+        )
         up = (vertical(y) - vertical(low_y)) / ((vertical(high_y) - vertical(low_y)) or 1)
         return left + across * (width - left - right), height - bottom - up * (
             height - top - bottom
@@ -56,6 +62,7 @@ def line_plot(series: Mapping[str, Points], x_label: str, y_label: str) -> Image
     draw.text((width - right, height - 8 * _SCALE), x_label, "#444444", font, anchor="rb")
     draw.text((8 * _SCALE, 6 * _SCALE), y_label, "#444444", font, anchor="lt")
 
+    rising = sum(points[-1][1] - points[0][1] for points in finite.values() if points) > 0
     for index, (name, points) in enumerate(finite.items()):
         colour = _COLOURS[index % len(_COLOURS)]
         line = [place(x, y) for x, y in points]
@@ -65,9 +72,20 @@ def line_plot(series: Mapping[str, Points], x_label: str, y_label: str) -> Image
             x, y = line[0]
             radius = 3 * _SCALE
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
-        spot = (width - right - 8 * _SCALE, top + (8 + 20 * index) * _SCALE)
-        draw.text(spot, name, colour, font, anchor="rt")
+        # names in the corner that the lines leave free
+        side = left + 8 * _SCALE if rising else width - right - 8 * _SCALE
+        spot = (side, top + (8 + 20 * index) * _SCALE)
+        draw.text(spot, name, colour, font, anchor="lt" if rising else "rt")
     return image.resize(SIZE, Image.Resampling.LANCZOS)
+
+
+def stack_plots(plots: Sequence[Image.Image]) -> Image.Image:
+    """Plots of one size, one below the other."""
+    width, height = plots[0].size
+    stacked = Image.new("RGB", (width, height * len(plots)))
+    for row, plot in enumerate(plots):
+        stacked.paste(plot, (0, row * height))
+    return stacked
 
 
 def _ticks(low: float, high: float, count: int = 6) -> list[float]:
@@ -85,9 +103,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     """1, 2, 5 times powers of ten around [low, high]; only powers where there are many decades."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     factors = (1, 2, 5) if last - first <= 3 else (1,)
-    ticks = [
-        round(factor * 10.0**power, 12) for power in range(first, last + 1) for factor in factors
-    ]
+    ticks = [float(f"{factor}e{power}") for power in range(first, last + 1) for factor in factors]
     below = [tick for tick in ticks if tick <= low][-1:]
     above = [tick for tick in ticks if tick >= high][:1]
     return below + [tick for tick in ticks if low < tick < high] + above

@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from ddimctl.checkpoints import Checkpoint
+import torch
+
+from ddimctl.checkpoints import Checkpoint, load_checkpoint
 from ddimctl.checkpoints.load import BUNDLED, is_hub_id
 from ddimctl.errors import RequestError, StorageError
 from ddimctl.files.atomic import write_json
 from ddimctl.files.datasets import user_cache
+from ddimctl.runtime.device import PRECISIONS, prepare_for_inference
 
 _KEPT: Final = 1000
 
@@ -19,6 +22,45 @@ class Recalled(NamedTuple):
 
     spec: str
     revision: str | None = None
+
+
+def open_checkpoint(
+    spec: str | None,
+    known: Mapping[str, Any],
+    *,
+    device: torch.device,
+    precision: str,
+    revision: str | None = None,
+    variant: str | None = None,
+    weights: str = "auto",
+    yes: bool = False,
+    compile: bool = False,
+) -> Checkpoint:
+    """The checkpoint of spec, else the one that latents with this metadata name, ready to run.
+
+    yes: whether one that only latents name may be fetched from the hub. Raises CheckpointError and
+    RequestError.
+    """
+    record, recalled = known.get("checkpoint"), None
+    if spec is None and isinstance(record, dict):
+        recalled = recall(record)
+        spec, revision = recalled.spec, recalled.revision
+    checkpoint = load_checkpoint(
+        spec,
+        revision=revision,
+        variant=variant,
+        weights=weights,
+        device=device,
+        dtype=PRECISIONS[precision],
+        download=recalled is None or yes,
+    )
+    if recalled is not None and isinstance(record, dict):
+        verify(checkpoint, record)
+    remember(checkpoint, spec)
+    prepare_for_inference(checkpoint.unet)
+    if compile:
+        checkpoint.unet.compile()
+    return checkpoint
 
 
 def remember(checkpoint: Checkpoint, spec: str | None) -> None:

@@ -4,6 +4,8 @@ import hashlib
 from importlib.metadata import version
 from typing import Any
 
+from torch import Tensor
+
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.files.grids import GRID_LIMIT
 from ddimctl.jobs.sampling_plan import Plan
@@ -18,7 +20,7 @@ def latents_metadata(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
         "prediction": checkpoint.prediction,
         "method": plan.method,
         "top": plan.tau[-1],
-        "seeds": list(plan.seeds),
+        **({"seeds": list(plan.seeds)} if plan.is_seeded else {}),
         **{key: value for key, value in plan.settings.items() if key not in ("size", "batch_size")},
     }
     if plan.labels is not None:
@@ -35,14 +37,19 @@ def image_text(plan: Plan, checkpoint: Checkpoint, i: int | None) -> dict[str, A
         del settings["timesteps"]
     text = {"ddimctl": version("ddimctl"), "checkpoint": checkpoint.provenance.record(), **settings}
     if i is None:
-        return text | {"seeds": list(plan.seeds[:GRID_LIMIT])}
+        return text | ({"seeds": list(plan.seeds[:GRID_LIMIT])} if plan.is_seeded else {})
     if plan.x_T is None:
         text["seed"] = plan.seeds[i]
     else:
-        text["latent_sha256"] = sha256_hex(plan.x_T[i].contiguous().numpy().tobytes())
+        text["latent_sha256"] = latent_sha256(plan.x_T[i])
     if plan.labels is not None:
         text["label"] = plan.labels[i]
     return text
+
+
+def latent_sha256(latent: Tensor) -> str:
+    """The hash of a latent's float32 numbers."""
+    return sha256_hex(latent.contiguous().numpy().tobytes())
 
 
 def sha256_hex(content: bytes) -> str:

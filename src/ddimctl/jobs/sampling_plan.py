@@ -17,6 +17,7 @@ from ddimctl.errors import RequestError
 from ddimctl.files.latents import LatentFile
 
 DEFAULT_STEPS: Final = 20
+SEEDED: Final = "seeds"
 _LABEL_STREAM: Final = -2  # where seeded_noise has timesteps: the stream that labels are drawn from
 
 
@@ -72,7 +73,7 @@ class Plan:
     tau: visited timesteps, ascending.  names: one number per image, its file's name.
     seeds: one per image, for its noise.  labels: one per image, or None.
     x_T: (N, C, H, W) when latents are decoded, else None (drawn from the seeds).
-    method: how the x_T came about, "seeds" or what a latent file says.
+    method: how the x_T came about, SEEDED or what a latent file says.
     """
 
     settings: dict[str, Any]
@@ -84,6 +85,20 @@ class Plan:
     labels: tuple[int, ...] | None
     x_T: Tensor | None
     method: str
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return len(self.seeds)
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether each x_T is the noise of its seed, drawn here or read from a file that says so."""
+        return self.method == SEEDED
+
+    def subject(self, i: int) -> str:
+        """What to call image i in a sentence."""
+        return f"seed {self.seeds[i]}" if self.is_seeded else f"image {i}"
 
     def start(self, images: Sequence[int], device: torch.device) -> Tensor:
         """x_T (n, C, H, W), float32, of the images at these places of the plan."""
@@ -140,7 +155,7 @@ def make_plan(
         "batch_size": batch_size,
     }
     x_T = latents.latents if latents else None
-    method = str(known.get("method", "unknown")) if latents else "seeds"
+    method = str(known.get("method", "unknown")) if latents else SEEDED
     return Plan(settings, tau, shape, batch_size, names, seeds, labels, x_T, method)
 
 
@@ -236,8 +251,13 @@ def _labels(
         return tuple(given[i % len(given)] for i in order)
     if recorded is not None and len(recorded) == len(seeds):
         return tuple(int(label) for label in recorded)
+    return drawn_labels(seeds, checkpoint)
+
+
+def drawn_labels(seeds: Sequence[int], checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The class that each seed draws where none is asked for."""
     keys = noise.hash_keys(torch.tensor(seeds), _LABEL_STREAM)
-    return tuple(noise.uniform_integers(keys, checkpoint.num_classes).tolist())
+    return tuple(noise.uniform_integers(keys, checkpoint.num_classes or 1).tolist())
 
 
 def class_index(word: str, checkpoint: Checkpoint) -> int:

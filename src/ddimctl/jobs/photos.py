@@ -1,0 +1,95 @@
+"""Strangers' pictures, found, named, and fitted to what a checkpoint knows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from ddimctl.checkpoints import Checkpoint
+from ddimctl.errors import RequestError
+from ddimctl.files.dataset_source import scan
+from ddimctl.files.images import FITS, fit_picture, picture_pixels, read_picture
+
+SHEET: Final = ".inversion.png"
+"""How the sheets end that inversion makes, which are no pictures to invert."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A picture file; name: what its results are called, different from every other's."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A picture as the model takes it: pixels (H, W, C), uint8; what it was: (H, W)."""
+
+    pixels: Tensor
+    original: tuple[int, int]
+    fit: str
+
+    def record(self) -> dict[str, Any]:
+        """What latents say of it: plain values."""
+        return {"fit": self.fit, "original_size": list(self.original)}
+
+    def sentence(self) -> str:
+        """How it was fitted, in words."""
+        (height, width), (to_height, to_width) = self.original, self.pixels.shape[:2]
+        if self.original == (to_height, to_width):
+            return f"{height}x{width} pixels, as they are"
+        scale = (max if self.fit == "crop" else min)(to_height / height, to_width / width)
+        inner = f"{round(to_height / scale)}x{round(to_width / scale)}"
+        how = {
+            "crop": f"cut to the middle {inner} and resized",
+            "pad": f"padded to {inner} and resized",
+            "stretch": "resized whatever the proportions",
+        }[self.fit]
+        if height * to_width == width * to_height:
+            how = "resized"
+        return f"{height}x{width} pixels, {how} to {to_height}x{to_width}"
+
+
+def find_photos(given: Sequence[Path]) -> list[Photo]:
+    """The files, and the pictures in the folders, in order, each once.
+
+    A name is the file's stem, with a number where an earlier one has it. A file that is missing or
+    no picture is found out when it is read. Raises DataError for a folder without pictures.
+    """
+    paths = dict.fromkeys(path for entry in given for path in _expand(entry))
+    taken: set[str] = set()
+    photos = []
+    for path in paths:
+        name, number = path.stem, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{path.stem}-{number}"
+        taken.add(name.casefold())
+        photos.append(Photo(path, name))
+    return photos
+
+
+def fit_photo(path: Path, checkpoint: Checkpoint, size: tuple[int, int], fit: str) -> Fitted:
+    """Read a picture and fit it to (H, W). Raises DataError naming it."""
+    background = checkpoint.background or (0, 0, 0)
+    picture = read_picture(path, checkpoint.sample_shape[0], background)
+    fitted = fit_picture(picture, size, fit, background)
+    return Fitted(picture_pixels(fitted), (picture.height, picture.width), fit)
+
+
+def check_fit(fit: str) -> None:
+    """Raise RequestError for an unknown way to fit pictures."""
+    if fit not in FITS:
+        raise RequestError(f"unknown fit '{fit}'.", f"Choose one of {', '.join(FITS)}.")
+
+
+def _expand(given: Path) -> Iterator[Path]:
+    if not given.is_dir():
+        yield given
+        return
+    for entry in scan(given):
+        if not entry.name.endswith(SHEET):
+            yield given / entry.name

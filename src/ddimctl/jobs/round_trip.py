@@ -1,0 +1,234 @@
+"""Pictures to latents and back: inversion, verified by the sampler's own decode."""
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddimctl.checkpoints import Checkpoint
+from ddimctl.diffusion.float32 import ieee_float32
+from ddimctl.diffusion.inversion import Inversion, check_inversion, climb, collect, invert
+from ddimctl.diffusion.predictions import make_denoiser
+from ddimctl.diffusion.sampling import sample
+from ddimctl.errors import RequestError
+from ddimctl.files.images import to_uint8
+from ddimctl.jobs.events import Event, Progress
+from ddimctl.jobs.recall import open_checkpoint
+from ddimctl.jobs.sampling_plan import Plan, SampleRequest, make_plan
+from ddimctl.runtime.device import make_deterministic, resolve_device, resolve_precision
+
+DEFAULT_STEPS: Final = 50
+HALF_A_LEVEL: Final = 1 / 255  # of x_0, whose 255 levels span [-1, 1]
+_TIGHTER: Final = 0.01  # of the tolerance, for a second attempt
+
+
+class RoundTrip(NamedTuple):
+    """latents and decoded: (N, C, H, W), float32. residuals (N, S), float64: as Inversion's.
+    evaluations: (N,), int64, of the inversion, both attempts where there were two."""
+
+    latents: Tensor
+    decoded: Tensor
+    residuals: Tensor
+    evaluations: Tensor
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near a decoded picture is to the original.
+
+    mse: per dimension, pictures in [0, 1].  psnr: in dB; None where mse is 0.
+    largest_error: in levels of 255, before rounding.  worst_level: after it.
+    exact_pixels: the share of pixels of which all channels are equal after rounding.
+    """
+
+    mse: float
+    psnr: float | None
+    largest_error: float
+    worst_level: int
+    exact_pixels: float
+
+    def record(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return asdict(self)
+
+
+def inversion_precision(asked: str | None, method: str, device: torch.device) -> str:
+    """fp32, or what was asked for. Raises RequestError where the method cannot have that."""
+    precision = resolve_precision(asked or "fp32", device)
+    if method == "exact" and precision != "fp32":
+        raise RequestError(
+            f"exact inversion in {precision} would not be exact.", "Leave --precision at fp32."
+        )
+    return precision
+
+
+def open_for_inversion(
+    decoding: SampleRequest, method: str
+) -> tuple[Checkpoint, torch.device, str]:
+    """The checkpoint, its device and precision. Raises RequestError, CheckpointError, DeviceError."""
+    device = resolve_device(decoding.device)
+    if decoding.deterministic:
+        make_deterministic()
+    precision = inversion_precision(decoding.precision, method, device)
+    checkpoint = open_checkpoint(
+        decoding.ckpt,
+        {},
+        device=device,
+        precision=precision,
+        revision=decoding.revision,
+        variant=decoding.variant,
+        weights=decoding.weights,
+    )
+    return checkpoint, device, precision
+
+
+def inversion_plan(
+    decoding: SampleRequest,
+    checkpoint: Checkpoint,
+    count: int,
+    method: str,
+    tolerance: float,
+    device: torch.device,
+    precision: str,
+) -> Plan:
+    """How `count` pictures are inverted, and their latents decoded: without noise, clipping or
+    guidance, as --class or the null class.
+
+    Raises RequestError for settings that contradict each other or cannot be inverted.
+    """
+    classes = decoding.classes
+    if classes is not None and len(classes) > 1:
+        raise RequestError("--class: pictures are inverted as one class.", "Name one.")
+    if classes is None and checkpoint.num_classes is not None:
+        if checkpoint.null_class is None:
+            raise RequestError(
+                "this checkpoint needs to know what the pictures show.", "Name it with --class."
+            )
+        classes = (str(checkpoint.null_class),)
+    steps = decoding.steps or (None if isinstance(decoding.tau, tuple) else DEFAULT_STEPS)
+    settled = replace(
+        decoding,
+        seeds=tuple(range(count)),
+        steps=steps,
+        classes=classes,
+        eta=0.0,
+        variance="eta",
+        clip="none",
+        guidance=1.0,
+        latents=None,
+    )
+    plan = replace(make_plan(settled, checkpoint, None, device, precision), method=method)
+    check_inversion(checkpoint.schedule, plan.tau, method, tolerance)
+    return plan
+
+
+def round_trip(
+    checkpoint: Checkpoint, plan: Plan, x_0: Tensor, tolerance: float
+) -> Generator[int, None, RoundTrip]:
+    """Invert x_0 (N, C, H, W) as the plan says and decode the latents, yielding each step's number.
+
+    x_0 and the result are on the checkpoint's device; all N have the plan's first label. Exact
+    inversion that met its tolerance and is yet off by more than half a level is tried again with
+    a smaller one; where a step could not meet it there is nothing to gain.
+    Raises NumericsError.
+    """
+    with ieee_float32():
+        inversion = yield from _invert(checkpoint, plan, x_0, tolerance)
+        decoded = decode_latents(checkpoint, plan, inversion.latents).clone()  # to be written to
+        trip = RoundTrip(
+            inversion.latents, decoded, inversion.residuals, inversion.evaluations.sum(1)
+        )
+        off = (decoded - x_0).abs().flatten(1).amax(1) > HALF_A_LEVEL
+        off &= (inversion.residuals <= tolerance).all(1)
+        if plan.method != "exact" or not bool(off.any()):
+            return trip
+        rows = off.nonzero().flatten()
+        again = invert(
+            checkpoint,
+            x_0[rows],
+            timesteps=plan.tau,
+            tolerance=_TIGHTER * tolerance,
+            labels=_labels(plan, x_0[rows]),
+        )
+        decoded_again = decode_latents(checkpoint, plan, again.latents)
+    trip.evaluations[rows] += again.evaluations.sum(1)
+    error, error_again = (
+        (y - x_0[rows]).abs().flatten(1).amax(1) for y in (decoded[rows], decoded_again)
+    )
+    nearer = error_again < error
+    for whole, part in zip(trip, (again.latents, decoded_again, again.residuals), strict=False):
+        whole[rows[nearer]] = part[nearer]
+    return trip
+
+
+def with_steps(
+    walk: Generator[int, None, RoundTrip],
+    phase: str,
+    before: int,
+    total: int,
+    facts: Mapping[str, str],
+) -> Generator[Event, None, RoundTrip]:
+    """The walk, its steps told as progress after `before` of total."""
+    while True:
+        try:
+            number = next(walk)
+        except StopIteration as end:
+            trip: RoundTrip = end.value
+            return trip
+        yield Progress(phase, before + number, total, "steps", facts)
+
+
+def decode_latents(
+    checkpoint: Checkpoint, plan: Plan, latents: Tensor, tau: Sequence[int] | None = None
+) -> Tensor:
+    """x_0 (N, C, H, W) from latents by the plain sampler, in tau or the plan's own timesteps."""
+    with ieee_float32():
+        return sample(checkpoint, latents, timesteps=tau or plan.tau, labels=_labels(plan, latents))
+
+
+def fidelity(x_0: Tensor, decoded: Tensor) -> list[Fidelity]:
+    """Of each decoded picture, to its x_0; both (N, C, H, W)."""
+    error = (decoded - x_0).double()
+    levels = (to_uint8(decoded).int() - to_uint8(x_0).int()).abs()  # (N, H, W, C)
+    found = []
+    for difference, off in zip(error, levels, strict=True):
+        mse = float(difference.square().mean()) / 4
+        found.append(
+            Fidelity(
+                mse=mse,
+                psnr=-10 * math.log10(mse) if mse > 0 else None,
+                largest_error=float(difference.abs().max()) * 255 / 2,
+                worst_level=int(off.max()),
+                exact_pixels=float((off.amax(2) == 0).double().mean()),
+            )
+        )
+    return found
+
+
+def _invert(
+    checkpoint: Checkpoint, plan: Plan, x_0: Tensor, tolerance: float
+) -> Generator[int, None, Inversion]:
+    steps = []
+    with torch.inference_mode():
+        walk = climb(
+            make_denoiser(checkpoint),
+            x_0,
+            checkpoint.schedule,
+            plan.tau,
+            method=plan.method,
+            tolerance=tolerance,
+            labels=_labels(plan, x_0),
+        )
+        for number, step in enumerate(walk, 1):
+            steps.append(step)
+            yield number
+    return collect(steps)
+
+
+def _labels(plan: Plan, like: Tensor) -> Tensor | None:
+    if plan.labels is None:
+        return None
+    return torch.full((len(like),), plan.labels[0], device=like.device)

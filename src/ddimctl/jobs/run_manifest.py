@@ -1,0 +1,146 @@
+"""The manifest.json of an output folder: what was asked, how it was settled, what was made."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, Final
+
+import torch
+
+from ddimctl.checkpoints import Checkpoint
+from ddimctl.errors import DataError, RequestError
+from ddimctl.jobs.records import latent_sha256
+from ddimctl.jobs.sampling_plan import Plan, SampleRequest
+
+NAME: Final = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a command calls the things in its output folder, and what it adds to them.
+
+    command: in the manifest, and in the names of numbered folders.
+    images: the pictures' folder; their numbers have at least that many digits.
+    captions: one per image, for the grid; None for the classes' names.
+    video, fps: gif, webp or mp4 of all images in their order; loop: it ends where it begins.
+    details: more entries of the manifest; records: more entries of each image in it.
+    """
+
+    command: str
+    images: str
+    digits: int
+    captions: tuple[str, ...] | None = None
+    video: str | None = None
+    fps: float = 12.0
+    loop: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+    records: Sequence[Mapping[str, Any]] = ()
+
+
+def read_manifest(request: SampleRequest, layout: Layout) -> dict[str, Any] | None:
+    """The manifest of the run that request.out already holds, when it is to be resumed.
+
+    Raises RequestError where something would be overwritten, DataError for a damaged manifest.
+    """
+    if request.out is None:
+        if request.resume:
+            raise RequestError("--resume needs the folder to go on in.", "Name it with --out.")
+        return None
+    path = request.out / NAME
+    if request.out.exists() and not request.out.is_dir():
+        raise RequestError(f"--out {request.out} is a file.", "Name a folder.")
+    if not request.out.exists() or request.force:
+        return None
+    if request.resume and path.exists():
+        try:
+            manifest = json.loads(path.read_text("utf-8"))
+            if manifest["command"] == layout.command and isinstance(manifest["settings"], dict):
+                return dict(manifest)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        raise DataError(
+            f"{path} is not the manifest of a run of `ddimctl {layout.command}`.",
+            "Begin with --force.",
+        )
+    if any(not entry.name.startswith(".") for entry in request.out.iterdir()):
+        raise RequestError(
+            f"{request.out} is not empty.",
+            "Go on with --resume, write over it with --force, or name another --out.",
+        )
+    return None
+
+
+def make_manifest(
+    request: SampleRequest,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    layout: Layout,
+    device: str,
+    images: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Every setting, the versions, and the finished images; None while they are being made."""
+    return {
+        "format_version": 1,
+        "command": layout.command,
+        "complete": images is not None,
+        "ddimctl": version("ddimctl"),
+        "checkpoint": checkpoint.provenance.record(),
+        "settings": plan.settings,
+        "schedule": checkpoint.schedule.settings,
+        "prediction": checkpoint.prediction,
+        "save": list(request.save),
+        "format": request.format,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "diffusers", "pillow")},
+        },
+        **layout.details,
+        "images": images or [image_record(plan, checkpoint, layout, i) for i in range(plan.count)],
+    }
+
+
+def image_record(plan: Plan, checkpoint: Checkpoint, layout: Layout, i: int) -> dict[str, Any]:
+    """What decides image i, besides the settings."""
+    record: dict[str, Any] = {"seed": plan.seeds[i]} if plan.is_seeded else {}
+    record |= layout.records[i] if layout.records else {}
+    if plan.x_T is not None:
+        record["latent_sha256"] = latent_sha256(plan.x_T[i])
+    if plan.labels is not None:
+        record |= {"label": plan.labels[i], "class": checkpoint.class_name(plan.labels[i])}
+    return record
+
+
+def check_same_run(recorded: dict[str, Any], now: dict[str, Any], layout: Layout) -> None:
+    """Raise RequestError, with the differences, unless both manifests are of one run."""
+    changed = [
+        f"{key} was {_short(recorded.get(part, {}).get(key))}, is {_short(value)}"
+        for part in ("checkpoint", "settings")
+        for key, value in now[part].items()
+        if recorded.get(part, {}).get(key) != value
+    ]
+    alike = ("save", "format", *layout.details)
+    changed += [f"{key} differs" for key in alike if recorded.get(key) != now[key]]
+    if _subjects(recorded) != _subjects(now):
+        changed.append("the seeds, latents or classes differ")
+    if changed:
+        raise RequestError(
+            f"--resume: not the run that was begun: {'; '.join(changed)}.",
+            "Repeat the first command, or begin again with --force.",
+        )
+
+
+def _subjects(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The images' records without what is known only when they are made."""
+    return [
+        {key: value for key, value in image.items() if key not in ("file", "sha256")}
+        for image in manifest.get("images", [])
+    ]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

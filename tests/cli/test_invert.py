@@ -1,0 +1,186 @@
+"""`ddimctl invert` and `reconstruct` as scripts see them."""
+
+import json
+import re
+import subprocess
+import sys
+import typing
+
+import pytest
+
+from ddimctl.cli import invert_options
+from ddimctl.cli.main import main
+from ddimctl.cli.parse import parse_counts
+from ddimctl.errors import RequestError
+
+HEAVY = re.compile(r"\b(torch|diffusers|numpy|PIL|huggingface_hub|safetensors)\b")
+
+
+def picture(path, seed=0, size=(16, 16)):
+    image = pytest.importorskip("PIL.Image")
+    image.linear_gradient("L").rotate(30 * seed).resize(size).convert("RGB").save(path)
+
+
+def levels(path):
+    image = pytest.importorskip("PIL.Image")
+    with image.open(path) as opened:
+        return opened.convert("RGB").tobytes()
+
+
+@pytest.fixture
+def run_here(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["invert"],
+        ["invert", "a.png", "--method", "edict"],
+        ["invert", "a.png", "--tolerance", "0"],
+        ["invert", "a.png", "--tolerance", "nan"],
+        ["invert", "a.png", "--fit", "squeeze"],
+        ["invert", "a.png", "--steps", "0"],
+        ["invert", "a.png", "--tau", "0,999", "--steps", "3"],
+        ["invert", "a.png", "--size", "big"],
+        ["reconstruct"],
+        ["reconstruct", "data", "--steps", "10,0"],
+        ["reconstruct", "data", "--decode-steps", "ten"],
+        ["reconstruct", "data", "--method", "exact,edict"],
+        ["reconstruct", "data", "--limit", "0"],
+        ["reconstruct", "data", "--holdout", "1"],
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_are_two_lines_and_import_nothing_heavy(arguments, clean_env, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "ddimctl", *arguments],
+        env=clean_env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    imports = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 2
+    assert [line for line in imports if HEAVY.search(line)] == []
+    assert len(said) == 2
+    assert said[0].startswith("error: ")
+    assert done.stdout == ""
+
+
+def test_a_photo_and_its_decoded_latents_are_one_picture(run_cli, tiny_class_checkpoint, tmp_path):
+    picture(tmp_path / "a.png")
+    settings = ("--ckpt", tiny_class_checkpoint, "--tau", ",".join(map(str, range(0, 500, 20))))
+    code, out, err = run_cli("invert", "a.png", *settings)
+    assert code == 0, err
+    assert out.splitlines() == ["a.pt", "a.inversion.png"]
+    assert re.search(r"wrote: a.pt \(MSE .+ PSNR .+ worst level 0 of 255, 100 % of pixels", err)
+    code, out, err = run_cli("sample", "--latents", "a.pt", "--out", "back")
+    assert code == 0, err
+    pairs = zip(
+        levels(tmp_path / "a.png"), levels(tmp_path / "back/images/000000.png"), strict=True
+    )
+    assert max(abs(a - b) for a, b in pairs) <= 1
+
+
+def test_a_bad_file_is_named_the_rest_is_done_and_the_code_is_1(
+    run_here, tiny_checkpoint, tmp_path
+):
+    picture(tmp_path / "good.png")
+    (tmp_path / "text.png").write_text("hello")
+    command = ("invert", "text.png", "good.png", "none.png", "--ckpt", tiny_checkpoint)
+    code, out, err = run_here(*command, "--method", "naive", "--steps", 2)
+    assert code == 1
+    assert out.splitlines() == ["good.pt", "good.inversion.png"]
+    assert "text.png is not a picture" in err
+    assert "error: 2 of 3 pictures could not be read." in err
+
+
+def test_json_is_one_object(run_here, tiny_checkpoint, tmp_path):
+    picture(tmp_path / "a.png")
+    code, out, err = run_here(
+        *("invert", "a.png", "--ckpt", tiny_checkpoint, "--method", "naive", "--steps", 2),
+        *("--out", "o", "--json"),
+    )
+    assert code == 0, err
+    record = json.loads(out)
+    assert record["failed"] == {}
+    (found,) = record["pictures"]
+    assert (found["latents"], found["comparison"]) == ("o/a.pt", "o/a.inversion.png")
+    assert found["evaluations"] == 2
+    assert {"mse", "psnr", "worst_level", "exact_pixels", "latent_mean", "latent_std"} <= set(found)
+
+
+def test_overwriting_is_2_and_a_dry_run_writes_nothing(run_here, tiny_checkpoint, tmp_path):
+    picture(tmp_path / "a.png", size=(40, 30))
+    command = ("invert", "a.png", "--ckpt", tiny_checkpoint, "--method", "naive", "--steps", 2)
+    code, out, err = run_here(*command, "--dry-run")
+    assert code == 0, err
+    assert re.search(r"a\.png +a\.pt", out)
+    assert "30x40 pixels, cut to the middle 30x30 and resized to 16x16" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert run_here(*command)[0] == 0
+    code, out, err = run_here(*command)
+    assert (code, out) == (2, "")
+    assert "--force" in err
+    assert run_here(*command, "--force")[0] == 0
+
+
+def test_reconstruct_prints_the_table(run_here, tiny_checkpoint, tmp_path):
+    (tmp_path / "data").mkdir()
+    for seed in range(3):
+        picture(tmp_path / f"data/{seed}.png", seed)
+    command = ("reconstruct", "data", "--ckpt", tiny_checkpoint, "--method", "naive")
+    code, out, err = run_here(*command, "--steps", "2,3", "--limit", 2, "--out", "t")
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[0].split()[:2] == ["method", "steps"]
+    assert [line.split()[:3] for line in lines[1:]] == [["naive", "2", "2"], ["naive", "3", "3"]]
+    assert sorted(path.name for path in (tmp_path / "t").iterdir()) == [
+        "plot.png", "table.csv", "table.json",
+    ]  # fmt: skip
+    code, out, err = run_here(*command, "--steps", "1", "--json")
+    assert code == 0, err
+    record = json.loads(out)
+    assert re.fullmatch(r"runs/\d{5}-reconstruct", record["out"])
+    assert record["rows"][0]["pictures"] == 3
+    assert run_here(*command, "--out", "t")[0] == 2
+
+
+@pytest.mark.parametrize("command", ["invert", "reconstruct"])
+def test_help_names_every_option_with_a_text(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main([command, "--help"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if re.match(r"│ [ *]*--", line)]
+    assert len(rows) >= 5
+    for row in rows:
+        assert re.search(r"--[a-z-]+.*?\s{2,}\S.*\s{2,}\S", row), row
+
+
+def test_words_and_defaults_are_those_of_the_layers():
+    import inspect
+
+    from ddimctl.cli.invert import invert
+    from ddimctl.diffusion import inversion, timesteps
+    from ddimctl.files.images import FITS
+    from ddimctl.runtime.device import PRECISIONS
+
+    assert typing.get_args(invert_options.Method) == inversion.METHODS
+    assert typing.get_args(invert_options.Fit) == FITS
+    assert typing.get_args(invert_options.InversionPrecision) == tuple(PRECISIONS)
+    assert typing.get_args(typing.get_args(invert_options.TauKind)[0]) == timesteps.KINDS
+    assert inspect.signature(invert).parameters["tolerance"].default == inversion.TOLERANCE
+
+
+@pytest.mark.parametrize("text", ["", "0", "1,,2", "-3", "2.5"])
+def test_counts_are_numbers_above_zero(text):
+    assert parse_counts("50, 10,50", "--steps") == (50, 10)
+    with pytest.raises(RequestError, match="not a number above 0"):
+        parse_counts(text, "--steps")
