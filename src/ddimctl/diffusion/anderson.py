@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-# Differences kept. With 8, steps whose solution the network hardly reaches stagnated sooner, at three
-# times the residual.
+# Differences kept. With 8, steps that the network can hardly be inverted in stagnated at over twice
+# the residual.
 MEMORY: Final = 3
 LIMIT: Final = 100  # evaluations for one equation
 PATIENCE: Final = 10  # evaluations without a new best iterate, after which an attempt is over
