@@ -29,7 +29,7 @@ def top_of(model, x_0, tau, **settings):
     ("kind", "S"), [("linspace", 10), ("quadratic", 10), *((kind, 50) for kind in KINDS)]
 )
 def test_exact_inversion_is_decoded_to_the_picture(prediction, kind, S):
-    model, x_0 = MixtureModel(prediction=prediction), picture(*range(6))
+    model, x_0 = MixtureModel(prediction=prediction), picture(*range(20))
     tau = timesteps(kind, S)
     x_T = top_of(model, x_0, tau, tolerance=1e-10)
     torch.testing.assert_close(sample(model, x_T, timesteps=tau), x_0, rtol=0, atol=1e-6)

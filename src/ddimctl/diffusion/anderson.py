@@ -10,9 +10,12 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-MEMORY: Final = 3  # differences kept
+# Differences kept. With 8, steps that the network can hardly be inverted in stagnated at over twice
+# the residual.
+MEMORY: Final = 3
 LIMIT: Final = 100  # evaluations for one equation
-PATIENCE: Final = 20  # evaluations without a new best iterate
+PATIENCE: Final = 10  # evaluations without a new best iterate, after which an attempt is over
+ATTEMPTS: Final = 3  # each after the first from the best iterate, with an empty history
 _TIKHONOV: Final = 1e-10  # of the mean diagonal of the normal equations
 
 Residual = Callable[[Tensor, Tensor], Tensor]
@@ -35,12 +38,12 @@ def solve(
 
     slope: about dF/dx; the plain iteration, which memory = 0 leaves, is x + (y - F(x)) / slope.
     An equation ends when its residual is at most the tolerance, no longer finite, or has not
-    fallen for a while; the others go on without it.
+    fallen for a while in the last attempt; the others go on without it.
     """
     best = start.clone()
     smallest = start.new_full((len(start),), torch.inf)
     evaluations = torch.zeros(len(start), dtype=torch.int64, device=start.device)
-    stale = torch.zeros_like(evaluations)
+    stale, attempts = torch.zeros_like(evaluations), torch.ones_like(evaluations)
     rows = torch.arange(len(start), device=start.device)
     x, last_f = start, None
     moves = changes = start.new_empty(len(start), 0, start.shape[1])
@@ -52,14 +55,23 @@ def solve(
         smallest[rows[better]] = size[better]
         best[rows[better]] = x[better]
         stale[rows] = torch.where(better, 0, stale[rows] + 1)
-        going = (size > tolerance) & size.isfinite() & (stale[rows] < PATIENCE)
+        over = stale[rows] >= PATIENCE
+        last = attempts[rows] == (ATTEMPTS if memory else 1)  # the plain iteration would repeat
+        going = (size > tolerance) & size.isfinite() & ~(over & last)
         if not bool(going.any()):
             break
         f = difference / slope
         if memory and last_f is not None:
             changes = torch.cat((changes, (f - last_f)[:, None]), 1)[:, -memory:]
-        rows, x, f, moves, changes = (each[going] for each in (rows, x, f, moves, changes))
+        rows, x, f, moves, changes, over = (
+            each[going] for each in (rows, x, f, moves, changes, over)
+        )
         move = _accelerated(f, moves, changes) if changes.shape[1] else f
+        if bool(over.any()):
+            move[over] = best[rows[over]] - x[over]
+            moves[over] = changes[over] = 0.0
+            stale[rows[over]] = 0
+            attempts[rows[over]] += 1
         if memory:
             moves = torch.cat((moves, move[:, None]), 1)[:, -memory:]
         x, last_f = x + move, f
