@@ -20,7 +20,7 @@ METADATA = {
     "checkpoint": {"name": "google/ddpm-cifar10-32", "revision": None},
     "timesteps": [0, 10, 999],
     "eta": 0.5,
-    "clip": False,
+    "flag": False,
     "text": "ᾱ",
 }
 
@@ -269,3 +269,28 @@ def test_other_suffixes_and_shapes_are_not_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError):
         save_latents(tmp_path / "file" / "a.pt", torch.zeros(1, 1, 2, 2), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("timesteps", "abc"),
+        ("timesteps", [0, 1.5]),
+        ("timesteps", [True]),
+        ("steps", -1),
+        ("steps", "20"),
+        ("eta", "1"),
+        ("guidance", None),
+        ("labels", 3),
+        ("seeds", [2**63]),
+        ("precision", 32),
+        ("tau", []),
+        ("checkpoint", "google/ddpm"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_settings_of_a_wrong_type_are_refused_by_name(tmp_path, name, value, suffix):
+    path = tmp_path / f"strange{suffix}"
+    save_latents(path, torch.zeros(1, 3, 4, 4), {name: value})
+    with pytest.raises(DataError, match=f"impossible '{name}'"):
+        load_latents(path)

@@ -287,7 +287,7 @@ def test_one_input_is_no_path(finish, request_for, tmp_path):
     ("content", "named"),
     [
         (torch.full((1, *SHAPE), float("nan")), "not finite"),
-        ({"latents": noise(1), "metadata": {"labels": ["x"]}}, "class index"),
+        ({"latents": noise(1), "metadata": {"labels": ["x"]}}, "impossible 'labels'"),
         ({"latents": noise(1), "metadata": {"labels": [1, 2]}}, "class index"),
         ({"samples": noise(1)}, "finished samples"),
     ],

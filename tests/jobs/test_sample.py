@@ -377,3 +377,12 @@ def test_a_run_streams_its_pictures_instead_of_keeping_them(
     finish(sample(request_for(steps=1, seeds=tuple(range(9)), batch_size=4)))
     assert kept == [2]
     assert len(list((tmp_path / "out/images").iterdir())) == 9
+
+
+def test_latents_of_a_class_that_the_checkpoint_lacks_are_refused(
+    finish, request_for, tiny_class_checkpoint, tmp_path
+):
+    path = tmp_path / "strange.pt"
+    save_latents(path, seeded_noise([0], (3, 16, 16)), {"labels": [77]})
+    with pytest.raises(RequestError, match="no class '77'"):
+        finish(sample(request_for(ckpt=tiny_class_checkpoint, latents=path)))

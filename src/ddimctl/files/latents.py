@@ -186,4 +186,34 @@ def _plain(path: Path, metadata: Any) -> dict[str, Any]:
         raise DataError(f"{path}: its metadata is not plain values.") from error
     if not isinstance(metadata, dict):
         raise DataError(f"{path}: its metadata is no table of names and values.")
-    return cast(dict[str, Any], json.loads("".join(chunks)))
+    known = cast(dict[str, Any], json.loads("".join(chunks)))
+    for name, is_right in _KNOWN.items():
+        if name in known and not is_right(known[name]):
+            raise DataError(f"{path}: its metadata has an impossible '{name}'.")
+    return known
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_count, value))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+# What is used of a stranger's metadata; the rest is carried along unread.
+_KNOWN: Final[Mapping[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("steps", "top"), _is_count),
+    **dict.fromkeys(("timesteps", "labels", "seeds"), _are_counts),
+    **dict.fromkeys(("eta", "guidance"), _is_number),
+    **dict.fromkeys(("tau", "variance", "clip", "precision", "method", "prediction"), _is_text),
+    **dict.fromkeys(("checkpoint", "schedule"), lambda value: isinstance(value, dict)),
+}

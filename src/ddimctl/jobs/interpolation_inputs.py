@@ -50,11 +50,7 @@ def read_inputs(files: Sequence[Path], seeds: Sequence[int]) -> list[Input]:
 def _read_latents(path: Path) -> list[Input]:
     latents, known = load_latents(path)
     labels = known.get("labels") or [None] * len(latents)
-    if not (
-        isinstance(labels, list)
-        and len(labels) == len(latents)
-        and all(label is None or type(label) is int for label in labels)
-    ):
+    if len(labels) != len(latents):
         raise DataError(f"{path}: its labels are not one class index for each latent.")
     numbers = [f" #{i}" for i in range(len(latents))] if len(latents) > 1 else [""]
     return [

@@ -250,7 +250,7 @@ def _labels(
         order = range(len(seeds)) if request.latents else seeds
         return tuple(given[i % len(given)] for i in order)
     if recorded is not None and len(recorded) == len(seeds):
-        return tuple(int(label) for label in recorded)
+        return tuple(class_index(str(label), checkpoint) for label in recorded)
     return drawn_labels(seeds, checkpoint)
 
 
