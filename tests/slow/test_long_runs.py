@@ -1,0 +1,56 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ddimctl
+from ddimctl.files.images import from_uint8, picture_pixels, read_picture
+
+pytestmark = pytest.mark.slow
+
+TILES = sorted((Path(__file__).parents[2] / "examples" / "tiles").glob("*.png"))
+PEAK = """
+import resource, sys
+from ddimctl.cli.main import main
+code = main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(code)
+"""
+
+
+def peak_memory(checkpoint, out, count, env):
+    """MiB at most, of sampling that many images in one step."""
+    arguments = ["sample", "--ckpt", checkpoint, "-n", str(count), "--steps", "1"]
+    arguments += ["--batch-size", "32", "--save", "images", "--out", out]
+    ran = subprocess.run(
+        [sys.executable, "-c", PEAK, *map(str, arguments)],
+        env=env, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return int(ran.stdout.splitlines()[-1]) / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def test_memory_stays_flat_over_thousands_of_images(tiny_checkpoint, tmp_path, clean_env):
+    few = peak_memory(tiny_checkpoint, tmp_path / "few", 200, clean_env)
+    many = peak_memory(tiny_checkpoint, tmp_path / "many", 4000, clean_env)
+    assert many - few < 30
+    manifest = json.loads((tmp_path / "many" / "manifest.json").read_text())
+    assert len(manifest["images"]) == 4000
+
+
+def test_the_paper_s_encoder_comes_nearer_with_more_steps():
+    """The shape of the paper's Table 2, on the bundled checkpoint."""
+    bundled = ddimctl.load_checkpoint()
+    tiles = from_uint8(torch.stack([picture_pixels(read_picture(path, 3)) for path in TILES]))
+    labels = torch.full((len(tiles),), bundled.null_class)
+    errors = []
+    for steps in (10, 50, 200):
+        tau = ddimctl.timesteps("linspace", steps, 1000)
+        latents = ddimctl.invert(
+            bundled, tiles, timesteps=tau, method="naive", labels=labels
+        ).latents
+        back = ddimctl.sample(bundled, latents, timesteps=tau, labels=labels)
+        errors.append(float((back - tiles).square().mean()) / 4)
+    assert errors[0] > 5 * errors[1] > 25 * errors[2]
