@@ -43,7 +43,9 @@ def test_zero_snr_reaches_zero_and_keeps_the_first_level():
     torch.testing.assert_close(rescaled.alpha_bar.float(), theirs, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("betas", [[], [0.0, 0.1], [0.1, 1.5], [[0.1, 0.2]], [float("nan")]])
+@pytest.mark.parametrize(
+    "betas", [[], [0.0, 0.1], [0.1, 1.5], [[0.1, 0.2]], [float("nan")], [1.0, 0.5]]
+)
 def test_impossible_betas_are_refused(betas):
     with pytest.raises(RequestError, match="betas"):
         from_betas(betas)

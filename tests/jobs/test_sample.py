@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -113,10 +114,10 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(
     assert files(out) == whole
 
 
-def test_samples_alone_are_resumed_too(finish, request_for, tmp_path):
+def test_samples_alone_begin_again_after_a_stop(finish, request_for, tmp_path):
     finish(sample(request_for("whole", save=("samples",), batch_size=1)))
     job = sample(request_for(save=("samples",), batch_size=1))
-    with pytest.raises(Stopped):
+    with pytest.raises(KeyboardInterrupt):  # nothing of it can be resumed
         for event in job:
             if getattr(event, "done", 0) == 7:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -386,3 +387,62 @@ def test_latents_of_a_class_that_the_checkpoint_lacks_are_refused(
     save_latents(path, seeded_noise([0], (3, 16, 16)), {"labels": [77]})
     with pytest.raises(RequestError, match="no class '77'"):
         finish(sample(request_for(ckpt=tiny_class_checkpoint, latents=path)))
+
+
+def test_numbers_that_are_class_names_do_not_change_recorded_labels(
+    finish, tiny_class_checkpoint, tmp_path
+):
+    folder = shutil.copytree(tiny_class_checkpoint, tmp_path / "numbered")
+    settings = json.loads((folder / "ddimctl.json").read_text())
+    settings["class_names"] = ["1", "10", "2", "3", "5"]
+    (folder / "ddimctl.json").write_text(json.dumps(settings))
+    common = {"ckpt": str(folder), "steps": 2}
+    finish(sample(SampleRequest(out=tmp_path / "a", seeds=(0,), classes=("10",), **common)))
+    finish(sample(SampleRequest(out=tmp_path / "b", latents=tmp_path / "a/latents.pt", **common)))
+    for name in ("a", "b"):
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        assert [(image["label"], image["class"]) for image in manifest["images"]] == [(1, "10")]
+
+
+def test_resume_wins_over_force(finish, request_for, tmp_path):
+    finish(sample(request_for(force=True)))
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/images").iterdir()}
+    finished = finish(sample(request_for(force=True, resume=True)))
+    assert "complete already" in finished.notices()
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "out/images").iterdir()}
+
+
+def test_latents_of_another_schedule_are_refused(finish, request_for, tmp_path):
+    path = tmp_path / "other.pt"
+    save_latents(path, seeded_noise([0], (3, 16, 16)), {"schedule": {"kind": "cosine"}})
+    with pytest.raises(RequestError, match="another noise schedule"):
+        finish(sample(request_for(latents=path)))
+
+
+def test_the_checkpoint_of_the_environment_is_found_again(
+    finish, tiny_checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DDIMCTL_CKPT", str(tiny_checkpoint))
+    monkeypatch.setenv("DDIMCTL_CACHE", str(tmp_path / "cache"))
+    finish(sample(SampleRequest(out=tmp_path / "a", steps=1, seeds=(0,))))
+    monkeypatch.delenv("DDIMCTL_CKPT")
+    finish(sample(SampleRequest(out=tmp_path / "b", latents=tmp_path / "a/latents.pt")))
+
+
+def test_an_image_s_bytes_do_not_depend_on_how_many_were_asked_for(finish, request_for, tmp_path):
+    finish(sample(request_for("a", seeds=(3,), batch_size=1)))
+    finish(sample(request_for("b", seeds=(2, 3), batch_size=1)))
+    name = "images/000003.png"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"settings": {}}, {"images": [3]}, {"checkpoint": "x"}, {"settings": {"batch_size": -1}}],
+)
+def test_a_strange_manifest_is_not_resumed(finish, request_for, tmp_path, change):
+    finish(sample(request_for()))
+    path = tmp_path / "out" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match="is not the manifest"):
+        finish(sample(request_for(resume=True)))

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -206,6 +207,35 @@ def test_fine_tuning_starts_from_the_checkpoint(finish, request_for, tmp_path):
     torch.testing.assert_close(weights(tmp_path / "second"), weights(tmp_path / "first"))
 
 
+def test_fine_tuning_at_another_size_says_so_and_keeps_its_start(finish, request_for, tmp_path):
+    finish(train(request_for("first", prediction="v", schedule="cosine")))
+    start = str(tmp_path / "first" / "checkpoint")
+    tuned = request_for("second", model=None, init=start, image_size=(16, 16), steps=1)
+    finish(train(tuned))
+    checkpoint = ddimctl.load_checkpoint(tmp_path / "second" / "checkpoint")
+    assert checkpoint.sample_shape == (3, 16, 16)
+    assert checkpoint.provenance.weights == "ema"
+    with pytest.raises(RequestError, match="--prediction was v, is eps"):
+        finish(train(replace(tuned, init=None, model="tiny", resume=True)))
+    with pytest.raises(RequestError, match="divisible by 8"):
+        finish(train(request_for("third", model=None, init=start, image_size=(12, 12))))
+
+
+def test_force_with_a_wrong_request_keeps_the_states(finish, request_for, tmp_path):
+    finish(train(request_for()))
+    with pytest.raises(RequestError):
+        finish(train(request_for(force=True, model="huge")))
+    assert len(list((tmp_path / "run" / "state").iterdir())) == 2
+
+
+def test_a_checkpoint_without_states_is_not_overwritten(finish, request_for, tmp_path):
+    finish(train(request_for()))
+    shutil.rmtree(tmp_path / "run" / "state")
+    for resume in (False, True):
+        with pytest.raises(RequestError, match="no state to go on from"):
+            finish(train(request_for(resume=resume)))
+
+
 def test_half_precision_weights_take_half_the_room(finish, request_for, tmp_path):
     for name in ("fp32", "fp16"):
         finish(train(request_for(name, steps=1, weights_dtype=name)))
@@ -247,7 +277,7 @@ def test_updates_whose_gradient_is_not_finite_are_skipped_and_counted(
 
     monkeypatch.setattr(train_module, "SKIP_LIMIT", 2)
     monkeypatch.setattr(train_module, "add_noise", lambda *a: original(*a) * torch.nan)
-    with pytest.raises(NumericsError, match="not finite in 3 updates"):
+    with pytest.raises(NumericsError, match="not finite in 3 updates in a row"):
         finish(train(request_for("bad")))
 
 
@@ -264,6 +294,7 @@ def test_updates_whose_gradient_is_not_finite_are_skipped_and_counted(
         ({"model": "huge"}, "neither a file nor one of"),
         ({"model": "cifar10", "image_size": (12, 12)}, "divisible by 8"),
         ({"init": "somewhere"}, "--init brings its own network"),
+        ({"precision": "fp16"}, "fp16 underflows"),
         ({"device": "tpu"}, "unknown device"),
     ],
 )
@@ -273,8 +304,6 @@ def test_wrong_requests_are_refused(finish, request_for, settings, message):
 
 
 def test_unreadable_pictures_are_named_and_counted(finish, request_for, pictures, tmp_path):
-    import shutil
-
     data = tmp_path / "data"
     shutil.copytree(pictures, data)
     Path(data / "left" / "zz.png").write_text("not a picture")

@@ -90,12 +90,12 @@ Ckpt = Annotated[
         panel=MODEL,
         metavar="CKPT",
         show_default=_OWN_CKPT,
-        text="A folder, a file or a hub id.",
+        text="A folder or a hub id.",
     ),
 ]
 CkptArgument = Annotated[
     str | None,
-    Argument(metavar="CKPT", show_default=_OWN_CKPT, help="A folder, a file or a hub id."),
+    Argument(metavar="CKPT", show_default=_OWN_CKPT, help="A folder or a hub id."),
 ]
 Revision = Annotated[
     str | None,

@@ -50,7 +50,7 @@ def solve(
     for _ in range(LIMIT):
         difference = residual(x, rows)
         evaluations[rows] += 1
-        size = difference.abs().amax(1).nan_to_num(torch.inf)
+        size = difference.abs().amax(1).nan_to_num(torch.inf, torch.inf)
         better = size < smallest[rows]
         smallest[rows[better]] = size[better]
         best[rows[better]] = x[better]

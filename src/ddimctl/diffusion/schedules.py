@@ -42,6 +42,8 @@ def from_betas(betas: Tensor | Sequence[float], settings: dict[str, Any] | None 
     beta = torch.as_tensor(betas, dtype=torch.float64)
     if beta.ndim != 1 or len(beta) == 0 or not bool(((beta > 0) & (beta <= 1)).all()):
         raise RequestError("the schedule's betas must be a list of numbers in (0, 1].")
+    if bool((beta[:-1] == 1).any()):
+        raise RequestError("only the last of the schedule's betas may be 1.")
     return Schedule(
         torch.cumprod(1 - beta, 0), settings or {"kind": "betas", "betas": beta.tolist()}
     )

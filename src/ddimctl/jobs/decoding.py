@@ -18,7 +18,7 @@ from ddimctl.jobs.events import Event, Notice, Progress
 from ddimctl.jobs.run_manifest import Layout
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest
 from ddimctl.jobs.sampling_store import SampleStore, open_store
-from ddimctl.runtime.device import device_name
+from ddimctl.runtime.device import device_name, memory_errors
 from ddimctl.runtime.signals import StopRequest, stop_on_signals
 
 
@@ -39,11 +39,11 @@ def decode(
     with open_store(request, plan, checkpoint, device_name(device), layout, recorded) as store:
         complete = store.is_complete(recorded)
         groups = [] if complete else list(store.missing_groups())
-        if not groups:
+        if complete:
             yield Notice(f"complete already: {plan.count} images.")
         elif "grid" in request.save and plan.count > GRID_LIMIT:
             yield Notice(f"the grid shows the first {GRID_LIMIT} of {plan.count} images.")
-        with stop_on_signals() as stop:
+        with stop_on_signals() as stop, memory_errors("Use a smaller --batch-size."):
             yield from _run_groups(plan, checkpoint, store, groups, device, stop)
         if not complete:
             store.finish()
@@ -72,6 +72,8 @@ def _run_groups(
             facts = {"images": f"{done}/{count}"}
             yield Progress("sampling", number * steps + index + 1, total, "steps", facts)
             if stop and done < count:
+                if not store.resumable:
+                    raise KeyboardInterrupt
                 raise Stopped(
                     f"{stop.name}: stopped with {done} of {count} images in {store.out}.",
                     "The same command with --resume goes on.",

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion import paths
-from ddimctl.diffusion.float32 import ieee_float32
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.statistics import is_atypical, latent_statistics
 from ddimctl.errors import RequestError
@@ -123,9 +121,7 @@ def interpolate(request: InterpolateRequest) -> Generator[Event, None, Interpola
     latents = yield from _latents(inputs, plan, checkpoint, device)
     plan = replace(plan, x_T=_frames(request, inputs, latents))
     layout = _layout(request, captions, latents)
-    # where pictures were inverted, the arithmetic of their inversion: TF32 would not lead back
-    with ieee_float32() if _has_pictures(inputs) else nullcontext():
-        out, outputs = yield from decode(decoding, plan, checkpoint, device, layout, recorded)
+    out, outputs = yield from decode(decoding, plan, checkpoint, device, layout, recorded)
     seconds = time.monotonic() - started
     return InterpolateResult(out, outputs, plan.settings, captions, plan.count, seconds)
 

@@ -1,6 +1,7 @@
 """Finding again the checkpoint that a latent file names, so that the user need not."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -8,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from ddimctl.checkpoints import Checkpoint, load_checkpoint
-from ddimctl.checkpoints.load import BUNDLED, is_hub_id
+from ddimctl.checkpoints.load import BUNDLED, VARIABLE, is_hub_id
 from ddimctl.errors import RequestError, StorageError
 from ddimctl.files.atomic import write_json
 from ddimctl.files.datasets import user_cache
@@ -45,6 +46,9 @@ def open_checkpoint(
     if spec is None and isinstance(record, dict):
         recalled = recall(record)
         spec, revision = recalled.spec, recalled.revision
+        if weights == "auto" and record.get("weights") in ("ema", "raw"):
+            weights = record["weights"]
+    spec = spec or os.environ.get(VARIABLE)
     checkpoint = load_checkpoint(
         spec,
         revision=revision,
@@ -84,11 +88,11 @@ def recall(record: Mapping[str, Any]) -> Recalled:
     it cannot be told.
     """
     sha256, name = record.get("sha256"), record.get("name")
-    if name == BUNDLED.name and record.get("sha256"):
-        return Recalled(str(BUNDLED))
     known = _read_index().get(str(sha256))
     if known is not None and Path(known).exists():
         return Recalled(known)
+    if name == BUNDLED.name and sha256:
+        return Recalled(str(BUNDLED))
     revision = record.get("revision")
     if isinstance(name, str) and isinstance(revision, str) and is_hub_id(name):
         return Recalled(name, revision)

@@ -32,7 +32,7 @@ def latents_metadata(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def image_text(plan: Plan, checkpoint: Checkpoint, i: int | None) -> dict[str, Any]:
     """The settings that a picture carries: image i's, or the whole grid's when i is None."""
-    settings = dict(plan.settings)
+    settings = {key: value for key, value in plan.settings.items() if key != "batch_size"}
     if settings["tau"] != "explicit":  # kind and steps say it in two words
         del settings["timesteps"]
     text = {"ddimctl": version("ddimctl"), "checkpoint": checkpoint.provenance.record(), **settings}

@@ -102,12 +102,13 @@ def inversion_plan(
     classes = decoding.classes
     if classes is not None and len(classes) > 1:
         raise RequestError("--class: pictures are inverted as one class.", "Name one.")
+    labels = None
     if classes is None and checkpoint.num_classes is not None:
         if checkpoint.null_class is None:
             raise RequestError(
                 "this checkpoint needs to know what the pictures show.", "Name it with --class."
             )
-        classes = (str(checkpoint.null_class),)
+        labels = (checkpoint.null_class,) * count
     steps = decoding.steps or (None if isinstance(decoding.tau, tuple) else DEFAULT_STEPS)
     settled = replace(
         decoding,
@@ -121,6 +122,7 @@ def inversion_plan(
         latents=None,
     )
     plan = replace(make_plan(settled, checkpoint, None, device, precision), method=method)
+    plan = replace(plan, labels=labels or plan.labels)
     check_inversion(checkpoint.schedule, plan.tau, method, tolerance)
     return plan
 

@@ -51,25 +51,40 @@ def read_manifest(request: SampleRequest, layout: Layout) -> dict[str, Any] | No
     path = request.out / NAME
     if request.out.exists() and not request.out.is_dir():
         raise RequestError(f"--out {request.out} is a file.", "Name a folder.")
-    if not request.out.exists() or request.force:
-        return None
     if request.resume and path.exists():
         try:
             manifest = json.loads(path.read_text("utf-8"))
-            if manifest["command"] == layout.command and isinstance(manifest["settings"], dict):
+            if _is_manifest(manifest, layout.command):
                 return dict(manifest)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             pass
         raise DataError(
             f"{path} is not the manifest of a run of `ddimctl {layout.command}`.",
             "Begin with --force.",
         )
+    if request.force or not request.out.exists():
+        return None
     if any(not entry.name.startswith(".") for entry in request.out.iterdir()):
         raise RequestError(
             f"{request.out} is not empty.",
             "Go on with --resume, write over it with --force, or name another --out.",
         )
     return None
+
+
+def _is_manifest(found: Any, command: str) -> bool:
+    """Whether a file that a stranger may have written has the parts that a resume reads."""
+    if not isinstance(found, dict) or found.get("command") != command:
+        return False
+    settings, images = found.get("settings"), found.get("images")
+    return (
+        isinstance(settings, dict)
+        and type(settings.get("batch_size")) is int
+        and settings["batch_size"] >= 1
+        and isinstance(found.get("checkpoint"), dict)
+        and isinstance(images, list)
+        and all(isinstance(image, dict) for image in images)
+    )
 
 
 def make_manifest(

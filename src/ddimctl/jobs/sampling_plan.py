@@ -129,6 +129,11 @@ def make_plan(
 
     kind, tau = _timesteps(request, known, checkpoint.schedule.num_train_timesteps)
     _check_zero_snr(checkpoint, tau)
+    if known.get("schedule", checkpoint.schedule.settings) != checkpoint.schedule.settings:
+        raise RequestError(
+            "the latents are of another noise schedule than the checkpoint's.",
+            "Name the checkpoint that they belong to with --ckpt.",
+        )
     top = known.get("top")
     if top is not None and top != tau[-1]:
         raise RequestError(
@@ -250,7 +255,7 @@ def _labels(
         order = range(len(seeds)) if request.latents else seeds
         return tuple(given[i % len(given)] for i in order)
     if recorded is not None and len(recorded) == len(seeds):
-        return tuple(class_index(str(label), checkpoint) for label in recorded)
+        return tuple(checked_label(label, checkpoint) for label in recorded)
     return drawn_labels(seeds, checkpoint)
 
 
@@ -264,11 +269,16 @@ def class_index(word: str, checkpoint: Checkpoint) -> int:
     """The label of a class's name or index. Raises RequestError and lists what there is."""
     if word in checkpoint.class_names:
         return checkpoint.class_names.index(word)
+    return checked_label(int(word) if word.isdecimal() else word, checkpoint)
+
+
+def checked_label(label: int | str, checkpoint: Checkpoint) -> int:
+    """The label, if the checkpoint has such a class. Raises RequestError and lists what there is."""
     count = checkpoint.num_classes or 0
-    if word.isdecimal() and (int(word) < count or int(word) == checkpoint.null_class):
-        return int(word)
+    if isinstance(label, int) and (0 <= label < count or label == checkpoint.null_class):
+        return label
     names = ", ".join(checkpoint.class_names) or f"0 ... {count - 1}"
-    raise RequestError(f"--class: this checkpoint has no class '{word}'.", f"It has {names}.")
+    raise RequestError(f"--class: this checkpoint has no class '{label}'.", f"It has {names}.")
 
 
 def _check_guidance(guidance: float, checkpoint: Checkpoint) -> None:

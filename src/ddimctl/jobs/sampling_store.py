@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,11 @@ class SampleStore:
     def _samples(self) -> Tensor:
         """The float samples (N, C, H, W), on disk: a long run has many, and a resume needs them."""
         return _mapped(self.out / _SAMPLES_PART, self._plan.count, self._plan.shape)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a stopped run leaves anything that a resume can use."""
+        return "images" in self._request.save
 
     def missing_groups(self) -> Iterator[range]:
         """The batch groups of which anything is not yet on disk."""
@@ -273,7 +279,7 @@ def open_store(
     make_folder(images if "images" in request.save else out)
     for folder in filter(Path.is_dir, (out, images)):
         clean_temporaries(folder)
-    if request.force:
+    if request.force and recorded is None:
         _remove_earlier_run(out, layout)
     with BackgroundWriter() as writer:
         store = SampleStore(request, plan, checkpoint, device, layout, out, writer)
@@ -296,4 +302,7 @@ def _mapped(path: Path, count: int, shape: tuple[int, int, int]) -> Tensor:
     """Float32 (count, *shape) backed by a file, made if it is not there."""
     size = count * math.prod(shape)
     with storage_errors(path):
+        if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
+            with path.open("ab") as file:
+                os.posix_fallocate(file.fileno(), 0, 4 * size)
         return torch.from_file(str(path), shared=True, size=size).view(count, *shape)

@@ -36,11 +36,13 @@ from ddimctl.jobs.training_state import (
     Learner,
     make_learner,
     newest_state,
+    remove_states,
     restore,
     save_state,
 )
 from ddimctl.runtime.device import (
     autocast,
+    memory_errors,
     prepare_for_training,
     resolve_device,
     resolve_precision,
@@ -80,26 +82,36 @@ def train(request: TrainRequest) -> Generator[Event, None, TrainResult]:
     unet = prepare_for_training(model.unet, device)
     learner = make_learner(unet, request.ema, request.weight_decay)
     averaged = replace(model, unet=learner.ema.module)
-    identity = identity_of(request, precision)
+    identity = identity_of(request, precision) | {
+        "prediction": model.prediction,  # that of --init, where it brings one
+        "schedule": model.schedule.settings,
+        "parameters": model.parameters,
+    }
     if state is not None:
         check_same_run(state, identity, data.fingerprint)
         restore(learner, state)
         yield Notice(f"going on from step {learner.step}.")
+    else:
+        remove_states(request.out / "state")
 
     if request.compile:
         unet.compile()
     update = partial(_update, request, data, model, device, precision)
     about = identity | {"data": data.fingerprint, "pictures": len(data.training)}
     started = clock = time.monotonic()
-    first, facts = learner.step, dict[str, str]()
+    first = logged = learner.step
+    facts: dict[str, str] = {}
     with stop_on_signals() as stop:
         while learner.step < request.steps:
-            update(learner)
+            with memory_errors(
+                "Use --grad-accum, which splits a batch, or a smaller --batch-size."
+            ):
+                update(learner)
             step, now = learner.step, time.monotonic()
             complete = step == request.steps
             if step % request.log_every == 0 or complete:
-                rate = request.log_every * request.batch_size / (now - clock)
-                clock = now
+                rate = (step - logged) * request.batch_size / (now - clock)
+                clock, logged = now, step
                 facts = _log(request, learner, rate, now - started)
             yield Progress("training", step, request.steps, "steps", facts)
             if step % request.sample_every == 0 or complete:
@@ -166,16 +178,19 @@ def _update(
     norm = torch.nn.utils.clip_grad_norm_(learner.unet.parameters(), request.clip_grad)
     learner.step += 1
     if math.isfinite(float(norm)) and math.isfinite(float(total)):
+        learner.skipped_in_a_row = 0
         learner.optimizer.step()
         learner.ema.update_parameters(learner.unet)
         learner.loss_sum += float(total)
         learner.loss_count += 1
     else:
         learner.skipped += 1
-        if learner.skipped > SKIP_LIMIT:
+        learner.skipped_in_a_row += 1
+        if learner.skipped_in_a_row > SKIP_LIMIT:
             raise NumericsError(
-                f"the gradient was not finite in {learner.skipped} updates.",
-                "Lower --lr, or use --precision fp32; --resume goes on from the last state.",
+                f"the gradient was not finite in {learner.skipped_in_a_row} updates in a row; "
+                "the last good state is kept.",
+                "Begin again with a lower --lr, or with --precision fp32.",
             )
     learner.optimizer.zero_grad(set_to_none=True)
 
@@ -194,8 +209,11 @@ def _batch(
     flips = noise.uniform(noise.hash_keys(keys, _FLIP)) < 0.5 if request.flip else None
     labels = None
     if data.labels is not None:
-        dropped = noise.uniform(noise.hash_keys(keys, _LABEL)) < request.label_dropout
-        labels = data.labels[indices].masked_fill(dropped, model.null_class or 0).to(device)
+        labels = data.labels[indices]
+        if model.null_class is not None:
+            dropped = noise.uniform(noise.hash_keys(keys, _LABEL)) < request.label_dropout
+            labels = labels.masked_fill(dropped, model.null_class)
+        labels = labels.to(device)
     x_0 = gather(data.pixels, indices, flips, device)
     return to_training_format(x_0), labels, keys.to(device)
 
@@ -241,9 +259,11 @@ def _open_run(request: TrainRequest) -> dict[str, Any] | None:
             f"{request.out} holds a run at step {state['step']}.",
             "Go on with --resume, begin again with --force, or name another --out.",
         )
-    if state is not None and not request.resume:
-        for old in (request.out / "state").glob("step-*.pt"):
-            old.unlink()
+    if state is None and (request.out / "checkpoint").exists() and not request.force:
+        raise RequestError(
+            f"{request.out} holds a checkpoint, but no state to go on from.",
+            "Write over it with --force, or name another --out.",
+        )
     return state if request.resume else None
 
 
@@ -302,8 +322,16 @@ def _model(request: TrainRequest, data: Dataset) -> Checkpoint:
             f"the data {shape[0]} and {count}.",
             "Match them with --channels and --class-conditional.",
         )
+    if shape[1] % start.size_divisor or shape[2] % start.size_divisor:
+        raise RequestError(
+            f"--init does not take pictures of {shape[1]}x{shape[2]}.",
+            f"Choose an --image-size divisible by {start.size_divisor}.",
+        )
+    size = shape[1] if shape[1] == shape[2] else list(shape[1:])
+    start.unet.register_to_config(sample_size=size)  # type: ignore[operator]
     return replace(
         start,
+        provenance=Provenance(request.out.name, "diffusers", "ema", notes=start.provenance.notes),
         schedule=make_schedule(request.schedule) if request.schedule else start.schedule,
         prediction=request.prediction or start.prediction,
         sample_shape=shape,

@@ -97,6 +97,8 @@ def check_request(request: TrainRequest) -> None:
             words = ", ".join(str(choice) for choice in allowed if choice is not None)
             flag = name.replace("_", "-")
             raise RequestError(f"--{flag} must be one of {words}.")
+    if request.precision == "fp16":
+        raise RequestError("training in fp16 underflows.", "Use --precision bf16 or fp32.")
     if request.init is not None and request.model is not None:
         raise RequestError("--init brings its own network.", "Leave --model out.")
 

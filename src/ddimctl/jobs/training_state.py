@@ -21,7 +21,7 @@ class Learner:
     """A network being trained.
 
     step: updates made. losses: sum of the losses since the last metrics record, and their count.
-    skipped: updates left out because the gradient was not finite.
+    skipped: updates left out because the gradient was not finite, in all and just now.
     """
 
     unet: nn.Module
@@ -29,6 +29,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     step: int = 0
     skipped: int = 0
+    skipped_in_a_row: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -83,6 +84,12 @@ def newest_state(folder: Path) -> dict[str, Any] | None:
             f"{found[-1]} is damaged: {error}.", "Remove it to go on from the state before it."
         ) from error
     return state
+
+
+def remove_states(folder: Path) -> None:
+    """Forget the states of an earlier run."""
+    for old in folder.glob("step-*.pt"):
+        old.unlink()
 
 
 def restore(learner: Learner, state: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """Which device to run on, and in what precision and memory format."""
 
-from contextlib import nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -51,6 +53,7 @@ def device_name(device: torch.device) -> str:
 
 def make_deterministic() -> None:
     """Choose kernels that give the same bytes each time, at some cost in speed on CUDA."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
 
@@ -79,8 +82,17 @@ def to_training_format(batch: Tensor) -> Tensor:
     return batch.contiguous(memory_format=wanted)
 
 
+@contextmanager
+def memory_errors(remedy: str) -> Iterator[None]:
+    """Within, a device that runs out of memory is a DeviceError with this remedy."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError("the device is out of memory.", remedy) from error
+
+
 def autocast(device: torch.device, precision: str) -> Any:
-    """A context in which a float32 network computes its products in bf16 (training)."""
+    """A context in which a float32 network computes its products in bf16, for training."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, PRECISIONS[precision])
