@@ -49,7 +49,7 @@ def test_classes_differ_as_the_tiles_do(bundled):
     middle = levels[:, :, 10:22, 10:22].mean((1, 2, 3))
     border = frame.mean((1, 2))
     assert border[:8].median() < 0.1 < middle[:8].median()
-    assert border[8:].median() > border[:8].median() + 0.1
+    assert border[8:].median() > 4 * border[:8].median()
 
 
 def test_held_out_tiles_come_back_within_a_level(bundled, tiles):
