@@ -100,17 +100,7 @@ def interpolate(request: InterpolateRequest) -> Generator[Event, None, Interpola
         precision = resolve_precision(
             decoding.precision or known.get("precision") or "auto", device
         )
-    checkpoint = open_checkpoint(
-        decoding.ckpt,
-        known,
-        device=device,
-        precision=precision,
-        revision=decoding.revision,
-        variant=decoding.variant,
-        weights=decoding.weights,
-        yes=decoding.yes,
-        compile=decoding.compile,
-    )
+    checkpoint = open_checkpoint(decoding, known, device, precision)
     yield from map(Notice, checkpoint.provenance.notes)
     plan = _plan(request, decoding, inputs, known, checkpoint, device, precision)
     if _has_pictures(inputs):

@@ -13,6 +13,7 @@ from ddimctl.checkpoints.load import BUNDLED, VARIABLE, is_hub_id
 from ddimctl.errors import RequestError, StorageError
 from ddimctl.files.atomic import write_json
 from ddimctl.files.datasets import user_cache
+from ddimctl.jobs.sampling_plan import SampleRequest
 from ddimctl.runtime.device import PRECISIONS, prepare_for_inference
 
 _KEPT: Final = 1000
@@ -26,22 +27,14 @@ class Recalled(NamedTuple):
 
 
 def open_checkpoint(
-    spec: str | None,
-    known: Mapping[str, Any],
-    *,
-    device: torch.device,
-    precision: str,
-    revision: str | None = None,
-    variant: str | None = None,
-    weights: str = "auto",
-    yes: bool = False,
-    compile: bool = False,
+    request: SampleRequest, known: Mapping[str, Any], device: torch.device, precision: str
 ) -> Checkpoint:
-    """The checkpoint of spec, else the one that latents with this metadata name, ready to run.
+    """The request's checkpoint, else the one that latents with this metadata name, ready to run.
 
-    yes: whether one that only latents name may be fetched from the hub. Raises CheckpointError and
+    One that only latents name is fetched from the hub if request.yes. Raises CheckpointError and
     RequestError.
     """
+    spec, revision, weights = request.ckpt, request.revision, request.weights
     record, recalled = known.get("checkpoint"), None
     if spec is None and isinstance(record, dict):
         recalled = recall(record)
@@ -52,17 +45,17 @@ def open_checkpoint(
     checkpoint = load_checkpoint(
         spec,
         revision=revision,
-        variant=variant,
+        variant=request.variant,
         weights=weights,
         device=device,
         dtype=PRECISIONS[precision],
-        download=recalled is None or yes,
+        download=recalled is None or request.yes,
     )
     if recalled is not None and isinstance(record, dict):
         verify(checkpoint, record)
     remember(checkpoint, spec)
     prepare_for_inference(checkpoint.unet)
-    if compile:
+    if request.compile:
         checkpoint.unet.compile()
     return checkpoint
 

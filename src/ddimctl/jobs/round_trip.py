@@ -73,15 +73,7 @@ def open_for_inversion(
     if decoding.deterministic:
         make_deterministic()
     precision = inversion_precision(decoding.precision, method, device)
-    checkpoint = open_checkpoint(
-        decoding.ckpt,
-        {},
-        device=device,
-        precision=precision,
-        revision=decoding.revision,
-        variant=decoding.variant,
-        weights=decoding.weights,
-    )
+    checkpoint = open_checkpoint(decoding, {}, device, precision)
     return checkpoint, device, precision
 
 

@@ -51,17 +51,7 @@ def sample(request: SampleRequest) -> Generator[Event, None, SampleResult]:
     latents = load_latents(request.latents) if request.latents else None
     known = latents.metadata if latents else {}
     precision = resolve_precision(request.precision or known.get("precision") or "auto", device)
-    checkpoint = open_checkpoint(
-        request.ckpt,
-        known,
-        device=device,
-        precision=precision,
-        revision=request.revision,
-        variant=request.variant,
-        weights=request.weights,
-        yes=request.yes,
-        compile=request.compile,
-    )
+    checkpoint = open_checkpoint(request, known, device, precision)
     yield from map(Notice, checkpoint.provenance.notes)
     plan = make_plan(request, checkpoint, latents, device, precision)
     if request.dry_run:
