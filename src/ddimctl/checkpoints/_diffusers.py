@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 _DYNAMO = "torch._dynamo"
 
@@ -26,6 +26,28 @@ def import_unet() -> Any:
         for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers"]:
             del sys.modules[name]
         return _plain_import()
+
+
+class Parts(NamedTuple):
+    """The modules that a UNet2DModel is made of, for networks that its config cannot describe."""
+
+    ResnetBlock2D: Any
+    Downsample2D: Any
+    Upsample2D: Any
+    TimestepEmbedding: Any
+
+
+def import_parts() -> Parts:
+    """The parts of the UNet2DModel that import_unet gave."""
+    import_unet()
+    resnet = import_module("diffusers.models.resnet")
+    embeddings = import_module("diffusers.models.embeddings")
+    return Parts(
+        resnet.ResnetBlock2D,
+        resnet.Downsample2D,
+        resnet.Upsample2D,
+        embeddings.TimestepEmbedding,
+    )
 
 
 def _plain_import() -> Any:

@@ -28,11 +28,6 @@ _MARKS: Final = (
     (b"joint_blocks.", "a Stable Diffusion 3 transformer"),
     (b"attn2.to_k.", "a UNet that takes text embeddings (Stable Diffusion and its kin)"),
     (b"adaLN_modulation.", "a diffusion transformer (DiT or its kin)"),
-    (
-        b"input_blocks.0.0.",
-        "an OpenAI guided-diffusion or improved-diffusion file, not supported yet",
-    ),
-    (b"down.0.block.0.norm1.", "an ermongroup/ddim or Ho et al. file, not supported yet"),
     (b"down_blocks.0.resnets.0.", "the weights of a diffusers UNet without their config.json"),
 )
 
@@ -105,11 +100,24 @@ def check_content(path: Path, where: str) -> str:
     return kind
 
 
+def refuse_foreign(path: Path, kind: str) -> None:
+    """Raise CheckpointError for a file that is no weight file, or one of a network of another kind.
+
+    kind: as sniff says.
+    """
+    if kind not in ("torch", "legacy", "safetensors") or _mark(path, kind):
+        refuse_file(path)
+
+
+def _mark(path: Path, kind: str) -> str:
+    excerpt = _excerpt(path, kind)
+    return next((what for mark, what in _MARKS if mark in excerpt), "")
+
+
 def refuse_file(path: Path) -> NoReturn:
     """Say what a single file is, and that it cannot be run."""
     kind = check_content(path, path.name)
-    excerpt = _excerpt(path, kind)
-    what = next((what for mark, what in _MARKS if mark in excerpt), "")
+    what = _mark(path, kind)
     if not what:
         what = {
             "torch": "a torch.save file of a kind that is not supported yet",

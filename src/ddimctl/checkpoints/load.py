@@ -2,14 +2,17 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import torch
 
+from ddimctl.checkpoints.assemble import Options
 from ddimctl.checkpoints.diffusers_folder import load_diffusers
 from ddimctl.checkpoints.identify import SUPPORTED, refuse_file
 from ddimctl.checkpoints.model import Checkpoint
+from ddimctl.checkpoints.single_file import load_file, weight_files
 from ddimctl.checkpoints.source import Source, folder_source
 from ddimctl.errors import CheckpointError, RequestError
 
@@ -26,34 +29,43 @@ def load_checkpoint(
     revision: str | None = None,
     variant: str | None = None,
     weights: str = "auto",
+    size: tuple[int, int] | None = None,
+    flags: Mapping[str, str] | None = None,
+    allow_nonfinite: bool = False,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     download: bool = True,
 ) -> Checkpoint:
-    """The checkpoint that spec names: a folder, a hub id (owner/name; an existing path is a path),
-    or None for $DDIMCTL_CKPT, else the one in this package.
+    """The checkpoint that spec names: a folder, a file of one of the families, a hub id (owner/name;
+    an existing path is a path), or None for $DDIMCTL_CKPT, else the one in this package.
 
     revision: a branch, tag or commit of a hub id.  variant: "fp16" where weights come in several.
-    weights: one of WEIGHTS; auto is EMA where there is one.  dtype: of the weights, else float32.
-    download: whether a hub id may be fetched; if not, it must be in the cache.
+    weights: one of WEIGHTS; auto is EMA where there is one.  size: (H, W) of the training's images
+    where the files do not say it.  flags: what else they do not say, by the names of the family's
+    own settings.  allow_nonfinite: take weights that are NaN or infinite.  dtype: of the weights,
+    else float32.  download: whether a hub id may be fetched; if not, it must be in the cache.
 
     Raises CheckpointError when there is none, or it cannot be run; RequestError for bad options.
     """
     if weights not in WEIGHTS:
         raise RequestError(f"unknown weights '{weights}'.", f"Choose one of {', '.join(WEIGHTS)}.")
-    return load_diffusers(
-        find_source(spec, revision, download=download),
+    options = Options(
         variant=variant,
         weights=weights,
+        size=size,
+        flags=flags or {},
+        allow_nonfinite=allow_nonfinite,
         device=torch.device(device),
         dtype=dtype or torch.float32,
     )
+    found = _find(spec, revision, download=download)
+    if isinstance(found, Path):
+        return load_file(found, options)
+    return load_diffusers(found, options)
 
 
-def find_source(
-    spec: str | Path | None, revision: str | None = None, *, download: bool = True
-) -> Source:
-    """Where the files are that spec names. Raises as load_checkpoint does."""
+def _find(spec: str | Path | None, revision: str | None, *, download: bool) -> Source | Path:
+    """The file, or the tree of files, that spec names. Raises as load_checkpoint does."""
     if spec is None:
         spec = os.environ.get(VARIABLE) or BUNDLED
     path = Path(spec).expanduser()
@@ -63,10 +75,9 @@ def find_source(
                 raise RequestError(
                     f"'{spec}' is a path, which has no revisions.", "Leave --revision out."
                 )
-            if path.is_file():
-                refuse_file(path)
-            _refuse_wrong_folder(path)
-            return folder_source(path)
+            if not path.is_dir():
+                return path
+            return _look_into(path) or folder_source(path)
     except OSError as error:
         raise CheckpointError(f"'{spec}' cannot be read: {error.strerror}.") from error
     if spec == BUNDLED:
@@ -94,8 +105,12 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def _refuse_wrong_folder(folder: Path) -> None:
-    """Name the right folder where the user's is one level too deep or too high."""
+def _look_into(folder: Path) -> Path | None:
+    """The file in a folder that holds a single one; None where it is a diffusers folder.
+
+    Raises CheckpointError, which names the right folder where the user's is one level too deep or
+    too high.
+    """
     parent = folder.resolve().parent
     if folder.resolve().name in ("unet", "unet_ema") and (parent / "scheduler").is_dir():
         raise CheckpointError(
@@ -103,15 +118,20 @@ def _refuse_wrong_folder(folder: Path) -> None:
             f"Pass the folder above it: {folder.parent}",
         )
     if any((folder / name).is_file() for name in ("config.json", "model_index.json")):
-        return
+        return None
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     if any((path / "config.json").is_file() for path in inside):
-        return
+        return None
     for path in inside:
         if (path / "unet").is_dir() or (path / "model_index.json").is_file():
             raise CheckpointError(f"{folder} is not a checkpoint itself.", f"Pass {path}")
     if not inside:
         raise CheckpointError(f"{folder} is an empty folder.", SUPPORTED)
+    if files := weight_files(folder):
+        if len(files) == 1:
+            return files[0]
+        names = ", ".join(path.name for path in files[:5])
+        raise CheckpointError(f"{folder} holds several weight files.", f"Pass one: {names}.")
     if len(inside) == 1 and inside[0].is_file():
         refuse_file(inside[0])
     names = ", ".join(path.name for path in inside[:5])

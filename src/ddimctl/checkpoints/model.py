@@ -1,11 +1,13 @@
 """A loaded checkpoint, whichever family it came from."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ddimctl.checkpoints.network import Beyond
 from ddimctl.diffusion.schedules import Schedule
 from ddimctl.errors import RequestError
 
@@ -15,10 +17,11 @@ class Provenance:
     """Where a checkpoint came from: what manifests, latents and `ddimctl info` record.
 
     name:     hub id, or the file's or folder's own name; never a path.
-    family:   "diffusers", later also the others.
+    family:   "diffusers", "ermongroup" or "openai".
     weights:  "ema" or "raw" where it is known, else "unknown".
     revision: the hub's commit hash, or None.
     sha256:   of the weight files' bytes, hexadecimal; empty for a network that is in no file.
+    flags:    what the user had to say of the network, since its file does not.
     notes:    sentences that the user should see once (assumed settings, ignored ones).
     """
 
@@ -27,11 +30,15 @@ class Provenance:
     weights: str
     sha256: str = ""
     revision: str | None = None
+    flags: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """What names the checkpoint in manifests, latents and pictures: plain values."""
-        return {key: value for key, value in asdict(self).items() if key != "notes"}
+        record = {key: value for key, value in asdict(self).items() if key != "notes"}
+        if not self.flags:
+            del record["flags"]
+        return record
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +54,7 @@ class Checkpoint:
     class_names:      one per class, or empty.
     background:       RGB or gray levels (0 to 255) under transparent pixels, or None if unknown.
     ignored:          the file's own sampler settings (clip_sample, ...), reported, not applied.
+    beyond:           what diffusers' config cannot say of the network.
     """
 
     unet: nn.Module
@@ -61,6 +69,7 @@ class Checkpoint:
     class_names: tuple[str, ...] = ()
     background: tuple[int, ...] | None = None
     ignored: dict[str, Any] = field(default_factory=dict)
+    beyond: Beyond = field(default_factory=Beyond)
 
     @property
     def parameters(self) -> int:
@@ -83,5 +92,7 @@ class Checkpoint:
                 raise RequestError("this checkpoint needs class labels.", "Pass labels=, (N,).")
             labels = torch.full_like(t, self.null_class)
         dtype = next(self.unet.parameters()).dtype
+        if self.beyond.timestep_scale != 1:
+            t = t * self.beyond.timestep_scale
         output: Tensor = self.unet(x.to(dtype), t, class_labels=labels, return_dict=False)[0]
         return output.to(torch.promote_types(x.dtype, torch.float32))

@@ -42,6 +42,7 @@ def checkpoint_files(
         null_class=checkpoint.null_class,
         background=checkpoint.background,
         weights=checkpoint.provenance.weights,
+        beyond=checkpoint.beyond,
         training=training or {},
     )
     weights = {

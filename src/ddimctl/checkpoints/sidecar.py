@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
+from ddimctl.checkpoints.network import Beyond
 from ddimctl.checkpoints.source import Source, read_json
 from ddimctl.errors import CheckpointError
 
@@ -21,6 +22,7 @@ class Sidecar:
     null_class: int | None = None
     background: tuple[int, ...] | None = None
     weights: str = "unknown"
+    beyond: Beyond = field(default_factory=Beyond)
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -63,8 +65,21 @@ def read_sidecar(source: Source) -> Sidecar | None:
         null_class=null,
         background=None if background is None else tuple(background),
         weights=weights,
+        beyond=_read_beyond(found.get("network") or {}, source.name),
         training=training,
     )
+
+
+def _read_beyond(values: Any, name: str) -> Beyond:
+    known = {field.name for field in fields(Beyond)}
+    for key, value in values.items() if isinstance(values, dict) else [("network", values)]:
+        valid = {
+            "timestep_scale": _is_positive(value),
+            "resample_conv": type(value) is bool,
+        }.get(key, _is_level(value, 2**20) and value > 0)
+        if key not in known or not valid:
+            raise CheckpointError(f"{name}/{NAME}: network: {key} is {value!r}.", "Update ddimctl.")
+    return Beyond(**values)
 
 
 def sidecar_bytes(sidecar: Sidecar) -> bytes:
@@ -76,6 +91,7 @@ def sidecar_bytes(sidecar: Sidecar) -> bytes:
         "null_class": sidecar.null_class,
         "background": None if sidecar.background is None else list(sidecar.background),
         "weights": sidecar.weights,
+        "network": sidecar.beyond.settings(),
         "training": dict(sidecar.training),
     }
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
@@ -83,3 +99,7 @@ def sidecar_bytes(sidecar: Sidecar) -> bytes:
 
 def _is_level(value: Any, top: int) -> bool:
     return type(value) is int and 0 <= value <= top
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < float("inf")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import pickle
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -92,14 +92,12 @@ def read_weights(paths: Sequence[Path], name: str) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for path in paths:
         where = f"{name}/{path.name}"
-        kind = check_content(path, where)
-        if kind == "safetensors":
-            found = _read_safetensors(path, where)
-        elif kind in ("torch", "legacy"):
-            found = _read_bin(path, where, mmap=kind == "torch")
-        else:
+        found = read_file(path, where)
+        if not isinstance(found, dict) or not all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()
+        ):
             raise CheckpointError(
-                f"{where} is damaged, or not a weight file at all.", "Get the file again."
+                f"{where} is not a state dict.", "Use the file of the UNet's weights."
             )
         for key, tensor in found.items():
             key = _present_name(key)
@@ -112,6 +110,21 @@ def read_weights(paths: Sequence[Path], name: str) -> dict[str, Tensor]:
                 )
             weights[key] = tensor
     return weights
+
+
+def read_file(path: Path, where: str) -> object:
+    """What a weight file holds: plain containers, numbers, strings and tensors on the CPU.
+
+    Raises CheckpointError for damaged or foreign files.
+    """
+    kind = check_content(path, where)
+    if kind == "safetensors":
+        return _read_safetensors(path, where)
+    if kind in ("torch", "legacy"):
+        return _read_bin(path, where, mmap=kind == "torch")
+    raise CheckpointError(
+        f"{where} is damaged, or not a weight file at all.", "Get the file again."
+    )
 
 
 def _present_name(key: str) -> str:
@@ -147,9 +160,10 @@ def _check_header(path: Path, where: str) -> None:
         ) from error
 
 
-def _read_bin(path: Path, where: str, *, mmap: bool) -> dict[str, Tensor]:
+def _read_bin(path: Path, where: str, *, mmap: bool) -> object:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        loaded: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        return loaded
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{where} holds more than weights, or is damaged, and was not loaded.",
@@ -158,21 +172,19 @@ def _read_bin(path: Path, where: str, *, mmap: bool) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{where} is damaged: {reason}", "Get the file again.") from error
-    if not isinstance(found, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()
-    ):
-        raise CheckpointError(
-            f"{where} is not a state dict.", "Use the file of the UNet's weights."
-        )
-    return found
 
 
 def assign_weights(
-    unet: nn.Module, weights: dict[str, Tensor], device: torch.device, dtype: torch.dtype, name: str
+    unet: nn.Module,
+    weights: Mapping[str, Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    name: str,
+    remedy: str,
 ) -> None:
     """Make weights the network's own; convolutions without a copy where device and dtype are right.
 
-    Raises CheckpointError when the names or shapes are not exactly the network's.
+    Raises CheckpointError with this remedy when the names or shapes are not exactly the network's.
     """
     wanted = unet.state_dict()
     missing = [key for key in wanted if key not in weights]
@@ -189,8 +201,7 @@ def assign_weights(
     ]
     if problems:
         raise CheckpointError(
-            f"{name}: the weights do not fit config.json: {'; '.join(problems)}.",
-            "Use the config.json that belongs to these weights.",
+            f"{name}: the weights do not fit the network: {'; '.join(problems)}.", remedy
         )
     placed = {key: _place(tensor, device, dtype) for key, tensor in weights.items()}
     unet.load_state_dict(placed, assign=True)
