@@ -119,7 +119,7 @@ def read_file(path: Path, where: str) -> object:
     """
     kind = check_content(path, where)
     if kind == "safetensors":
-        return _read_safetensors(path, where)
+        return read_safetensors(path, where)
     if kind in ("torch", "legacy"):
         return _read_bin(path, where, mmap=kind == "torch")
     raise CheckpointError(
@@ -132,7 +132,7 @@ def _present_name(key: str) -> str:
     return f"{old[1]}.{_ATTENTION_NAMES[old[2]]}.{old[3]}" if old else key
 
 
-def _read_safetensors(path: Path, where: str) -> dict[str, Tensor]:
+def read_safetensors(path: Path, where: str) -> dict[str, Tensor]:
     _check_header(path, where)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:

@@ -23,6 +23,8 @@ def interpolate(
     revision: o.Revision = None,
     variant: o.Variant = None,
     weights: o.WeightsOf = "auto",
+    model_flags: o.ModelFlags = None,
+    allow_nonfinite: o.AllowNonfinite = False,
     seeds: own.EndSeeds = None,
     classes: own.Class = None,
     size: s.Size = None,
@@ -64,6 +66,7 @@ def interpolate(
         "grid": parse.parse_size(grid, "--grid") if grid is not None else None,
     }
     settings: dict[str, Any] = {
+        "flags": parse.parse_flags(model_flags),
         "tau": parse.parse_tau(tau, steps) if tau is not None else None,
         "classes": parse.parse_classes(classes) if classes is not None else None,
         "size": parse.parse_size(size, "--size") if size is not None else None,
@@ -78,6 +81,7 @@ def interpolate(
         revision=revision,
         variant=variant,
         weights=weights,
+        allow_nonfinite=allow_nonfinite,
         steps=steps,
         clip=clip,
         batch_size=batch_size,

@@ -21,6 +21,8 @@ def invert(
     revision: o.Revision = None,
     variant: o.Variant = None,
     weights: o.WeightsOf = "auto",
+    model_flags: o.ModelFlags = None,
+    allow_nonfinite: o.AllowNonfinite = False,
     fit: own.FitTo = "crop",
     size: s.Size = None,
     classes: own.Class = None,
@@ -43,6 +45,7 @@ def invert(
     `ddimctl sample --latents NAME.pt` gives the picture back.
     """
     settings: dict[str, Any] = {
+        "flags": parse.parse_flags(model_flags),
         "tau": parse.parse_tau(tau, steps) if tau is not None else None,
         "classes": parse.parse_classes(classes) if classes is not None else None,
         "size": parse.parse_size(size, "--size") if size is not None else None,
@@ -57,6 +60,7 @@ def invert(
         revision=revision,
         variant=variant,
         weights=weights,
+        allow_nonfinite=allow_nonfinite,
         steps=steps,
         batch_size=batch_size,
         device=device,

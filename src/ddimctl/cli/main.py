@@ -13,6 +13,7 @@ from typing import Final
 import typer
 
 from ddimctl.cli import console
+from ddimctl.cli.convert import convert
 from ddimctl.cli.info import info
 from ddimctl.cli.interpolate import interpolate
 from ddimctl.cli.invert import invert
@@ -36,6 +37,7 @@ app.command()(interpolate)
 app.command()(reconstruct)
 app.command()(train)
 app.command()(info)
+app.command()(convert)
 
 
 @app.callback()

@@ -90,12 +90,12 @@ Ckpt = Annotated[
         panel=MODEL,
         metavar="CKPT",
         show_default=_OWN_CKPT,
-        text="A folder or a hub id.",
+        text="A folder, a file or a hub id.",
     ),
 ]
 CkptArgument = Annotated[
     str | None,
-    Argument(metavar="CKPT", show_default=_OWN_CKPT, help="A folder or a hub id."),
+    Argument(metavar="CKPT", show_default=_OWN_CKPT, help="A folder, a file or a hub id."),
 ]
 Revision = Annotated[
     str | None,
@@ -108,4 +108,28 @@ Variant = Annotated[
 WeightsOf = Annotated[
     Weights,
     option("--weights", panel=MODEL, text="Averaged or raw; auto takes the averaged if there."),
+]
+ModelFlags = Annotated[
+    list[str] | None,
+    option(
+        "--model-flag",
+        panel=MODEL,
+        metavar="NAME=VALUE",
+        show_default=False,
+        text="What the files do not say of the network, such as num_heads=4; repeat for more.",
+    ),
+]
+AllowNonfinite = Annotated[
+    bool,
+    option("--allow-nonfinite", panel=MODEL, text="Take weights that are NaN or infinite."),
+]
+TrainedSize = Annotated[
+    str | None,
+    option(
+        "--size",
+        panel=MODEL,
+        metavar="HxW",
+        show_default="what the files say",
+        text="Of the training's images, where the files do not say it.",
+    ),
 ]

@@ -157,6 +157,22 @@ def parse_fraction(text: str, option: str) -> float:
     return share
 
 
+def parse_flags(texts: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
+    """Names and values of "num_heads=4" and its like; the checkpoint's family knows which exist."""
+    flags: dict[str, str] = {}
+    for text in texts or ():
+        name, sign, value = (part.strip() for part in text.partition("="))
+        if not (name and sign and value):
+            raise RequestError(
+                f"--model-flag: {_quoted(text)} is not a name and a value.",
+                "Write --model-flag num_heads=4.",
+            )
+        if flags.get(name, value) != value:
+            raise RequestError(f"--model-flag names {_quoted(name)} twice.", "Name it once.")
+        flags[name] = value
+    return tuple(flags.items())
+
+
 def _listed_timesteps(text: str) -> tuple[int, ...]:
     if re.fullmatch(r"[0-9\s,]+", text):
         return _integers(text, "--tau")

@@ -28,6 +28,8 @@ def reconstruct(
     revision: o.Revision = None,
     variant: o.Variant = None,
     weights: o.WeightsOf = "auto",
+    model_flags: o.ModelFlags = None,
+    allow_nonfinite: o.AllowNonfinite = False,
     limit: own.Limit = None,
     holdout: own.Holdout = None,
     size: s.Size = None,
@@ -60,6 +62,7 @@ def reconstruct(
         "holdout": parse.parse_fraction(holdout, "--holdout") if holdout is not None else None,
     }
     how: dict[str, Any] = {
+        "flags": parse.parse_flags(model_flags),
         "classes": parse.parse_classes(classes) if classes is not None else None,
         "size": parse.parse_size(size, "--size") if size is not None else None,
     }
@@ -73,6 +76,7 @@ def reconstruct(
         revision=revision,
         variant=variant,
         weights=weights,
+        allow_nonfinite=allow_nonfinite,
         tau=tau,
         batch_size=batch_size,
         device=device,

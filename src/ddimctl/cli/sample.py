@@ -21,6 +21,8 @@ def sample(
     revision: o.Revision = None,
     variant: o.Variant = None,
     weights: o.WeightsOf = "auto",
+    model_flags: o.ModelFlags = None,
+    allow_nonfinite: o.AllowNonfinite = False,
     seeds: own.Seeds = None,
     num: own.Number = None,
     seed: own.Seed = None,
@@ -56,6 +58,7 @@ def sample(
     The image of a seed is the same whatever the batch and the other seeds.
     """
     settings: dict[str, Any] = {
+        "flags": parse.parse_flags(model_flags),
         "seeds": _seeds(seeds, num, seed, latents),
         "classes": parse.parse_classes(classes) if classes is not None else None,
         "size": parse.parse_size(size, "--size") if size is not None else None,
@@ -71,6 +74,7 @@ def sample(
         revision=revision,
         variant=variant,
         weights=weights,
+        allow_nonfinite=allow_nonfinite,
         steps=steps,
         eta=eta,
         variance=variance,

@@ -38,5 +38,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         else None,
         "background": None if checkpoint.background is None else list(checkpoint.background),
         "ignored": dict(checkpoint.ignored),
+        "network": checkpoint.beyond.settings(),
+        "flags": dict(provenance.flags),
         "notes": list(provenance.notes),
     }

@@ -24,6 +24,7 @@ class Recalled(NamedTuple):
 
     spec: str
     revision: str | None = None
+    flags: Mapping[str, str] = {}
 
 
 def open_checkpoint(
@@ -35,18 +36,23 @@ def open_checkpoint(
     RequestError.
     """
     spec, revision, weights = request.ckpt, request.revision, request.weights
+    flags = dict(request.flags)
     record, recalled = known.get("checkpoint"), None
     if spec is None and isinstance(record, dict):
         recalled = recall(record)
         spec, revision = recalled.spec, recalled.revision
         if weights == "auto" and record.get("weights") in ("ema", "raw"):
             weights = record["weights"]
+        flags = {**recalled.flags, **flags}
     spec = spec or os.environ.get(VARIABLE)
     checkpoint = load_checkpoint(
         spec,
         revision=revision,
         variant=request.variant,
         weights=weights,
+        size=request.size,
+        flags=flags,
+        allow_nonfinite=request.allow_nonfinite,
         device=device,
         dtype=PRECISIONS[precision],
         download=recalled is None or request.yes,
@@ -83,7 +89,9 @@ def recall(record: Mapping[str, Any]) -> Recalled:
     sha256, name = record.get("sha256"), record.get("name")
     known = _read_index().get(str(sha256))
     if known is not None and Path(known).exists():
-        return Recalled(known)
+        said = record.get("flags")
+        said = said if isinstance(said, dict) else {}
+        return Recalled(known, flags={str(key): str(value) for key, value in said.items()})
     if name == BUNDLED.name and sha256:
         return Recalled(str(BUNDLED))
     revision = record.get("revision")

@@ -27,6 +27,7 @@ class SampleRequest:
 
     out: the folder, or None for the next numbered one under runs/.
     ckpt: hub id, path, or None for the latents' checkpoint or the bundled one.
+    flags: name and value of what its files do not say.
     tau: a kind, or the timesteps themselves.  seeds: one image each, unless latents is given.
     classes: names or indices; image i gets classes[seed mod length].
     latents: a file of x_T to decode.  size: (H, W).  save: which outputs, of SAVES.
@@ -39,6 +40,8 @@ class SampleRequest:
     revision: str | None = None
     variant: str | None = None
     weights: str = "auto"
+    flags: tuple[tuple[str, str], ...] = ()
+    allow_nonfinite: bool = False
     steps: int | None = None
     tau: str | tuple[int, ...] | None = None
     eta: float | None = None

@@ -1,0 +1,141 @@
+"""Converting: a checkpoint of any family in, a diffusers folder out, compared with recorded cases."""
+
+import re
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from ddimctl.checkpoints import Checkpoint, checkpoint_files, load_checkpoint
+from ddimctl.checkpoints.weights import read_safetensors
+from ddimctl.diffusion.float32 import ieee_float32
+from ddimctl.errors import CheckpointError, RequestError
+from ddimctl.files.atomic import write_bytes
+from ddimctl.jobs.events import Event, Notice
+from ddimctl.jobs.info import describe
+
+CASES: Final = "cases.safetensors"
+CASE_TOLERANCE: Final = 1e-4
+"""Relative; two machines differ by about 1e-6, wrong flags by more than 1e-2."""
+
+_DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16}
+_OUTPUT: Final = re.compile(r"(eps|raw_eps|out)\.t(\d{1,7})")
+
+
+@dataclass(frozen=True)
+class ConvertRequest:
+    """source: what load_checkpoint takes, as do revision to allow_nonfinite. out: the folder to write.
+    weights_dtype: fp32 or fp16, of the file."""
+
+    source: str
+    out: Path
+    revision: str | None = None
+    variant: str | None = None
+    weights: str = "auto"
+    flags: tuple[tuple[str, str], ...] = ()
+    size: tuple[int, int] | None = None
+    allow_nonfinite: bool = False
+    weights_dtype: str = "fp32"
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class ConvertResult:
+    """errors: of each recorded output, |ours - theirs| / |theirs|; None where nothing is recorded."""
+
+    out: Path
+    checkpoint: dict[str, Any]
+    errors: dict[str, float] | None
+
+
+def convert(request: ConvertRequest) -> Generator[Event, None, ConvertResult]:
+    """Write the checkpoint as a diffusers folder.
+
+    Raises RequestError where that would overwrite something, StorageError, and CheckpointError
+    where the source cannot be run or its network computes something else than was recorded.
+    """
+    out = request.out
+    if out.exists() and not request.force and (not out.is_dir() or any(out.iterdir())):
+        raise RequestError(f"{out} exists.", "Write over it with --force, or name another folder.")
+    checkpoint = load_checkpoint(
+        request.source,
+        revision=request.revision,
+        variant=request.variant,
+        weights=request.weights,
+        size=request.size,
+        flags=dict(request.flags),
+        allow_nonfinite=request.allow_nonfinite,
+    )
+    yield from map(Notice, checkpoint.provenance.notes)
+    errors = _compare(checkpoint, request.source)
+    if errors:
+        yield Notice(f"compared with {CASES}: relative error at most {max(errors.values()):.1e}.")
+    yield from map(Notice, _differences(checkpoint))
+    about = {"converted_from": checkpoint.provenance.record()}
+    files = checkpoint_files(checkpoint, training=about, dtype=_DTYPES[request.weights_dtype])
+    for name, content in files.items():
+        write_bytes(out / name, content)
+    return ConvertResult(out, describe(checkpoint), errors)
+
+
+def _differences(checkpoint: Checkpoint) -> Iterator[str]:
+    """Where diffusers by itself would run the folder differently."""
+    beyond = checkpoint.beyond.settings()
+    if beyond:
+        told = ", ".join(f"{key} = {value}" for key, value in beyond.items())
+        yield f"plain diffusers cannot run this network right: its config has no word for {told}."
+    if checkpoint.learned_variance:
+        yield "diffusers' DDIMPipeline refuses a learned variance; its DDPMPipeline takes it."
+
+
+def _compare(checkpoint: Checkpoint, source: str) -> dict[str, float] | None:
+    """The relative error of every output recorded beside the source; None where there are none.
+
+    Recorded are `x_T` (N, C, H, W), labels `y` (N,) of class-conditional networks, and the raw
+    output at timestep T as `out.tT` or `eps.tT`, that of unaveraged weights as `raw_eps.tT`.
+    """
+    path = Path(source).expanduser()
+    cases = (path if path.is_dir() else path.parent) / CASES
+    if not path.exists() or not cases.is_file():
+        return None
+    recorded = read_safetensors(cases, CASES)
+    averaged = checkpoint.provenance.weights != "raw"
+    outputs = {
+        key: (int(match[2]), tensor)
+        for key, tensor in recorded.items()
+        if (match := _OUTPUT.fullmatch(key)) and (match[1] == "raw_eps") != averaged
+    }
+    if not outputs or "x_T" not in recorded:
+        return None
+    errors = _errors(checkpoint, recorded, outputs)
+    worst = max(errors, key=lambda key: errors[key])
+    if not errors[worst] <= CASE_TOLERANCE:
+        raise CheckpointError(
+            f"the network does not compute what {CASES} records: {worst} is off by "
+            f"{errors[worst]:.1e} of its size.",
+            "Check what was said of the network, or take the cases away.",
+        )
+    return errors
+
+
+def _errors(
+    checkpoint: Checkpoint,
+    recorded: Mapping[str, Tensor],
+    outputs: Mapping[str, tuple[int, Tensor]],
+) -> dict[str, float]:
+    x, labels = recorded["x_T"].float(), recorded.get("y")
+    errors = {}
+    try:
+        with torch.inference_mode(), ieee_float32():
+            for key, (t, theirs) in outputs.items():
+                ours = checkpoint.network(x, torch.full((len(x),), t), labels)
+                errors[key] = float((ours - theirs).norm() / theirs.norm())
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{CASES} does not fit the network: {reason}.", "Take the cases away."
+        ) from error
+    return errors
