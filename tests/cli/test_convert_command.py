@@ -1,0 +1,114 @@
+"""`ddimctl convert`, and files of other families on the command line of the other commands."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddimctl.checkpoints import load_checkpoint
+
+DATA = Path(__file__).parents[1] / "data"
+SAID = ["noise_schedule=linear", "diffusion_steps=1000", "num_heads=2"]
+SAID += ["use_new_attention_order=false", "image_size=16"]
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """An OpenAI file with nothing beside it."""
+    return Path(shutil.copy(DATA / "guided_diffusion_tiny_class" / "model.pt", tmp_path))
+
+
+def flags(said):
+    return [word for flag in said for word in ("--model-flag", flag)]
+
+
+def test_a_converted_folder_computes_the_same(run_cli, tmp_path):
+    source = DATA / "guided_diffusion_tiny_class"
+    ran = run_cli("convert", source, "folder", "--json")
+    assert ran.code == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    assert told["out"] == "folder"
+    assert set(told["compared"]) == {"out.t0", "out.t1", "out.t500", "out.t999"}
+    assert max(told["compared"].values()) < 1e-5
+    assert "relative error at most" in ran.stderr
+    ours, theirs = load_checkpoint(tmp_path / "folder"), load_checkpoint(source)
+    x, t, y = torch.randn(2, 3, 16, 16), torch.tensor([3, 900]), torch.tensor([0, 9])
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            ours.network(x, t, y), theirs.network(x, t, y), rtol=1e-5, atol=1e-5
+        )
+    assert ours.schedule.settings == theirs.schedule.settings
+    assert ours.num_classes == 10
+    sidecar = json.loads((tmp_path / "folder" / "ddimctl.json").read_text())
+    assert sidecar["training"]["converted_from"]["family"] == "openai"
+    assert str(tmp_path) not in json.dumps(sidecar)
+
+
+def test_recorded_cases_that_disagree_stop_it(run_cli, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(DATA / "guided_diffusion_tiny", source)
+    ran = run_cli("convert", source, "folder", "--model-flag", "use_new_attention_order=true")
+    assert ran.code == 1
+    assert "does not compute what cases.safetensors records" in ran.stderr
+    assert not (tmp_path / "folder").exists()
+
+
+def test_an_existing_folder_is_left_alone(run_cli, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.txt").write_text("mine")
+    ran = run_cli("convert", DATA / "guided_diffusion_tiny", "folder")
+    assert ran.code == 2
+    assert "--force" in ran.stderr
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["mine.txt"]
+
+
+def test_what_a_file_does_not_say_is_asked_for_by_name(run_cli, bare):
+    ran = run_cli("info", bare)
+    assert ran.code == 2
+    assert "Traceback" not in ran.stderr
+    assert "size of its images" in ran.stderr
+    ran = run_cli("info", bare, "--size", "16", *flags(SAID[:1]))
+    assert ran.code == 2
+    for name in ("num_heads", "use_new_attention_order", "diffusion_steps"):
+        assert name in ran.stderr
+    assert "noise_schedule" not in ran.stderr
+    ran = run_cli("info", bare, "--json", *flags(SAID))
+    assert ran.code == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    assert (told["family"], told["height"], told["learned_variance"]) == ("openai", 16, True)
+    assert told["flags"] == dict(word.split("=") for word in SAID)
+
+
+def test_flags_that_are_unknown_or_no_flags_are_refused(run_cli, bare):
+    ran = run_cli("info", bare, "--model-flag", "num_heads")
+    assert ran.code == 2
+    assert "is not a name and a value" in ran.stderr
+    ran = run_cli("info", bare, "--model-flag", "heads=4")
+    assert ran.code == 2
+    assert "num_heads" in ran.stderr
+    ran = run_cli("info", "--model-flag", "num_heads=4")
+    assert ran.code == 2
+    assert "Leave --model-flag out" in ran.stderr
+
+
+def test_latents_remember_what_was_said_of_their_checkpoint(run_cli, bare, tmp_path):
+    ran = run_cli(
+        "sample", "--ckpt", bare, *flags(SAID), "--seeds", "3,9", "--class", "7",
+        "--steps", "2", "--out", "first",
+    )  # fmt: skip
+    assert ran.code == 0, ran.stderr
+    again = run_cli("sample", "--latents", "first/latents.pt", "--out", "second")
+    assert again.code == 0, again.stderr
+    first, second = (
+        [path.read_bytes() for path in sorted((tmp_path / run / "images").iterdir())]
+        for run in ("first", "second")
+    )
+    assert len(first) == 2
+    manifests = [json.loads((tmp_path / run / "manifest.json").read_text()) for run in ("first", "second")]
+    assert manifests[0]["checkpoint"] == manifests[1]["checkpoint"]
+    assert manifests[0]["checkpoint"]["flags"]["num_heads"] == "2"
+    ran = run_cli("sample", "--ckpt", bare, *flags(SAID), "--steps", "1", "-n", "1")
+    assert ran.code == 2  # it needs a class
+    assert "--class" in ran.stderr
