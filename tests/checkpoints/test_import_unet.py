@@ -35,6 +35,17 @@ print(torch.allclose(plain, compiled, atol=1e-5), "torch._dynamo.eval_frame" in 
     assert printed.split() == ["False", "False", "True", "True"]
 
 
+def test_loading_a_network_with_classes_leaves_the_compiler_out_too() -> None:
+    printed = _run(
+        """
+import sys, ddimctl
+checkpoint = ddimctl.load_checkpoint()
+print(checkpoint.num_classes > 1, "torch._dynamo" in sys.modules, "sympy" in sys.modules)
+"""
+    )
+    assert printed.split() == ["True", "False", "False"]
+
+
 def test_a_diffusers_that_needs_more_of_the_compiler_is_imported_plainly() -> None:
     printed = _run(
         """

@@ -106,7 +106,9 @@ def test_latents_remember_what_was_said_of_their_checkpoint(run_cli, bare, tmp_p
         for run in ("first", "second")
     )
     assert len(first) == 2
-    manifests = [json.loads((tmp_path / run / "manifest.json").read_text()) for run in ("first", "second")]
+    manifests = [
+        json.loads((tmp_path / run / "manifest.json").read_text()) for run in ("first", "second")
+    ]
     assert manifests[0]["checkpoint"] == manifests[1]["checkpoint"]
     assert manifests[0]["checkpoint"]["flags"]["num_heads"] == "2"
     ran = run_cli("sample", "--ckpt", bare, *flags(SAID), "--steps", "1", "-n", "1")

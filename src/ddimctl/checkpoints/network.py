@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ddimctl.checkpoints._diffusers import import_parts, import_unet
 from ddimctl.errors import CheckpointError
@@ -64,7 +65,7 @@ def build_unet(config: Mapping[str, Any], beyond: Beyond, where: str) -> Built:
     settings = {key: value for key, value in given.items() if key in known}
     _check_sizes(settings, where)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Uninitialised():
             unet: nn.Module = unet_class(**settings)
             _go_beyond(unet, beyond)
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
@@ -77,6 +78,21 @@ def build_unet(config: Mapping[str, Any], beyond: Beyond, where: str) -> Built:
         raise CheckpointError(f"{where} describes a network of {count:.1e} parameters.")
     full: Any = unet.config
     return Built(unet, full, tuple(sorted(given.keys() - known.keys())))
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Within, new layers keep the weights that they were made with: others take their place.
+
+    On the meta device initialising one has no effect, but drawing its normal numbers imports
+    torch's whole compiler, which takes longer than sampling a picture.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _check_sizes(settings: Mapping[str, Any], where: str) -> None:
