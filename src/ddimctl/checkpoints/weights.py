@@ -1,20 +1,19 @@
 """Weight files: found, read without running anything, and put into a network, strictly."""
 
 import hashlib
-import json
-import pickle
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ddimctl.checkpoints.identify import check_content
+from ddimctl.checkpoints.safetensors_file import read_safetensors
 from ddimctl.checkpoints.source import Source, read_json
+from ddimctl.checkpoints.torch_file import read_torch
 from ddimctl.errors import CheckpointError
 
 STEM: Final = "diffusion_pytorch_model"
@@ -93,14 +92,8 @@ def read_weights(paths: Sequence[Path], name: str) -> dict[str, Tensor]:
     for path in paths:
         where = f"{name}/{path.name}"
         kind = check_content(path, where)
-        if kind == "safetensors":
-            found = _read_safetensors(path, where)
-        elif kind in ("torch", "legacy"):
-            found = _read_bin(path, where, mmap=kind == "torch")
-        else:
-            raise CheckpointError(
-                f"{where} is damaged, or not a weight file at all.", "Get the file again."
-            )
+        read = read_safetensors if kind == "safetensors" else _read_bin
+        found = read(path, where)
         for key, tensor in found.items():
             key = _present_name(key)
             if key in weights:
@@ -119,45 +112,8 @@ def _present_name(key: str) -> str:
     return f"{old[1]}.{_ATTENTION_NAMES[old[2]]}.{old[3]}" if old else key
 
 
-def _read_safetensors(path: Path, where: str) -> dict[str, Tensor]:
-    _check_header(path, where)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise CheckpointError(f"{where} is damaged: {error}.", "Get the file again.") from error
-
-
-def _check_header(path: Path, where: str) -> None:
-    """Refuse a header that names a weight twice: readers differ in which of the two they take."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise CheckpointError(f"{where} is damaged: its header names a weight twice.")
-        return found
-
-    with path.open("rb") as file:
-        header = file.read(int.from_bytes(file.read(8), "little"))
-    try:
-        json.loads(header, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{where} is damaged: its header cannot be read.", "Get the file again."
-        ) from error
-
-
-def _read_bin(path: Path, where: str, *, mmap: bool) -> dict[str, Tensor]:
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{where} holds more than weights, or is damaged, and was not loaded.",
-            "Use a safetensors file, or one saved as a plain state dict.",
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{where} is damaged: {reason}", "Get the file again.") from error
+def _read_bin(path: Path, where: str) -> dict[str, Tensor]:
+    found = read_torch(path, where)
     if not isinstance(found, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()
     ):
@@ -165,6 +121,31 @@ def _read_bin(path: Path, where: str, *, mmap: bool) -> dict[str, Tensor]:
             f"{where} is not a state dict.", "Use the file of the UNet's weights."
         )
     return found
+
+
+def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    """Raise CheckpointError where a weight is NaN or infinite: such a network makes no pictures.
+
+    where: the file or checkpoint, for messages. Reads every number once.
+    """
+    broken = [key for key, tensor in weights.items() if not _is_finite(tensor.detach())]
+    if broken:
+        first = weights[broken[0]].detach()
+        count = int((~first.isfinite()).sum())
+        others = f", and so do {len(broken) - 1} more weights" if len(broken) > 1 else ""
+        raise CheckpointError(
+            f"{where}: {broken[0]} holds {count:,} NaN or infinite of {first.numel():,} numbers"
+            f"{others}.",
+            "Get the file again, or pass --allow-nonfinite to use it as it is.",
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """A finite sum has finite terms only; one that overflows says nothing, so all are looked at."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return bool(tensor.sum(dtype=wide).isfinite()) or bool(tensor.isfinite().all())
 
 
 def assign_weights(
