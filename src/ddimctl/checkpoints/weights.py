@@ -132,10 +132,11 @@ def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
     if broken:
         first = weights[broken[0]].detach()
         count = int((~first.isfinite()).sum())
-        others = f", and so do {len(broken) - 1} more weights" if len(broken) > 1 else ""
+        more = len(broken) - 1
+        others = ", and so does 1 more weight" if more == 1 else f", and so do {more} more weights"
         raise CheckpointError(
             f"{where}: {broken[0]} holds {count:,} NaN or infinite of {first.numel():,} numbers"
-            f"{others}.",
+            f"{others if more else ''}.",
             "Get the file again, or pass --allow-nonfinite to use it as it is.",
         )
 
