@@ -14,6 +14,10 @@ from conftest import RunCli
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import CheckpointError
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Duplicate name"),
+    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor"),
+]
 HERE = Path(__file__).parent
 FORCED = ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
 
@@ -97,7 +101,7 @@ def test_none_of_them_takes_memory(tmp_path: Path, clean_env: dict[str, str]) ->
     assert not (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize("name", ["zip", "legacy", "expanded", "deflated", "laughs", "st-cut"])
+@pytest.mark.parametrize("name", ["zip", "legacy", "expanded", "st-cut"])
 def test_the_command_says_it_in_two_lines(tmp_path: Path, run_cli: RunCli, name: str) -> None:
     tiny_unet().save_config(folder := tmp_path / "model")
     path = folder / f"diffusion_pytorch_model.{'safetensors' if name[:3] == 'st-' else 'bin'}"

@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,9 @@ def _onnx() -> bytes:
 
 def _torchscript() -> bytes:
     file = io.BytesIO()
-    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), file)
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("data.pkl", "code/__torch__.py", "constants.pkl", "version"):
+            archive.writestr(f"model/{name}", b"")
     return file.getvalue()
 
 
@@ -240,3 +243,13 @@ def test_a_pickle_may_name_types_without_calling_them(tmp_path: Path) -> None:
     found = read_torch(write_zip(tmp_path / "a.pt", program(body), bytes(16)), "a.pt")
     assert found[:2] == [torch.float16, 3]
     assert torch.equal(found[2]["a"], torch.zeros(4))
+
+
+@pytest.mark.parametrize("length", [0x8B1F, 0x120108])
+def test_the_length_of_a_safetensors_header_may_look_like_another_format(
+    tmp_path: Path, length: int
+) -> None:
+    header = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'.ljust(length)
+    (tmp_path / "a").write_bytes(length.to_bytes(8, "little") + header + bytes(4))
+    assert check_content(tmp_path / "a", "a") == "safetensors"
+    assert torch.equal(read_safetensors(tmp_path / "a", "a")["a"], torch.zeros(1))

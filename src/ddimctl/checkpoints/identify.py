@@ -125,6 +125,9 @@ def sniff(path: Path) -> str:
         tail = file.read()
     if not head:
         return "empty"
+    header = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and header <= size - 8:  # first: any bytes can be a length
+        return "safetensors"
     if head.startswith(b"PK\x03\x04"):
         return _kind_of_zip(head, zip_names(path))
     if head.startswith(_LEGACY_TORCH):
@@ -140,9 +143,8 @@ def sniff(path: Path) -> str:
         return "tensorflow"
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return "pickle"
-    length = int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{" and (length <= size - 8 or (head[9:10] == b'"' and length < 2**32)):
-        return "safetensors"  # in the second case cut off within its header
+    if head[8:10] == b'{"' and header < 2**32:
+        return "safetensors"  # cut off within its header
     return "unknown"
 
 
