@@ -252,7 +252,7 @@ def test_a_bin_file_that_calls_something_is_not_run(tmp_path: Path, zipped: bool
         tmp_path / "diffusion_pytorch_model.bin",
         _use_new_zipfile_serialization=zipped,
     )
-    with pytest.raises(CheckpointError, match="more than weights"):
+    with pytest.raises(CheckpointError, match=r"would call builtins\.getattr, so it was not read"):
         load_checkpoint(tmp_path)
     assert not (tmp_path / "canary").exists()
 

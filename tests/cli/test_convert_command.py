@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ddimctl.checkpoints import load_checkpoint
 
@@ -102,10 +103,11 @@ def test_latents_remember_what_was_said_of_their_checkpoint(run_cli, bare, tmp_p
     again = run_cli("sample", "--latents", "first/latents.pt", "--out", "second")
     assert again.code == 0, again.stderr
     first, second = (
-        [path.read_bytes() for path in sorted((tmp_path / run / "images").iterdir())]
+        [Image.open(path).tobytes() for path in sorted((tmp_path / run / "images").iterdir())]
         for run in ("first", "second")
     )
     assert len(first) == 2
+    assert first == second
     manifests = [
         json.loads((tmp_path / run / "manifest.json").read_text()) for run in ("first", "second")
     ]

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from torch import nn
 
+from ddimctl.checkpoints.unet_config import check_unet_config
 from ddimctl.errors import CheckpointError, RequestError
 
 # Ho et al. 2020, appendix B, as diffusers' UNet2DModel spells them; tiny and small are ours, for
@@ -65,6 +66,7 @@ def make_unet(config: dict[str, Any]) -> nn.Module:
     """A UNet2DModel with fresh weights. Raises CheckpointError when diffusers refuses the config."""
     from ddimctl.checkpoints._diffusers import import_unet
 
+    check_unet_config(config, "--model")
     try:
         unet: nn.Module = import_unet()(**config)
     except (TypeError, ValueError, RuntimeError) as error:

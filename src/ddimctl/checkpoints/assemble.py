@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -12,8 +12,10 @@ from ddimctl.checkpoints.model import Checkpoint, Provenance
 from ddimctl.checkpoints.network import Built, compute_buffers
 from ddimctl.checkpoints.scheduler_config import Diffusion
 from ddimctl.checkpoints.sidecar import Sidecar
-from ddimctl.checkpoints.weights import assign_weights
+from ddimctl.checkpoints.weights import assign_weights, check_finite
 from ddimctl.errors import CheckpointError
+
+_LARGEST_SIDE: Final = 65_536
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,11 @@ def fill(
 ) -> None:
     """Put weights into the network, strictly, and the network on the device.
 
-    remedy: what to do where they do not fit. Raises CheckpointError.
+    remedy: what to do where they do not fit. Raises CheckpointError, also for weights that are
+    not finite, unless the options take them.
     """
+    if not options.allow_nonfinite:
+        check_finite(weights, name)
     assign_weights(built.unet, weights, options.device, options.dtype, name, remedy)
     compute_buffers(built.unet)
     built.unet.to(options.device).eval()
@@ -89,7 +94,7 @@ def _size(sample_size: Any, where: str) -> tuple[int, int]:
     if not (
         isinstance(pair, list | tuple)
         and len(pair) == 2
-        and all(type(side) is int and side > 0 for side in pair)
+        and all(type(side) is int and 0 < side <= _LARGEST_SIDE for side in pair)
     ):
         raise CheckpointError(
             f"{where}: sample_size is {sample_size!r}.",

@@ -10,6 +10,7 @@ from ddimctl.checkpoints.identify import (
     refuse_parts,
     refuse_pipeline,
 )
+from ddimctl.checkpoints.memory import check_memory
 from ddimctl.checkpoints.model import Checkpoint, Provenance
 from ddimctl.checkpoints.network import build_unet
 from ddimctl.checkpoints.scheduler_config import (
@@ -57,6 +58,7 @@ def load_diffusers(source: Source, options: Options) -> Checkpoint:
     refuse_network(where, config)
     diffusion = _read_diffusion(source, index)
     files = find_weights(source, chosen.prefix, options.variant)
+    check_memory(sum(file.stat().st_size for file in files), source.name)
 
     with ThreadPoolExecutor(1) as pool:  # the hash is ready by the time that diffusers is imported
         sha256 = pool.submit(sha256_of, files)

@@ -10,12 +10,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ddimctl.checkpoints._diffusers import import_parts, import_unet
+from ddimctl.checkpoints.unet_config import check_unet_config
 from ddimctl.errors import CheckpointError
 
-# Far above any published network, far below what would take minutes to lay out.
-_MOST: Final = {"layers_per_block": 64, "in_channels": 4096, "out_channels": 4096}
-_MOST_LEVELS: Final = 16
-_MOST_CHANNELS: Final = 65_536
 _MOST_PARAMETERS: Final = 20_000_000_000
 
 
@@ -63,7 +60,7 @@ def build_unet(config: Mapping[str, Any], beyond: Beyond, where: str) -> Built:
     known = inspect.signature(unet_class.__init__).parameters
     given = {key: value for key, value in config.items() if not key.startswith("_")}
     settings = {key: value for key, value in given.items() if key in known}
-    _check_sizes(settings, where)
+    check_unet_config(settings, where)
     try:
         with torch.device("meta"), _Uninitialised():
             unet: nn.Module = unet_class(**settings)
@@ -93,21 +90,6 @@ class _Uninitialised(TorchFunctionMode):
         if getattr(func, "__module__", "") == "torch.nn.init":
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
-
-
-def _check_sizes(settings: Mapping[str, Any], where: str) -> None:
-    def refuse(key: str) -> None:
-        value = repr(settings[key])
-        raise CheckpointError(f"{where}: {key} is {value[:60]}{'…' * (len(value) > 60)}.")
-
-    widths = settings.get("block_out_channels", ())
-    if not isinstance(widths, list | tuple) or len(widths) > _MOST_LEVELS:
-        refuse("block_out_channels")
-    if not all(type(width) is int and 0 <= width <= _MOST_CHANNELS for width in widths):
-        refuse("block_out_channels")
-    for key, most in _MOST.items():
-        if key in settings and not (type(settings[key]) is int and 0 <= settings[key] <= most):
-            refuse(key)
 
 
 def compute_buffers(unet: Any) -> None:

@@ -92,6 +92,8 @@ def _read_schedule(config: dict[str, Any], where: str) -> Schedule:
                 raise RequestError("trained_betas with rescale_betas_zero_snr are not supported.")
             if not isinstance(betas, list) or not all(_is_number(beta) for beta in betas):
                 raise RequestError("trained_betas is not a list of numbers.")
+            if len(betas) > _MAX_TIMESTEPS:
+                raise RequestError(f"trained_betas has {len(betas):,} numbers.")
             return from_betas(betas)
         kind = str(config.get("beta_schedule", "linear"))
         if kind not in _KINDS:
@@ -100,17 +102,17 @@ def _read_schedule(config: dict[str, Any], where: str) -> Schedule:
             )
         steps = config.get("num_train_timesteps", 1000)
         if type(steps) is not int or not 1 <= steps <= _MAX_TIMESTEPS:
-            raise RequestError(f"num_train_timesteps is {steps!r}.")
+            raise RequestError(f"num_train_timesteps is {steps!r:.60}.")
         start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
         if not (_is_number(start) and _is_number(end) and 0 < start <= 1 and 0 < end <= 1):
-            raise RequestError(f"beta_start and beta_end are {start!r} and {end!r}.")
+            raise RequestError(f"beta_start and beta_end are {start!r:.60} and {end!r:.60}.")
         return make_schedule(_KINDS[kind], steps, float(start), float(end), zero_snr)
     except RequestError as error:
         raise CheckpointError(f"{where}: {error.cause}", error.remedy) from error
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def sampler_note(name: str, ignored: dict[str, Any]) -> str:

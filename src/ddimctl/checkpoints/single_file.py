@@ -13,6 +13,7 @@ from ddimctl.checkpoints import ermongroup, openai
 from ddimctl.checkpoints.assemble import Options, assemble, check_wanted, fill
 from ddimctl.checkpoints.converted import Said
 from ddimctl.checkpoints.identify import check_content, refuse_file, refuse_foreign
+from ddimctl.checkpoints.memory import check_memory
 from ddimctl.checkpoints.model import Checkpoint, Provenance
 from ddimctl.checkpoints.network import build_unet
 from ddimctl.checkpoints.settings_files import read_settings
@@ -45,6 +46,7 @@ def load_file(path: Path, options: Options) -> Checkpoint:
     """
     name = path.name
     refuse_foreign(path, check_content(path, name))
+    check_memory(path.stat().st_size, name)
     with ThreadPoolExecutor(1) as pool:
         sha256 = pool.submit(sha256_of, [path])
         found = _choose(read_file(path, name), options.weights, name)

@@ -9,7 +9,7 @@ from typing import Any, Final
 from ddimctl.checkpoints.identify import check_content
 from ddimctl.errors import CheckpointError
 
-MAX_JSON_BYTES: Final = 64 * 2**20
+MAX_JSON_BYTES: Final = 8 * 2**20  # in memory twenty times as much
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,18 @@ class Source:
 def folder_source(folder: Path) -> Source:
     """The files of a folder."""
 
+    name = folder.resolve().name or "checkpoint"
+
     def get(relative: str) -> Path | None:
         path = folder / relative
-        return path if path.is_file() else None
+        try:
+            return path if path.is_file() else None
+        except OSError as error:  # no permission, or a name that is too long
+            raise CheckpointError(
+                f"{name}/{relative:.100} cannot be read: {error.strerror}."
+            ) from error
 
-    return Source(folder.resolve().name or "checkpoint", get)
+    return Source(name, get)
 
 
 def read_json(source: Source, relative: str) -> dict[str, Any] | None:

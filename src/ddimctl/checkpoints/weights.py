@@ -1,8 +1,6 @@
 """Weight files: found, read without running anything, and put into a network, strictly."""
 
 import hashlib
-import json
-import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -10,11 +8,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ddimctl.checkpoints.identify import check_content
+from ddimctl.checkpoints.safetensors_file import read_safetensors
 from ddimctl.checkpoints.source import Source, read_json
+from ddimctl.checkpoints.torch_file import read_torch
 from ddimctl.errors import CheckpointError
 
 STEM: Final = "diffusion_pytorch_model"
@@ -118,13 +117,7 @@ def read_file(path: Path, where: str) -> object:
     Raises CheckpointError for damaged or foreign files.
     """
     kind = check_content(path, where)
-    if kind == "safetensors":
-        return read_safetensors(path, where)
-    if kind in ("torch", "legacy"):
-        return _read_bin(path, where, mmap=kind == "torch")
-    raise CheckpointError(
-        f"{where} is damaged, or not a weight file at all.", "Get the file again."
-    )
+    return read_safetensors(path, where) if kind == "safetensors" else read_torch(path, where)
 
 
 def _present_name(key: str) -> str:
@@ -132,46 +125,30 @@ def _present_name(key: str) -> str:
     return f"{old[1]}.{_ATTENTION_NAMES[old[2]]}.{old[3]}" if old else key
 
 
-def read_safetensors(path: Path, where: str) -> dict[str, Tensor]:
-    _check_header(path, where)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise CheckpointError(f"{where} is damaged: {error}.", "Get the file again.") from error
+def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    """Raise CheckpointError where a weight is NaN or infinite: such a network makes no pictures.
 
-
-def _check_header(path: Path, where: str) -> None:
-    """Refuse a header that names a weight twice: readers differ in which of the two they take."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise CheckpointError(f"{where} is damaged: its header names a weight twice.")
-        return found
-
-    with path.open("rb") as file:
-        header = file.read(int.from_bytes(file.read(8), "little"))
-    try:
-        json.loads(header, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
+    where: the file or checkpoint, for messages. Reads every number once.
+    """
+    broken = [key for key, tensor in weights.items() if not _is_finite(tensor.detach())]
+    if broken:
+        first = weights[broken[0]].detach()
+        count = int((~first.isfinite()).sum())
+        more = len(broken) - 1
+        others = ", and so does 1 more weight" if more == 1 else f", and so do {more} more weights"
         raise CheckpointError(
-            f"{where} is damaged: its header cannot be read.", "Get the file again."
-        ) from error
+            f"{where}: {broken[0]} holds {count:,} NaN or infinite of {first.numel():,} numbers"
+            f"{others if more else ''}.",
+            "Get the file again, or pass --allow-nonfinite to use it as it is.",
+        )
 
 
-def _read_bin(path: Path, where: str, *, mmap: bool) -> object:
-    try:
-        loaded: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        return loaded
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{where} holds more than weights, or is damaged, and was not loaded.",
-            "Use a safetensors file, or one saved as a plain state dict.",
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{where} is damaged: {reason}", "Get the file again.") from error
+def _is_finite(tensor: Tensor) -> bool:
+    """A finite sum has finite terms only; one that overflows says nothing, so all are looked at."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return bool(tensor.sum(dtype=wide).isfinite()) or bool(tensor.isfinite().all())
 
 
 def assign_weights(

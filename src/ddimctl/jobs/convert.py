@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint, checkpoint_files, load_checkpoint
-from ddimctl.checkpoints.weights import read_safetensors
+from ddimctl.checkpoints.safetensors_file import read_safetensors
 from ddimctl.diffusion.float32 import ieee_float32
 from ddimctl.errors import CheckpointError, RequestError
 from ddimctl.files.atomic import write_bytes

@@ -1,0 +1,121 @@
+"""Weight files from strangers are refused in words: nothing in them runs, no memory is taken."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hostile_files import BROKEN, CALLING, payload, read
+from pickle_parts import program, write_zip
+from tiny_unets import tiny_unet
+
+from conftest import RunCli
+from ddimctl.checkpoints import load_checkpoint
+from ddimctl.errors import CheckpointError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Duplicate name"),
+    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor"),
+]
+HERE = Path(__file__).parent
+FORCED = ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_are_refused(tmp_path: Path, name: str) -> None:
+    write, said = BROKEN[name]
+    write(path := tmp_path / "model.bin")
+    with pytest.raises(CheckpointError, match=said) as caught:
+        read(path)
+    assert caught.value.cause.startswith("folder/model.bin")
+    assert len(caught.value.cause) < 300
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("forced", [None, *FORCED])
+@pytest.mark.parametrize("name", CALLING)
+def test_files_that_call_something_are_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, forced: str | None
+) -> None:
+    if forced:
+        monkeypatch.setenv(forced, "1")
+    write, said = CALLING[name]
+    write(path := tmp_path / "model.bin", canary := tmp_path / "canary")
+    with pytest.raises(CheckpointError, match=said):
+        read(path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("forced", FORCED)
+def test_torch_load_itself_would_not_run_them_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forced: str
+) -> None:
+    from ddimctl.checkpoints import torch_file
+
+    monkeypatch.setenv(forced, "1")
+    monkeypatch.setattr(torch_file, "_check_zip", lambda path, where: None)
+    canary = tmp_path / "canary"
+    write_zip(tmp_path / "model.bin", program(payload(canary)))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read(tmp_path / "model.bin")
+    assert not canary.exists()
+
+
+_CARELESS = """
+import pathlib, pickle, sys, torch
+for path in map(pathlib.Path, sys.argv[1:]):
+    try:
+        with path.open("rb") as file:
+            pickle.load(file) if "bare" in path.name else torch.load(file, weights_only=False)
+    except Exception:
+        pass
+"""
+
+
+def test_unpickled_without_care_they_all_would_run(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in CALLING]
+    for path, (write, _) in zip(paths, CALLING.values(), strict=True):
+        write(path, tmp_path / f"canary-{path.name}")
+    subprocess.run([sys.executable, "-c", _CARELESS, *paths], check=True, timeout=120)
+    assert {path.name for path in tmp_path.glob("canary-*")} == {f"canary-{n}" for n in CALLING}
+
+
+def test_none_of_them_takes_memory(tmp_path: Path, clean_env: dict[str, str]) -> None:
+    (files := tmp_path / "files").mkdir()
+    for name, (write, _) in BROKEN.items():
+        write(files / name)
+    for name, (write_calling, _) in CALLING.items():
+        write_calling(files / f"calling-{name}", tmp_path / "canary")
+    ran = subprocess.run(
+        [sys.executable, HERE / "hostile_files.py", files],
+        env=clean_env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    grown = json.loads(ran.stdout)
+    assert set(grown) == {path.name for path in files.iterdir()}
+    assert {name: size for name, size in grown.items() if size > 200} == {}
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("name", ["zip", "legacy", "expanded", "st-cut"])
+def test_the_command_says_it_in_two_lines(tmp_path: Path, run_cli: RunCli, name: str) -> None:
+    tiny_unet().save_config(folder := tmp_path / "model")
+    path = folder / f"diffusion_pytorch_model.{'safetensors' if name[:3] == 'st-' else 'bin'}"
+    if name in CALLING:
+        CALLING[name][0](path, tmp_path / "canary")
+    else:
+        BROKEN[name][0](path)
+    said = (CALLING.get(name) or BROKEN[name])[1]
+    ran = run_cli("info", folder, env=dict.fromkeys(FORCED[:1], "1"))
+    assert ran.code == 1
+    assert ran.stdout == ""
+    cause, remedy = ran.stderr.splitlines()
+    with pytest.raises(CheckpointError, match=said) as caught:
+        load_checkpoint(folder)
+    assert caught.value.cause in cause
+    assert caught.value.remedy in remedy
+    assert not (tmp_path / "canary").exists()
