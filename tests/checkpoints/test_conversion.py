@@ -156,7 +156,7 @@ def test_what_is_saved_loads_as_it_was(case: Case, tmp_path: Path) -> None:
 _SAMPLED: dict[str, Any] = {"deadline": None, "derandomize": True, "phases": [Phase.generate]}
 
 
-@settings(max_examples=10, **_SAMPLED)
+@settings(max_examples=6, **_SAMPLED)
 @given(
     st.fixed_dictionaries(
         {
@@ -177,7 +177,7 @@ def test_any_ermongroup_network_agrees(changed: dict[str, Any]) -> None:
         assert relative(*outputs(peer, checkpoint, (8, 16))) <= 1e-5
 
 
-@settings(max_examples=20, **_SAMPLED)
+@settings(max_examples=12, **_SAMPLED)
 @given(
     st.fixed_dictionaries(
         {

@@ -137,11 +137,8 @@ def side(weights: Mapping[str, Tensor], key: str, axis: int, said: Said) -> int:
     """The length of a weight along an axis. Raises CheckpointError where it has none."""
     shape = tuple(weights[key].shape) if key in weights else None
     if shape is None or axis >= len(shape) or shape[axis] < 1:
-        what = "is missing" if shape is None else f"has the shape {shape}"
-        raise CheckpointError(
-            f"{said.name} is damaged, or of another kind than its names say: {key} {what}.",
-            "Get the file again.",
-        )
+        what = f"has no weight {key}" if shape is None else f"has a {key} of the shape {shape}"
+        raise CheckpointError(f"{said.name} is damaged: it {what}.", "Get the file again.")
     return shape[axis]
 
 

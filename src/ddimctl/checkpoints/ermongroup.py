@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from reprlib import repr as brief
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -123,10 +124,11 @@ def _read_shape(weights: Mapping[str, Tensor], said: Said) -> _Shape:
         return len({match[1] for key in weights if (match := re.match(pattern, key))})
 
     levels, blocks = count(r"down\.(\d\d?)\.block\."), count(r"down\.0\.block\.(\d\d?)\.")
-    widths = [side(weights, f"down.{i}.block.0.conv1.weight", 0, said) for i in range(levels)]
     return _Shape(
         ch=side(weights, "conv_in.weight", 0, said),
-        widths=tuple(widths),
+        widths=tuple(
+            side(weights, f"down.{i}.block.0.conv1.weight", 0, said) for i in range(levels)
+        ),
         num_res_blocks=blocks,
         attention=tuple(i for i in range(levels) if f"down.{i}.attn.0.q.weight" in weights),
         resamp_with_conv="down.0.downsample.conv.weight" in weights if levels > 1 else None,
@@ -182,7 +184,7 @@ def _schedule(said: Said, told: Mapping[str, Any]) -> Schedule:
     known = (*_SCHEDULES, "const", "jsd")
     if kind not in known:
         remedy = f"Known are {', '.join(known)}."
-        raise wrong(said, "beta_schedule", f"beta_schedule is {kind}.", remedy)
+        raise wrong(said, "beta_schedule", f"beta_schedule is {brief(kind)}.", remedy)
     try:
         if kind == "const":
             return from_betas([end] * steps)

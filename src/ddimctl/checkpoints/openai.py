@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from reprlib import repr as brief
 from typing import Any, Final, NamedTuple
 
 from torch import Tensor
@@ -19,6 +20,7 @@ from ddimctl.checkpoints.converted import (
     wrong,
 )
 from ddimctl.checkpoints.network import Beyond
+from ddimctl.checkpoints.openai_published import PUBLISHED
 from ddimctl.checkpoints.scheduler_config import Diffusion
 from ddimctl.diffusion.schedules import Schedule, make_schedule
 from ddimctl.errors import CheckpointError, RequestError
@@ -78,20 +80,6 @@ _IGNORED: Final = (
     *("use_fp16", "use_checkpoint", "dropout", "sigma_small", "use_kl", "rescale_learned_sigmas"),
     *("timestep_respacing", "channel_mult", "attention_resolutions"),
 )
-_GUIDED: Final = {
-    "num_head_channels": 64,
-    "use_new_attention_order": False,
-    "noise_schedule": "linear",
-    "diffusion_steps": 1000,
-    "rescale_timesteps": False,
-}
-_IMPROVED: Final = {
-    "num_heads": 4,
-    "use_new_attention_order": False,
-    "noise_schedule": "cosine",
-    "diffusion_steps": 4000,
-    "rescale_timesteps": True,
-}
 
 
 class _Shape(NamedTuple):
@@ -111,32 +99,6 @@ class _Shape(NamedTuple):
     @property
     def class_cond(self) -> bool:
         return self.num_classes is not None
-
-
-# The flags of the published networks, from the READMEs of the two repositories, by what the weights
-# show: channels, multipliers, blocks, levels with attention, class_cond, updown, scale and shift.
-# All have RGB, learned variances and, where conditional, the 1000 classes of ImageNet.
-_PUBLISHED: Final[dict[tuple[Any, ...], dict[str, Any]]] = {
-    (192, (1, 2, 3, 4), 3, (1, 2, 3), True, True, True): _GUIDED
-    | {SIZE: 64, "noise_schedule": "cosine", "use_new_attention_order": True},
-    (256, (1, 1, 2, 3, 4), 2, (2, 3, 4), True, True, True): _GUIDED
-    | {SIZE: 128, "num_heads": 4, "num_head_channels": -1},
-    (256, (1, 1, 2, 2, 4, 4), 2, (3, 4, 5), True, True, True): _GUIDED | {SIZE: 256},
-    (256, (1, 1, 2, 2, 4, 4), 2, (3, 4, 5), False, True, True): _GUIDED | {SIZE: 256},  # also LSUN
-    (256, (0.5, 1, 1, 2, 2, 4, 4), 2, (4, 5, 6), True, True, True): _GUIDED | {SIZE: 512},
-    (128, (1, 2, 3, 4), 3, (2, 3), False, False, True): _IMPROVED | {SIZE: 64},
-    (192, (1, 2, 3, 4), 3, (2, 3), True, False, True): _IMPROVED
-    | {SIZE: 64, "rescale_timesteps": False},
-    (128, (1, 2, 2, 2), 3, (1, 2), False, False, True): _IMPROVED | {SIZE: 32},
-    (128, (1, 1, 2, 2, 4, 4), 2, (4,), False, False, False): _IMPROVED
-    | {
-        SIZE: 256,
-        "num_heads": 1,
-        "noise_schedule": "linear",
-        "diffusion_steps": 1000,
-        "rescale_timesteps": False,
-    },
-}
 
 
 def convert(weights: Mapping[str, Tensor], said: Said) -> Converted:
@@ -180,16 +142,12 @@ def _with_published(said: Said, told: dict[str, Any], shape: _Shape) -> tuple[di
     multipliers = tuple(width / shape.num_channels for width in shape.widths)
     structure = (shape.num_channels, multipliers, shape.num_res_blocks, shape.attention)
     kind = (shape.class_cond, shape.resblock_updown, shape.use_scale_shift_norm)
-    found = _PUBLISHED.get((*structure, *kind))
     usual = shape.in_channels == 3 and shape.learn_sigma and shape.num_classes in (None, 1000)
-    if found is None or not usual:
-        return told, ""
-    if told.keys() & _HEADS:
-        found = {key: value for key, value in found.items() if key not in _HEADS}
-    if said.size is not None:
-        found = {key: value for key, value in found.items() if key != SIZE}
-    added = ", ".join(f"{key} {value}" for key, value in found.items() if key not in told)
-    return found | told, added
+    known = PUBLISHED.get((*structure, *kind), {}) if usual else {}
+    left = _HEADS if told.keys() & _HEADS else set()
+    left = left | ({SIZE} if said.size is not None else set())
+    added = {key: value for key, value in known.items() if key not in told and key not in left}
+    return told | added, ", ".join(f"{key} {value}" for key, value in added.items())
 
 
 def _check_complete(said: Said, told: Mapping[str, Any]) -> None:
@@ -252,11 +210,8 @@ def _read_shape(weights: Mapping[str, Tensor], said: Said) -> _Shape:
 
     def ends(leaf: str) -> list[int]:
         """The blocks on the way up that have such a module behind residual block and attention."""
-        return [
-            i
-            for i in outputs
-            if any(f"output_blocks.{i}.{k}.{leaf}.weight" in weights for k in (1, 2))
-        ]
+        tails = [f"{k}.{leaf}.{kind}" for k in (1, 2) for kind in ("weight", "bias")]
+        return [i for i in outputs if any(f"output_blocks.{i}.{tail}" in weights for tail in tails)]
 
     # what ends a level: a convolution, a residual block, or nothing with weights
     convs, blocks = ends("conv"), ends("in_layers.0")
@@ -380,7 +335,7 @@ def _split(qkv: Tensor, told: Mapping[str, Any], key: str, said: Said) -> dict[s
 def _schedule(said: Said, kind: str, steps: int) -> Schedule:
     """linear: the betas of T = 1000, scaled to the same total for another T; cosine."""
     if kind not in ("linear", "cosine"):
-        cause = f"noise_schedule is {kind}."
+        cause = f"noise_schedule is {brief(kind)}."
         raise wrong(said, "noise_schedule", cause, "Known are linear, cosine.")
     scale = 1000 / steps
     try:
