@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from tiny_unets import tiny_unet, write_flat, write_json
 
-from conftest import RunCli
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.checkpoints.architectures import ARCHITECTURES, architecture
 from ddimctl.checkpoints.unet_config import check_unet_config
@@ -119,9 +118,7 @@ def test_links_and_pipes_are_neither_waited_for_nor_shown(
     assert "root" not in caught.value.cause.replace(str(tmp_path), "")
 
 
-def test_control_characters_of_a_config_do_not_reach_the_terminal(
-    tmp_path: Path, run_cli: RunCli
-) -> None:
+def test_control_characters_of_a_config_do_not_reach_the_terminal(tmp_path: Path, run_cli) -> None:
     write_json(tmp_path / "model/config.json", _class_name="\x1b[2J\ud800\x07evil")
     ran = run_cli("info", tmp_path / "model")
     assert ran.code == 1

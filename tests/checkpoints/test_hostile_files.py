@@ -10,7 +10,6 @@ from hostile_files import BROKEN, CALLING, payload, read
 from pickle_parts import program, write_zip
 from tiny_unets import tiny_unet
 
-from conftest import RunCli
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import CheckpointError
 
@@ -102,7 +101,7 @@ def test_none_of_them_takes_memory(tmp_path: Path, clean_env: dict[str, str]) ->
 
 
 @pytest.mark.parametrize("name", ["zip", "legacy", "expanded", "st-cut"])
-def test_the_command_says_it_in_two_lines(tmp_path: Path, run_cli: RunCli, name: str) -> None:
+def test_the_command_says_it_in_two_lines(tmp_path: Path, run_cli, name: str) -> None:
     tiny_unet().save_config(folder := tmp_path / "model")
     path = folder / f"diffusion_pytorch_model.{'safetensors' if name[:3] == 'st-' else 'bin'}"
     if name in CALLING:

@@ -116,3 +116,15 @@ def test_latents_remember_what_was_said_of_their_checkpoint(run_cli, bare, tmp_p
     ran = run_cli("sample", "--ckpt", bare, *flags(SAID), "--steps", "1", "-n", "1")
     assert ran.code == 2  # it needs a class
     assert "--class" in ran.stderr
+
+
+def test_latents_remember_the_size_that_was_said(run_cli, bare, tmp_path):
+    said = flags(flag for flag in SAID if not flag.startswith("image_size"))
+    ran = run_cli(
+        "sample", "--ckpt", bare, *said, "--size", "24x16", "-n", "1", "--class", "7",
+        "--steps", "1", "--out", "first", "--save", "latents",
+    )  # fmt: skip
+    assert ran.code == 0, ran.stderr
+    again = run_cli("sample", "--latents", "first/latents.pt", "--out", "second", "--json")
+    assert again.code == 0, again.stderr
+    assert json.loads(again.stdout)["settings"]["size"] == [24, 16]

@@ -1,6 +1,6 @@
 """From a built network, its weights and what is known of them to a Checkpoint: for all families."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -42,16 +42,21 @@ def check_wanted(wanted: str, known: str, name: str) -> None:
 
 
 def fill(
-    built: Built, weights: Mapping[str, Tensor], options: Options, name: str, remedy: str
+    built: Built,
+    weights: Mapping[str, Tensor],
+    options: Options,
+    name: str,
+    remedy: str,
+    spoken: Callable[[str], str] = str,
 ) -> None:
     """Put weights into the network, strictly, and the network on the device.
 
-    remedy: what to do where they do not fit. Raises CheckpointError, also for weights that are
-    not finite, unless the options take them.
+    remedy: what to do where they do not fit. spoken: from a weight's name to that in the user's
+    file. Raises CheckpointError, also for weights that are not finite, unless the options take them.
     """
+    assign_weights(built.unet, weights, options.device, options.dtype, name, remedy, spoken)
     if not options.allow_nonfinite:
-        check_finite(weights, name)
-    assign_weights(built.unet, weights, options.device, options.dtype, name, remedy)
+        check_finite({spoken(key): tensor for key, tensor in weights.items()}, name)
     compute_buffers(built.unet)
     built.unet.to(options.device).eval()
 

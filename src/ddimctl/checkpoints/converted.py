@@ -1,6 +1,6 @@
 """What the families of single files have in common: a network told in diffusers' words."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from reprlib import repr as brief
 from typing import Any, Final, NamedTuple
 
@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ddimctl.checkpoints.network import Beyond
 from ddimctl.checkpoints.scheduler_config import Diffusion
-from ddimctl.errors import CheckpointError, RequestError
+from ddimctl.errors import CheckpointError, DdimctlError, RequestError
 
 SIZE: Final = "image_size"
+_MAX_TIMESTEPS: Final = 1_000_000
 
 
 class Said(NamedTuple):
@@ -31,7 +32,7 @@ class Said(NamedTuple):
 class Converted(NamedTuple):
     """A UNet2DModel's config and weights, and what more there is to know.
 
-    used: those of the user's flags without which the network could not be run, for the record.
+    theirs: from a weight's name in diffusers to its name in the file, for messages.
     """
 
     config: dict[str, Any]
@@ -39,32 +40,35 @@ class Converted(NamedTuple):
     diffusion: Diffusion
     beyond: Beyond
     notes: tuple[str, ...] = ()
-    used: Mapping[str, str] = {}
+    theirs: Callable[[str], str] = str
+
+
+def wrong(said: Said, key: str, cause: str, remedy: str = "Correct it.") -> DdimctlError:
+    """The error for what was said under that name: the user's, or that of the file beside."""
+    if key in said.flags:
+        return RequestError(f"--model-flag {key}: {cause}", remedy)
+    return CheckpointError(f"{said.config}: {cause}", remedy)
 
 
 def read_flags(said: Said, kinds: Mapping[str, type], ignored: Iterable[str]) -> dict[str, Any]:
     """The user's flags over the settings beside the file, each of its kind (int, float, bool, str).
 
-    kinds: the settings of the family. ignored: names that its files also have, which change no
-    picture. Raises RequestError for a flag, CheckpointError for a setting, that is unknown or wrong.
+    kinds: the settings of the family. ignored: others of its scripts', which change no picture.
+    Raises RequestError for a flag, CheckpointError for a setting, that is unknown or wrong.
     """
-    values: dict[str, Any] = {}
-    for key, value in said.beside.items():
-        if key in kinds and value is not None:
-            values[key] = _typed(value, kinds[key])
-            if values[key] is None:
-                raise CheckpointError(f"{said.config}: {key} is {brief(value)}.")
-    for key, text in said.flags.items():
-        if key not in kinds:
+    for key in said.flags:
+        if key not in kinds and key not in ignored:
             known = ", ".join(kinds)
-            why = "changes nothing" if key in ignored else "is unknown for this kind of file"
-            raise RequestError(f"--model-flag: {key} {why}.", f"Known are {known}.")
-        values[key] = _typed(_parsed(text), kinds[key])
+            raise RequestError(f"--model-flag {key} is unknown here.", f"Known are {known}.")
+    values: dict[str, Any] = {}
+    for key, value in [*said.beside.items(), *said.flags.items()]:
+        if key not in kinds or value is None:
+            continue
+        values[key] = _typed(_parsed(value) if isinstance(value, str) else value, kinds[key])
         if values[key] is None:
-            word = {int: "a whole number", float: "a number", bool: "true or false"}
-            raise RequestError(
-                f"--model-flag {key}={text}: it should be {word.get(kinds[key], 'a word')}."
-            )
+            words = {int: "a whole number", float: "a number", bool: "true or false"}
+            wanted = words.get(kinds[key], "a word")
+            raise wrong(said, key, f"{key} is {brief(value)}, but should be {wanted}.")
     return values
 
 
@@ -90,18 +94,15 @@ def _typed(value: Any, kind: type) -> Any:
 
 
 def check_told(said: Said, told: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Compare what was said of the network with what its weights show.
+    """Compare what was said of the network with what its weights show (None: they do not).
 
     Raises CheckpointError for a contradiction, RequestError where a flag contradicts.
     """
     for key, value in found.items():
-        if key in told and told[key] != value:
-            message = f"{key} is {told[key]}, but the weights of {said.name} show {value}."
-            if key in said.flags:
-                raise RequestError(f"--model-flag: {message}", "Leave that flag out.")
-            raise CheckpointError(
-                f"{said.config}: {message}", f"{said.config} belongs to another checkpoint."
-            )
+        if key in told and value not in (None, told[key]):
+            cause = f"{key} is {told[key]}, but the weights of {said.name} show {value}."
+            other = f"{said.config} seems to belong to another checkpoint: move it away."
+            raise wrong(said, key, cause, "Leave that flag out." if key in said.flags else other)
 
 
 def training_size(said: Said, told: Mapping[str, Any], levels: int) -> tuple[int, int]:
@@ -114,29 +115,47 @@ def training_size(said: Said, told: Mapping[str, Any], levels: int) -> tuple[int
         )
     divisor = 2 ** (levels - 1)
     if min(size) < 1 or size[0] % divisor or size[1] % divisor:
-        raise RequestError(
-            f"{said.name}: images of {size[0]}x{size[1]} do not fit its {levels} levels.",
-            f"Name a size divisible by {divisor}.",
-        )
+        cause = f"images of {size[0]}x{size[1]} do not fit the {levels} levels of {said.name}."
+        remedy = f"Name a size divisible by {divisor}."
+        if SIZE in told:
+            raise wrong(said, SIZE, cause, remedy)
+        raise RequestError(f"--size: {cause}", remedy)
     return size
 
 
-def renamed(
-    weights: Mapping[str, Tensor], blocks: Mapping[str, str], leaves: Mapping[str, str]
-) -> dict[str, Tensor]:
-    """Weights by the names that the tables give; what is in no table keeps its own.
+def check_steps(said: Said, key: str, steps: int) -> None:
+    """Refuse a T that no schedule can have. Raises as wrong does."""
+    if not 1 <= steps <= _MAX_TIMESTEPS:
+        raise wrong(said, key, f"{key} is {steps}.")
 
-    blocks: prefixes of modules, theirs to diffusers'. leaves: modules within a block, likewise.
+
+def side(weights: Mapping[str, Tensor], key: str, axis: int, said: Said) -> int:
+    """The length of a weight along an axis. Raises CheckpointError where it has none."""
+    shape = tuple(weights[key].shape) if key in weights else None
+    if shape is None or axis >= len(shape) or shape[axis] < 1:
+        what = f"has no weight {key}" if shape is None else f"has a {key} of the shape {shape}"
+        raise CheckpointError(f"{said.name} is damaged: it {what}.", "Get the file again.")
+    return shape[axis]
+
+
+class Names(NamedTuple):
+    """How a family calls what diffusers has, and back.
+
+    blocks: modules of the network, theirs to diffusers'. leaves: modules within a block, likewise.
     """
-    found = {}
-    for key, tensor in weights.items():
+
+    blocks: Mapping[str, str]
+    leaves: Mapping[str, str]
+
+    def inverted(self) -> "Names":
+        return Names(*({ours: theirs for theirs, ours in table.items()} for table in self))
+
+    def of(self, key: str) -> str:
+        """The other name of a weight; one that is in no table keeps its own."""
         module, _, kind = key.rpartition(".")
-        for prefix, ours in blocks.items():
-            if module == prefix:
-                key = f"{ours}.{kind}"
-            elif module.startswith(f"{prefix}."):
-                leaf = module[len(prefix) + 1 :]
-                if leaf in leaves:
-                    key = f"{ours}.{leaves[leaf]}.{kind}"
-        found[key] = tensor
-    return found
+        parts = module.split(".")
+        for cut in range(len(parts), 0, -1):
+            block, leaf = ".".join(parts[:cut]), ".".join(parts[cut:])
+            if block in self.blocks and (not leaf or leaf in self.leaves):
+                return ".".join(filter(None, (self.blocks[block], self.leaves.get(leaf), kind)))
+        return key

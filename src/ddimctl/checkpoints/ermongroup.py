@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from reprlib import repr as brief
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -10,16 +11,19 @@ from torch import Tensor
 from ddimctl.checkpoints.converted import (
     SIZE,
     Converted,
+    Names,
     Said,
+    check_steps,
     check_told,
     read_flags,
-    renamed,
+    side,
     training_size,
+    wrong,
 )
 from ddimctl.checkpoints.network import Beyond
 from ddimctl.checkpoints.scheduler_config import Diffusion
-from ddimctl.diffusion.schedules import from_betas, make_schedule
-from ddimctl.errors import CheckpointError, RequestError
+from ddimctl.diffusion.schedules import Schedule, from_betas, make_schedule
+from ddimctl.errors import RequestError
 
 NAME: Final = "ermongroup"
 CONFIG: Final = "config.yml"
@@ -60,8 +64,10 @@ _FROM_WEIGHTS: Final = {
     "in_channels": int,
     "resamp_with_conv": bool,
 }
+_SCHEDULES: Final = {"linear": "linear", "quad": "scaled_linear", "sigmoid": "sigmoid"}
+_ATTENTION: Final = re.compile(r"(down|up)\.\d+\.attn\.|mid\.attn_1\.")
 # Sizes of the published networks, by channels, multipliers, blocks and levels with attention.
-_PUBLISHED: Final = {
+_PUBLISHED: Final[dict[tuple[Any, ...], int]] = {
     (128, (1, 2, 2, 2), 2, (1,)): 32,  # CIFAR-10
     (128, (1, 2, 2, 2, 4), 2, (2,)): 64,  # CelebA
     (128, (1, 1, 2, 2, 4, 4), 2, (4,)): 256,  # LSUN, CelebA-HQ
@@ -69,65 +75,64 @@ _PUBLISHED: Final = {
 
 
 class _Shape(NamedTuple):
-    """What the weights show of the network."""
+    """What the weights show of the network; None where one level has no need of it."""
 
     ch: int
     widths: tuple[int, ...]
     num_res_blocks: int
     attention: tuple[int, ...]
-    resamp_with_conv: bool
+    resamp_with_conv: bool | None
     in_channels: int
     out_ch: int
 
 
 def convert(weights: Mapping[str, Tensor], said: Said) -> Converted:
     """The network in diffusers' words. Raises CheckpointError, RequestError."""
-    shape = _read_shape(weights, said.name)
+    shape = _read_shape(weights, said)
     told = read_flags(said, _SETTINGS | _FROM_WEIGHTS, ())
     check_told(said, told, {key: getattr(shape, key) for key in _FROM_WEIGHTS})
     levels = len(shape.widths)
-    multipliers = tuple(width // shape.ch for width in shape.widths)
+    multipliers = tuple(width / shape.ch for width in shape.widths)
     published = (shape.ch, multipliers, shape.num_res_blocks, shape.attention)
     if SIZE not in told and said.size is None and published in _PUBLISHED:
         told[SIZE] = _PUBLISHED[published]
     notes = ["has a weight logvar, which takes no part in sampling."] if "logvar" in weights else []
     if "num_diffusion_timesteps" not in told and "beta_schedule" not in told:
         notes.append("does not say its schedule: assumed linear, 1e-4 to 0.02, T = 1000.")
+    names = _names(shape)
     return Converted(
         config=_config(shape, training_size(said, told, levels)),
-        weights=_rename({k: v for k, v in weights.items() if k != "logvar"}, shape),
+        weights={
+            names.of(key): _as_linear(tensor) if _ATTENTION.match(key) else tensor
+            for key, tensor in weights.items()
+            if key != "logvar"
+        },
         diffusion=Diffusion(_schedule(said, told), "eps", {}),
         beyond=Beyond(
             stem_channels=shape.ch if shape.ch != shape.widths[0] else None,
             time_channels=shape.ch if shape.ch != shape.widths[0] else None,
-            resample_conv=shape.resamp_with_conv,
+            resample_conv=shape.resamp_with_conv is not False,
         ),
         notes=tuple(f"{said.name} {note}" for note in notes),
-        used=said.flags,
+        theirs=names.inverted().of,
     )
 
 
-def _read_shape(weights: Mapping[str, Tensor], name: str) -> _Shape:
-    def width(key: str) -> int:
-        if key not in weights or weights[key].ndim == 0:
-            raise CheckpointError(
-                f"{name} looks like an ermongroup/ddim checkpoint, but has no weight {key}.",
-                "Get the file again.",
-            )
-        return len(weights[key])
-
+def _read_shape(weights: Mapping[str, Tensor], said: Said) -> _Shape:
     def count(pattern: str) -> int:
         return len({match[1] for key in weights if (match := re.match(pattern, key))})
 
-    levels, blocks = count(r"down\.(\d+)\.block\."), count(r"down\.0\.block\.(\d+)\.")
+    levels, blocks = count(r"down\.(\d\d?)\.block\."), count(r"down\.0\.block\.(\d\d?)\.")
     return _Shape(
-        ch=width("conv_in.weight"),
-        widths=tuple(width(f"down.{i}.block.0.conv1.weight") for i in range(levels)),
+        ch=side(weights, "conv_in.weight", 0, said),
+        widths=tuple(
+            side(weights, f"down.{i}.block.0.conv1.weight", 0, said) for i in range(levels)
+        ),
         num_res_blocks=blocks,
         attention=tuple(i for i in range(levels) if f"down.{i}.attn.0.q.weight" in weights),
-        resamp_with_conv=levels == 1 or "down.0.downsample.conv.weight" in weights,
-        in_channels=weights["conv_in.weight"].shape[1],
-        out_ch=width("conv_out.weight"),
+        resamp_with_conv="down.0.downsample.conv.weight" in weights if levels > 1 else None,
+        in_channels=side(weights, "conv_in.weight", 1, said),
+        out_ch=side(weights, "conv_out.weight", 0, said),
     )
 
 
@@ -151,7 +156,7 @@ def _config(shape: _Shape, size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _rename(weights: Mapping[str, Tensor], shape: _Shape) -> dict[str, Tensor]:
+def _names(shape: _Shape) -> Names:
     blocks = dict(_ENDS)
     top = len(shape.widths) - 1
     for i in range(top + 1):
@@ -162,28 +167,31 @@ def _rename(weights: Mapping[str, Tensor], shape: _Shape) -> dict[str, Tensor]:
             blocks[f"up.{i}.attn.{j}"] = f"up_blocks.{top - i}.attentions.{j}"
         blocks[f"down.{i}.downsample.conv"] = f"down_blocks.{i}.downsamplers.0.conv"
         blocks[f"up.{i}.upsample.conv"] = f"up_blocks.{top - i}.upsamplers.0.conv"
-    return {
-        # their attention is made of 1 x 1 convolutions, diffusers' of linear layers
-        key: tensor[:, :, 0, 0] if ".attentions." in key and tensor.ndim == 4 else tensor
-        for key, tensor in renamed(weights, blocks, _LEAVES).items()
-    }
+    return Names(blocks, _LEAVES)
 
 
-def _schedule(said: Said, told: Mapping[str, Any]) -> Any:
+def _as_linear(tensor: Tensor) -> Tensor:
+    """The weight of a 1 x 1 convolution, which diffusers has as a linear layer's."""
+    return tensor[:, :, 0, 0] if tensor.shape[2:] == (1, 1) else tensor
+
+
+def _schedule(said: Said, told: Mapping[str, Any]) -> Schedule:
     steps = told.get("num_diffusion_timesteps", 1000)
     start, end = told.get("beta_start", 1e-4), told.get("beta_end", 0.02)
     kind = told.get("beta_schedule", "linear")
+    check_steps(said, "num_diffusion_timesteps", steps)
+    known = (*_SCHEDULES, "const", "jsd")
+    if kind not in known:
+        remedy = f"Known are {', '.join(known)}."
+        raise wrong(said, "beta_schedule", f"beta_schedule is {brief(kind)}.", remedy)
     try:
         if kind == "const":
             return from_betas([end] * steps)
         if kind == "jsd":
             return from_betas(1 / torch.linspace(steps, 1, steps, dtype=torch.float64))
-        kinds = {"linear": "linear", "quad": "scaled_linear", "sigmoid": "sigmoid"}
-        if kind not in kinds:
-            raise RequestError(
-                f"beta_schedule is {kind!r}.", f"Known are {', '.join(kinds)}, const, jsd."
-            )
-        return make_schedule(kinds[kind], steps, start, end)
+        if not (0 < start <= 1 and 0 < end <= 1):
+            raise RequestError(f"beta_start and beta_end are {start:g} and {end:g}.")
+        return make_schedule(_SCHEDULES[kind], steps, start, end)
     except RequestError as error:
-        where = said.name if "beta_schedule" in said.flags else said.config or said.name
-        raise CheckpointError(f"{where}: {error.cause}", error.remedy) from error
+        key = next((key for key in _SETTINGS if key != SIZE and key in said.flags), "")
+        raise wrong(said, key, error.cause, error.remedy) from error

@@ -1,27 +1,33 @@
 """The family of OpenAI's improved-diffusion and guided-diffusion: `input_blocks.0.0.weight` and its like."""
 
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Mapping
+from reprlib import repr as brief
+from typing import Any, Final
 
 from torch import Tensor
 
 from ddimctl.checkpoints.converted import (
     SIZE,
     Converted,
+    Names,
     Said,
+    check_steps,
     check_told,
     read_flags,
-    renamed,
+    side,
     training_size,
+    wrong,
 )
 from ddimctl.checkpoints.network import Beyond
+from ddimctl.checkpoints.openai_published import PUBLISHED
+from ddimctl.checkpoints.openai_shape import MARK, Shape, read_shape
 from ddimctl.checkpoints.scheduler_config import Diffusion
 from ddimctl.diffusion.schedules import Schedule, make_schedule
 from ddimctl.errors import CheckpointError, RequestError
 
 NAME: Final = "openai"
 CONFIG: Final = "flags.json"
-MARK: Final = "input_blocks.0.0.weight"
+__all__ = ["CONFIG", "MARK", "NAME", "convert"]
 
 # Theirs -> diffusers', for the ends of the network, its residual blocks and its attention.
 _ENDS: Final = {
@@ -45,9 +51,8 @@ _LEAVES: Final = {
     "norm": "group_norm",
     "qkv": "qkv",  # taken apart afterwards
     "proj_out": "to_out.0",
-    "op": "conv",
-    "conv": "conv",
 }
+_PARTS: Final = ("to_q", "to_k", "to_v")
 _HEADS: Final = {"num_heads", "num_head_channels", "num_heads_upsample"}
 # What their scripts call it; these must be known of a network ...
 _SETTINGS: Final = {
@@ -75,84 +80,28 @@ _IGNORED: Final = (
     *("use_fp16", "use_checkpoint", "dropout", "sigma_small", "use_kl", "rescale_learned_sigmas"),
     *("timestep_respacing", "channel_mult", "attention_resolutions"),
 )
-_GUIDED: Final = {
-    "num_head_channels": 64,
-    "use_new_attention_order": False,
-    "noise_schedule": "linear",
-    "diffusion_steps": 1000,
-    "rescale_timesteps": False,
-}
-_IMPROVED: Final = {
-    "num_heads": 4,
-    "use_new_attention_order": False,
-    "noise_schedule": "cosine",
-    "diffusion_steps": 4000,
-    "rescale_timesteps": True,
-}
-
-
-class _Shape(NamedTuple):
-    """What the weights show of the network."""
-
-    num_channels: int
-    widths: tuple[int, ...]
-    num_res_blocks: int
-    attention: tuple[int, ...]
-    use_scale_shift_norm: bool
-    resblock_updown: bool
-    conv_resample: bool
-    in_channels: int
-    learn_sigma: bool
-    num_classes: int | None
-
-    @property
-    def class_cond(self) -> bool:
-        return self.num_classes is not None
-
-
-# The flags of the published networks, from the READMEs of the two repositories, by what the weights
-# show: channels, multipliers, blocks, levels with attention, class_cond, updown.
-_PUBLISHED: Final[dict[tuple[Any, ...], dict[str, Any]]] = {
-    (192, (1, 2, 3, 4), 3, (1, 2, 3), True, True): _GUIDED
-    | {SIZE: 64, "noise_schedule": "cosine", "use_new_attention_order": True},
-    (256, (1, 1, 2, 3, 4), 2, (2, 3, 4), True, True): _GUIDED
-    | {SIZE: 128, "num_heads": 4, "num_head_channels": -1},
-    (256, (1, 1, 2, 2, 4, 4), 2, (3, 4, 5), True, True): _GUIDED | {SIZE: 256},
-    (256, (1, 1, 2, 2, 4, 4), 2, (3, 4, 5), False, True): _GUIDED | {SIZE: 256},  # also LSUN
-    (256, (0.5, 1, 1, 2, 2, 4, 4), 2, (4, 5, 6), True, True): _GUIDED | {SIZE: 512},
-    (128, (1, 2, 3, 4), 3, (2, 3), False, False): _IMPROVED | {SIZE: 64},
-    (192, (1, 2, 3, 4), 3, (2, 3), True, False): _IMPROVED | {SIZE: 64, "rescale_timesteps": False},
-    (128, (1, 2, 2, 2), 3, (1, 2), False, False): _IMPROVED | {SIZE: 32},
-    (128, (1, 1, 2, 2, 4, 4), 2, (4,), False, False): _IMPROVED
-    | {
-        SIZE: 256,
-        "num_heads": 1,
-        "noise_schedule": "linear",
-        "diffusion_steps": 1000,
-        "rescale_timesteps": False,
-    },
-}
 
 
 def convert(weights: Mapping[str, Tensor], said: Said) -> Converted:
     """The network in diffusers' words. Raises CheckpointError, RequestError."""
-    shape = _read_shape(weights, said.name)
+    shape = read_shape(weights, said)
     if "steps" in said.beside:  # what their code calls diffusion_steps
         said = said._replace(beside={"diffusion_steps": said.beside["steps"], **said.beside})
     told = read_flags(said, _SETTINGS | _FROM_WEIGHTS, _IGNORED)
     check_told(said, told, {key: getattr(shape, key) for key in _FROM_WEIGHTS})
-    told, published = _with_published(told, shape)
+    told, published = _with_published(said, told, shape)
     _check_complete(said, told)
     size = training_size(said, told, len(shape.widths))
     steps = told["diffusion_steps"]
-    head_channels, heads, heads_up = _heads(told, shape)
+    head_channels, heads, heads_up = _heads(said, told, shape)
+    names = _names(shape)
     note = f"{said.name} is taken for a network that OpenAI published: {published}."
     first = shape.widths[0]
     return Converted(
         config=_config(shape, size, head_channels),
-        weights=_rename(weights, shape, told),
+        weights=_renamed(weights, names, told, said),
         diffusion=Diffusion(
-            _schedule(told["noise_schedule"], steps, said),
+            _schedule(said, told["noise_schedule"], steps),
             "x_0" if told.get("predict_xstart") else "eps",
             {},
         ),
@@ -164,118 +113,73 @@ def convert(weights: Mapping[str, Tensor], said: Said) -> Converted:
             timestep_scale=1000 / steps if told.get("rescale_timesteps") else 1.0,
         ),
         notes=(note,) if published else (),
-        used=said.flags,
+        theirs=_theirs(names),
     )
 
 
-def _with_published(told: dict[str, Any], shape: _Shape) -> tuple[dict[str, Any], str]:
+def _with_published(said: Said, told: dict[str, Any], shape: Shape) -> tuple[dict[str, Any], str]:
     """What was said over what is known of the published networks, and that in words if it counts."""
     multipliers = tuple(width / shape.num_channels for width in shape.widths)
-    found = _PUBLISHED.get(
-        (
-            *(shape.num_channels, multipliers, shape.num_res_blocks, shape.attention),
-            *(shape.class_cond, shape.resblock_updown),
-        )
-    )
-    if found is None:
-        return told, ""
-    if told.keys() & _HEADS:
-        found = {key: value for key, value in found.items() if key not in _HEADS}
-    added = ", ".join(f"{key} {value}" for key, value in found.items() if key not in told)
-    return found | told, added
+    structure = (shape.num_channels, multipliers, shape.num_res_blocks, shape.attention)
+    kind = (shape.class_cond, shape.resblock_updown, shape.use_scale_shift_norm)
+    usual = shape.in_channels == 3 and shape.learn_sigma and shape.num_classes in (None, 1000)
+    known = PUBLISHED.get((*structure, *kind), {}) if usual else {}
+    left = _HEADS if told.keys() & _HEADS else set()
+    left = left | ({SIZE} if said.size is not None else set())
+    added = {key: value for key, value in known.items() if key not in told and key not in left}
+    return told | added, ", ".join(f"{key} {value}" for key, value in added.items())
 
 
 def _check_complete(said: Said, told: Mapping[str, Any]) -> None:
     """Raise RequestError with the names of what must be said of the network, and was not."""
-    wanted = []
-    if told.get("num_heads", -1) < 1 and told.get("num_head_channels", -1) < 1:
-        wanted.append("num_heads (or num_head_channels)")
-    if told.get("num_heads") != 1:
-        wanted.append("use_new_attention_order")
-    wanted += ["noise_schedule", "diffusion_steps"]
-    if told.get("diffusion_steps") != 1000:
-        wanted.append("rescale_timesteps")
-    missing = [name for name in wanted if name.partition(" ")[0] not in told]
+    heads, channels, up = (
+        told.get(key, -1) for key in ("num_heads", "num_head_channels", "num_heads_upsample")
+    )
+    one_head = channels < 1 and heads == 1 and up in (-1, 1)
+    wanted = {
+        SIZE: said.size is None,
+        "num_heads or num_head_channels": heads < 1 and channels < 1,
+        "use_new_attention_order": not one_head,
+        "noise_schedule": True,
+        "diffusion_steps": True,
+        "rescale_timesteps": told.get("diffusion_steps") != 1000,
+    }
+    missing = [key for key, needed in wanted.items() if needed and key not in told]
     if missing:
         raise RequestError(
             f"the weights of {said.name} do not tell its {', '.join(missing)}.",
             f"Pass each as --model-flag NAME=VALUE, or put their scripts' flags into {CONFIG} beside it.",
         )
-    if told["diffusion_steps"] < 1:
-        raise RequestError(f"{said.name}: diffusion_steps is {told['diffusion_steps']}.")
+    check_steps(said, "diffusion_steps", told["diffusion_steps"])
 
 
-def _heads(told: Mapping[str, Any], shape: _Shape) -> tuple[int | None, int | None, int | None]:
+def _heads(
+    said: Said, told: Mapping[str, Any], shape: Shape
+) -> tuple[int | None, int | None, int | None]:
     """(channels of a head, or heads and heads on the way up where those differ by level)."""
+    levels = {shape.widths[i] for i in shape.attention}
+    widths = levels | {shape.widths[-1]}
+
+    def check(key: str, value: int, widths: set[int]) -> None:
+        if rest := [width for width in widths if width % value]:
+            what = "channels" if key == "num_head_channels" else "heads"
+            cause = f"{rest[0]} channels of attention cannot be split: {value} {what}."
+            raise wrong(said, key, cause, f"Correct {key}.")
+
     channels = told.get("num_head_channels", -1)
     if channels > 0:
+        check("num_head_channels", channels, widths)
         return channels, None, None
-    heads = told["num_heads"]
-    up = told.get("num_heads_upsample", -1)
-    widths = {shape.widths[i] for i in shape.attention} | {shape.widths[-1]}
-    if len(widths) == 1 and up in (-1, heads) and shape.widths[-1] % heads == 0:
+    heads, up = told["num_heads"], told.get("num_heads_upsample", -1)
+    up = up if up > 0 else heads
+    check("num_heads", heads, widths)
+    check("num_heads_upsample", up, levels)
+    if len(widths) == 1 and up == heads:
         return shape.widths[-1] // heads, None, None
-    return None, heads, up if up > 0 else None
+    return None, heads, up if up != heads else None
 
 
-def _read_shape(weights: Mapping[str, Tensor], name: str) -> _Shape:
-    """The network's structure. Raises CheckpointError where it is none that the scripts make."""
-    inputs, outputs = _indices(weights, "input_blocks"), _indices(weights, "output_blocks")
-    if not outputs:
-        raise CheckpointError(
-            f"{name} is a classifier of guided-diffusion, not a diffusion network.",
-            "Pass the diffusion network.",
-        )
-    # what ends a level on the way up: a convolution, a residual block, or nothing with weights
-    convs = [
-        i for i in outputs if any(f"output_blocks.{i}.{k}.conv.weight" in weights for k in (1, 2))
-    ]
-    blocks = [
-        i
-        for i in outputs
-        if any(f"output_blocks.{i}.{k}.in_layers.0.weight" in weights for k in (1, 2))
-    ]
-    pooled = [i for i in range(1, inputs[-1]) if i not in inputs]
-    levels = 1 + len(convs or blocks or pooled)
-    each = len(outputs) // levels  # residual blocks of a level on the way up
-    firsts = [1 + i * each for i in range(levels)]
-    try:
-        widths = tuple(len(weights[f"input_blocks.{i}.0.out_layers.3.weight"]) for i in firsts)
-        first = weights["input_blocks.1.0.emb_layers.1.weight"]
-        stem, end = weights[MARK], weights["out.2.weight"]
-        shape = _Shape(
-            num_channels=weights["time_embed.0.weight"].shape[1],
-            widths=widths,
-            num_res_blocks=each - 1,
-            attention=tuple(
-                n for n, i in enumerate(firsts) if f"input_blocks.{i}.1.qkv.weight" in weights
-            ),
-            use_scale_shift_norm=len(first) == 2 * widths[0],
-            resblock_updown=bool(blocks),
-            conv_resample=not pooled,
-            in_channels=stem.shape[1],
-            learn_sigma=len(end) == 2 * stem.shape[1],
-            num_classes=len(weights["label_emb.weight"]) if "label_emb.weight" in weights else None,
-        )
-    except (KeyError, IndexError) as error:
-        raise CheckpointError(
-            f"{name} looks like an OpenAI diffusion checkpoint, but has no weight {error}.",
-            "Get the file again.",
-        ) from error
-    if shape.in_channels == 6:
-        raise CheckpointError(
-            f"{name} is an upsampler, which needs a small picture beside the noise.",
-            "Pass a network that starts from noise alone.",
-        )
-    return shape
-
-
-def _indices(weights: Mapping[str, Tensor], part: str) -> list[int]:
-    found = {key.split(".")[1] for key in weights if key.startswith(f"{part}.")}
-    return sorted(int(index) for index in found if index.isdecimal())
-
-
-def _config(shape: _Shape, size: tuple[int, int], head_channels: int | None) -> dict[str, Any]:
+def _config(shape: Shape, size: tuple[int, int], head_channels: int | None) -> dict[str, Any]:
     levels = range(len(shape.widths))
     plain = "Resnet{}sampleBlock2D" if shape.resblock_updown else "{}Block2D"
     kinds = ["Attn{}Block2D" if i in shape.attention else plain for i in levels]
@@ -298,9 +202,7 @@ def _config(shape: _Shape, size: tuple[int, int], head_channels: int | None) -> 
     }
 
 
-def _rename(
-    weights: Mapping[str, Tensor], shape: _Shape, told: Mapping[str, Any]
-) -> dict[str, Tensor]:
+def _names(shape: Shape) -> Names:
     blocks = dict(_ENDS)
     top, each = len(shape.widths) - 1, shape.num_res_blocks + 1
     for i in range(top + 1):
@@ -308,53 +210,64 @@ def _rename(
         for j in range(shape.num_res_blocks):
             blocks[f"input_blocks.{theirs + 1 + j}.0"] = f"{ours}.resnets.{j}"
             blocks[f"input_blocks.{theirs + 1 + j}.1"] = f"{ours}.attentions.{j}"
-        blocks[f"input_blocks.{theirs + each}.0"] = f"{ours}.downsamplers.0"
+        plain = "" if shape.resblock_updown else ".op"
+        blocks[f"input_blocks.{theirs + each}.0{plain}"] = (
+            f"{ours}.downsamplers.0{plain and '.conv'}"
+        )
         ours = f"up_blocks.{i}"
         for j in range(each):
             blocks[f"output_blocks.{theirs + j}.0"] = f"{ours}.resnets.{j}"
             blocks[f"output_blocks.{theirs + j}.1"] = f"{ours}.attentions.{j}"
         last = 2 if top - i in shape.attention else 1
-        blocks[f"output_blocks.{theirs + each - 1}.{last}"] = f"{ours}.upsamplers.0"
+        plain = "" if shape.resblock_updown else ".conv"
+        blocks[f"output_blocks.{theirs + each - 1}.{last}{plain}"] = f"{ours}.upsamplers.0{plain}"
+    return Names(blocks, _LEAVES)
+
+
+def _theirs(names: Names) -> Callable[[str], str]:
+    blocks, leaves = names.inverted()
+    return Names(blocks, {**leaves, **dict.fromkeys(_PARTS, "qkv")}).of
+
+
+def _renamed(
+    weights: Mapping[str, Tensor], names: Names, told: Mapping[str, Any], said: Said
+) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    for key, tensor in renamed(weights, blocks, _LEAVES).items():
+    for key, tensor in weights.items():
+        ours = names.of(key)
         if ".qkv." in key:
-            parts = _split(tensor, told, key)
-            found |= {key.replace("qkv", name): part for name, part in parts.items()}
+            parts = _split(tensor, told, key, said)
+            found |= {ours.replace("qkv", name): part for name, part in parts.items()}
         else:
-            found[key] = tensor.squeeze(-1) if ".to_out." in key and tensor.ndim == 3 else tensor
+            found[ours] = tensor.squeeze(-1) if ".to_out." in ours and tensor.ndim == 3 else tensor
     return found
 
 
-def _split(qkv: Tensor, told: Mapping[str, Any], key: str) -> dict[str, Tensor]:
+def _split(qkv: Tensor, told: Mapping[str, Any], key: str, said: Said) -> dict[str, Tensor]:
     """The rows of q, k and v, (C, C) or (C,), of a 1 x 1 convolution (3 C, C, 1) or its bias.
 
     The older order has q, k and v within each head, the new one the heads within q, k and v.
     """
     flat = qkv.squeeze(-1) if qkv.ndim == 3 else qkv
-    width = len(flat) // 3
+    width = side({key: flat}, key, 0, said) // 3
     heads = 1
     if not told.get("use_new_attention_order"):
         channels = told.get("num_head_channels", -1)
-        up = told.get("num_heads_upsample", -1) if key.startswith("up_blocks") else -1
+        up = told.get("num_heads_upsample", -1) if key.startswith("output_blocks") else -1
         heads = width // channels if channels > 0 else up if up > 0 else told["num_heads"]
-    if len(flat) % 3 or heads < 1 or width % heads:
-        raise RequestError(
-            f"{width} channels of attention ({key}) cannot be split into {heads} heads.",
-            "Correct num_heads or num_head_channels.",
-        )
+    if heads < 1 or len(flat) % (3 * heads):
+        raise CheckpointError(f"{said.name} is damaged: {key} has the shape {tuple(qkv.shape)}.")
     split = flat.reshape(heads, 3, width // heads, *flat.shape[1:])
-    return {
-        name: split[:, i].reshape(width, *flat.shape[1:])
-        for i, name in enumerate(("to_q", "to_k", "to_v"))
-    }
+    return {name: split[:, i].reshape(width, *flat.shape[1:]) for i, name in enumerate(_PARTS)}
 
 
-def _schedule(kind: str, steps: int, said: Said) -> Schedule:
+def _schedule(said: Said, kind: str, steps: int) -> Schedule:
     """linear: the betas of T = 1000, scaled to the same total for another T; cosine."""
     if kind not in ("linear", "cosine"):
-        raise RequestError(f"{said.name}: noise_schedule is {kind!r}.", "Known are linear, cosine.")
+        cause = f"noise_schedule is {brief(kind)}."
+        raise wrong(said, "noise_schedule", cause, "Known are linear, cosine.")
     scale = 1000 / steps
     try:
         return make_schedule(kind, steps, scale * 1e-4, scale * 0.02)
     except RequestError as error:
-        raise RequestError(f"{said.name}: {error.cause}", "Correct diffusion_steps.") from error
+        raise wrong(said, "diffusion_steps", error.cause, "Correct diffusion_steps.") from error

@@ -6,7 +6,15 @@ from typing import Any, Final
 from ddimctl.checkpoints.identify import check_content
 from ddimctl.errors import CheckpointError
 
-_MAX_BYTES: Final = 2**20
+_MAX_BYTES: Final = 2**16
+_DAMAGE: Final = (
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    TypeError,
+    RecursionError,
+)
 _NAMESPACE: Final = "tag:yaml.org,2002:python/object:argparse.Namespace"
 
 
@@ -14,8 +22,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     """The settings of all sections of the file in one level; empty where there is no such file.
 
     JSON is YAML too. Python objects in a YAML file are never made: namespaces, which
-    ermongroup/ddim writes, are read as their settings, and any other as None.
-    Raises CheckpointError for a damaged file.
+    ermongroup/ddim writes, are read as their settings, and any other as None. Aliases, with which
+    a small file can fill the memory, are refused. Raises CheckpointError for a damaged file.
     """
     if not path.is_file():
         return {}
@@ -25,7 +33,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     import yaml  # only such checkpoints need it
 
     class Loader(yaml.SafeLoader):
-        pass
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("it has aliases (*name)")
+            return super().compose_node(parent, index)
 
     def _namespace(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         return loader.construct_mapping(node, deep=True)
@@ -34,8 +45,11 @@ def read_settings(path: Path) -> dict[str, Any]:
     Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, tag, node: None)
     try:
         found = yaml.load(path.read_text("utf-8"), Loader)
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+    except _DAMAGE as error:  # wrong values of known tags make SafeLoader raise any of them
         reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path.name} cannot be read: {reason}.", "Correct it.") from error
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
         raise CheckpointError(f"{path.name} cannot be read: {reason}.", "Correct it.") from error
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be read: {error.strerror}.") from error

@@ -65,13 +65,15 @@ def read_sidecar(source: Source) -> Sidecar | None:
         null_class=null,
         background=None if background is None else tuple(background),
         weights=weights,
-        beyond=_read_beyond(found.get("network") or {}, source.name),
+        beyond=_read_beyond(found.get("network"), source.name),
         training=training,
     )
 
 
 def _read_beyond(values: Any, name: str) -> Beyond:
     known = {field.name for field in fields(Beyond)}
+    if values is None:
+        return Beyond()
     for key, value in values.items() if isinstance(values, dict) else [("network", values)]:
         valid = {
             "timestep_scale": _is_positive(value),

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ddimctl.checkpoints import ermongroup, openai
@@ -53,6 +54,7 @@ def load_file(path: Path, options: Options) -> Checkpoint:
         family = next((module for module in FAMILIES if module.MARK in found.weights), None)
         if family is None:
             refuse_file(path)
+        _check_tensors(found.weights, name)
         said = Said(
             name=name,
             flags=options.flags,
@@ -62,14 +64,25 @@ def load_file(path: Path, options: Options) -> Checkpoint:
         )
         converted = family.convert(found.weights, said)
         built = build_unet(converted.config, converted.beyond, name)
-        fill(built, converted.weights, options, name, "Check what was said of the network.")
+        fill(built, converted.weights, options, name, "Get the file again.", converted.theirs)
         digest = sha256.result()
     notes = (*found.notes, *converted.notes, *converted.diffusion.notes)
-    provenance = Provenance(
-        name, family.NAME, found.kind, sha256=digest, flags=dict(converted.used), notes=notes
-    )
+    flags = _used(options, built.config.sample_size)
+    provenance = Provenance(name, family.NAME, found.kind, sha256=digest, flags=flags, notes=notes)
     sidecar = Sidecar(beyond=converted.beyond, weights=found.kind)
     return assemble(built, converted.diffusion, sidecar, provenance, name)
+
+
+def _used(options: Options, sample_size: Any) -> dict[str, str]:
+    """What the user said, by the names of --model-flag and --size, for the record."""
+    size = options.size
+    if size is None or sample_size not in (
+        list(size),
+        size,
+        size[0] if size[0] == size[1] else None,
+    ):
+        return dict(options.flags)
+    return {**options.flags, "size": f"{size[0]}x{size[1]}"}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -93,7 +106,7 @@ def _choose(content: Any, wanted: str, name: str) -> _Found:
             return _Found(raw, "raw")
         note = f"{name}: using the EMA weights; --weights raw takes the others."
         return _Found(ema, "ema", (note,) if wanted == "auto" else ())
-    kind = "ema" if raw is None else _kind(name)
+    kind = "ema" if raw is None else "raw" if isinstance(content, list | tuple) else _kind(name)
     check_wanted(wanted, kind, name)
     return _Found(raw or ema or {}, kind)
 
@@ -124,6 +137,17 @@ def _weights(content: Any) -> Mapping[str, Tensor] | None:
     if all(key.startswith(_PARALLEL) for key in content):
         return {key.removeprefix(_PARALLEL): tensor for key, tensor in content.items()}
     return content
+
+
+def _check_tensors(weights: Mapping[str, Tensor], name: str) -> None:
+    for key, tensor in weights.items():
+        plain = tensor.layout == torch.strided and not tensor.is_meta
+        if not tensor.is_floating_point() or not plain:
+            raise CheckpointError(
+                f"{name}: {key} has the type {tensor.dtype} ({tensor.layout}, {tensor.device}), "
+                "which is not supported.",
+                "Use the float16 or float32 weights.",
+            )
 
 
 def _is_optimizer(content: Any) -> bool:

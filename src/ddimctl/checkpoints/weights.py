@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -158,16 +158,17 @@ def assign_weights(
     dtype: torch.dtype,
     name: str,
     remedy: str,
+    spoken: Callable[[str], str] = str,
 ) -> None:
     """Make weights the network's own; convolutions without a copy where device and dtype are right.
 
-    Raises CheckpointError with this remedy when the names or shapes are not exactly the network's.
+    spoken: from a weight's name to that in the user's file. Raises CheckpointError with this remedy when the names or shapes are not exactly the network's.
     """
     wanted = unet.state_dict()
-    missing = [key for key in wanted if key not in weights]
-    extra = [key for key in weights if key not in wanted]
+    missing = list(dict.fromkeys(spoken(key) for key in wanted if key not in weights))
+    extra = list(dict.fromkeys(spoken(key) for key in weights if key not in wanted))
     misshapen = [
-        f"{key} {tuple(weights[key].shape)} for {tuple(tensor.shape)}"
+        f"{spoken(key)} {tuple(weights[key].shape)} for {tuple(tensor.shape)}"
         for key, tensor in wanted.items()
         if key in weights and weights[key].shape != tensor.shape
     ]

@@ -36,21 +36,23 @@ def open_checkpoint(
     RequestError.
     """
     spec, revision, weights = request.ckpt, request.revision, request.weights
-    flags = dict(request.flags)
+    flags, size = dict(request.flags), request.size
     record, recalled = known.get("checkpoint"), None
     if spec is None and isinstance(record, dict):
         recalled = recall(record)
         spec, revision = recalled.spec, recalled.revision
         if weights == "auto" and record.get("weights") in ("ema", "raw"):
             weights = record["weights"]
-        flags = {**recalled.flags, **flags}
+        recorded = dict(recalled.flags)
+        size = size or _size(recorded.pop("size", ""))
+        flags = recorded | flags
     spec = spec or os.environ.get(VARIABLE)
     checkpoint = load_checkpoint(
         spec,
         revision=revision,
         variant=request.variant,
         weights=weights,
-        size=request.size,
+        size=size,
         flags=flags,
         allow_nonfinite=request.allow_nonfinite,
         device=device,
@@ -110,6 +112,14 @@ def verify(checkpoint: Checkpoint, record: Mapping[str, Any]) -> None:
             f"the latents belong to another version of '{record.get('name')}' than the one found.",
             "Name the checkpoint with --ckpt to use it all the same.",
         )
+
+
+def _size(text: str) -> tuple[int, int] | None:
+    """(H, W) from "HxW" in a stranger's record."""
+    sides = text.split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and len(side) <= 5 for side in sides):
+        return None
+    return int(sides[0]), int(sides[1])
 
 
 def _index_path() -> Path:
