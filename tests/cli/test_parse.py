@@ -1,13 +1,23 @@
 """Text of the command line into values."""
 
+import re
+import tracemalloc
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bad_input import FAST, value_or_our_error
 from ddimctl.cli import parse
+from ddimctl.cli.main import main
 from ddimctl.errors import RequestError
 
-TEXT = st.one_of(st.text(max_size=40), st.text("0123456789-,.x%dhms# \n", max_size=30))
+TEXT = st.one_of(
+    st.text(max_size=40),
+    st.text("0123456789-,.x%dhms# \n", max_size=30),
+    st.from_regex(r"[0-9]{1,25}([-x,.][0-9]{1,25}){0,3}[dhms%]?", fullmatch=True),
+    st.sampled_from(["9" * 5000, "1," * 500, " " * 5000 + "x", "a\nb\r\u2028c", "٣", "²", "١-٩"]),
+)
 
 
 @pytest.mark.parametrize(
@@ -184,23 +194,156 @@ def test_empty_class_is_refused():
         parse.parse_classes("monster,")
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
+def test_class_that_no_folder_could_be_named_is_refused():
+    with pytest.raises(RequestError, match="too long"):
+        parse.parse_classes("monster," + "9" * 5000)
+
+
+def is_share(value):
+    return 0 <= value < 1
+
+
+PARSERS = {
+    "--seeds": (
         parse.parse_seeds,
-        parse.parse_tau,
-        parse.parse_classes,
+        lambda seeds: len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds),
+    ),
+    "--tau": (parse.parse_tau, lambda tau: tau in parse.KINDS or min(tau) >= 0),
+    "--class": (parse.parse_classes, lambda names: all(0 < len(name) <= 255 for name in names)),
+    "--size": (
         lambda text: parse.parse_size(text, "--size"),
+        lambda size: len(size) == 2 and all(1 <= side <= parse.MAX_SIDE for side in size),
+    ),
+    "--steps": (
+        lambda text: parse.parse_counts(text, "--steps"),
+        lambda counts: min(counts) >= 1 and len(set(counts)) == len(counts),
+    ),
+    "--background": (
         lambda text: parse.parse_colour(text, "--background"),
+        lambda colour: len(colour) == 3 and all(0 <= level <= 255 for level in colour),
+    ),
+    "--time-limit": (
         lambda text: parse.parse_duration(text, "--time-limit"),
-        lambda text: parse.parse_fraction(text, "--holdout"),
-        lambda text: parse.parse_choices(text, "--save", ("grid",)),
-    ],
-)
-@given(TEXT)
-def test_no_text_raises_anything_but_a_request_error(function, text):
-    try:
-        function(text)
-    except RequestError as error:
-        assert error.cause
+        lambda seconds: 0 < seconds < 1e15,
+    ),
+    "--holdout": (lambda text: parse.parse_fraction(text, "--holdout"), is_share),
+    "--save": (
+        lambda text: parse.parse_choices(text, "--save", ("grid", "images")),
+        lambda chosen: set(chosen) <= {"grid", "images"},
+    ),
+}
+
+
+@pytest.mark.parametrize("option", PARSERS)
+def test_any_text_is_a_value_in_range_or_a_request_error(option):
+    function, in_range = PARSERS[option]
+
+    @FAST
+    @given(TEXT)
+    def holds(text):
+        values = []
+        error = value_or_our_error(lambda: values.append(function(text)))
+        if error is None:
+            assert in_range(values[0])
+            return
+        assert isinstance(error, RequestError)
+        assert option in error.cause
         assert len(error.cause) < 200
+
+    holds()
+
+
+@pytest.mark.parametrize("option", PARSERS)
+def test_no_text_takes_much_memory(option):
+    for text in ("0-99999999999", "0-9223372036854775807", "9" * 10**5, "1 " * 10**5, "," * 10**5):
+        tracemalloc.start()
+        try:
+            value_or_our_error(lambda text=text: PARSERS[option][0](text))
+            assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+        finally:
+            tracemalloc.stop()
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 50)), min_size=1, max_size=5))
+@FAST
+def test_ranges_of_seeds_read_back(ranges):
+    wanted = [seed for first, more in ranges for seed in range(first, first + more + 1)]
+    text = ",".join(f"{first}-{first + more}" for first, more in ranges)
+    if len(set(wanted)) == len(wanted):
+        assert parse.parse_seeds(text) == tuple(wanted)
+    else:
+        with pytest.raises(RequestError, match="twice"):
+            parse.parse_seeds(text)
+
+
+@given(st.integers(0, 9), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
+@FAST
+def test_durations_read_back(days, hours, minutes, seconds):
+    parts = {"d": days, "h": hours, "m": minutes, "s": seconds}
+    text = "".join(f"{number}{unit}" for unit, number in parts.items() if number)
+    whole = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    if whole:
+        assert parse.parse_duration(text, "--time-limit") == whole
+        assert parse.parse_duration(str(whole), "--time-limit") == whole
+
+
+@given(st.lists(st.integers(1, parse.MAX_SIDE), min_size=2, max_size=2))
+@FAST
+def test_sizes_read_back(size):
+    assert parse.parse_size("{}x{}".format(*size), "--size") == tuple(size)
+
+
+@given(st.lists(st.integers(0, 255), min_size=3, max_size=3))
+@FAST
+def test_colours_read_back(colour):
+    for text in ("#{:02x}{:02X}{:02x}".format(*colour), "{},{}, {}".format(*colour)):
+        assert parse.parse_colour(text, "--background") == tuple(colour)
+
+
+@given(st.integers(0, 9999))
+@FAST
+def test_shares_read_back(of_ten_thousand):
+    share = of_ten_thousand / 10_000
+    for text in (f"{share:.4f}", f"{100 * share:.2f}%"):
+        assert parse.parse_fraction(text, "--holdout") == pytest.approx(share)
+
+
+# --- whole command lines -------------------------------------------------------------------------
+
+OPTIONS = {
+    "sample": (
+        *("--steps", "--tau", "--eta", "--variance", "--clip", "--guidance", "--seeds", "-n"),
+        *("--seed", "--class", "--size", "--save", "--scale", "--columns", "--format", "--latents"),
+        *("--batch-size", "--precision", "--weights", "--out"),
+    ),
+    "interpolate": ("--seeds", "--frames", "--path", "--grid", "--video", "--fps", "--tau"),
+    "invert": ("--steps", "--tolerance", "--method", "--fit", "--tau", "--size", "--out"),
+    "reconstruct": ("--steps", "--decode-steps", "--method", "--tau", "--limit", "--holdout"),
+}
+NUMBERS = st.sampled_from(
+    ["nan", "inf", "-inf", "1e999", "-0", "1_0", "0x10", "1e3", "-1", "9" * 25, "9" * 5000, ""]
+)
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_any_value_of_an_option_is_taken_or_refused_in_two_lines(command, capsys, monkeypatch):
+    """The job itself is not begun: a value that is taken ends in an error of this test's."""
+    taken = RequestError("taken")
+
+    def refuse(job):
+        job.close()
+        raise taken
+
+    monkeypatch.setattr(f"ddimctl.cli.{command}.run_job", refuse)
+    subject = {"interpolate": ["a.pt"], "invert": ["a.png"], "reconstruct": ["a"]}.get(command, [])
+
+    @settings(FAST, max_examples=40)
+    @given(st.sampled_from(OPTIONS[command]), st.one_of(NUMBERS, TEXT))
+    def holds(option, text):
+        value = [f"{option}={text}"] if option.startswith("--") else [option, text]
+        code = main([command, *subject, *value])
+        out, err = capsys.readouterr()
+        assert (code, out) == (2, "")
+        assert re.fullmatch(r"error: .+\n(  try: .+\n)?", err), err
+
+    holds()

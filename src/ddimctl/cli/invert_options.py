@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer import Argument
 
-from ddimctl.cli.options import MACHINE, OUTPUT, finite, option
+from ddimctl.cli.options import MACHINE, OUTPUT, finite, option, reachable
 from ddimctl.cli.parse import MAX_IMAGES
 from ddimctl.cli.sample_options import IMAGES
 
@@ -25,7 +25,12 @@ def _above_zero(value: Any) -> Any:
 
 Photos = Annotated[
     list[Path],
-    Argument(metavar="PHOTO|DIR", show_default=False, help="Pictures, and folders of them."),
+    Argument(
+        metavar="PHOTO|DIR",
+        show_default=False,
+        callback=reachable,
+        help="Pictures, and folders of them.",
+    ),
 ]
 Steps = Annotated[
     int | None,
@@ -75,6 +80,7 @@ Out = Annotated[
         "--out",
         "-o",
         panel=OUTPUT,
+        callback=reachable,
         metavar="DIR",
         show_default="the current folder",
         text="Where to write NAME.pt and NAME.inversion.png.",

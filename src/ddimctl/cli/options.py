@@ -47,6 +47,20 @@ def finite(value: Any) -> Any:
     return value
 
 
+def reachable(value: Any) -> Any:
+    """Option callback for paths: names that no disk takes and folders that are closed."""
+    for path in value if isinstance(value, list) else [value]:
+        try:
+            if path is not None:
+                path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # the job says so, or makes it
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise typer.BadParameter(f"'{path}' cannot be used: {why}.") from error
+    return value
+
+
 def option(*flags: str, panel: str, text: str, **more: Any) -> Any:
     return Option(*flags, help=text, rich_help_panel=panel, **more)
 

@@ -11,6 +11,7 @@ from ddimctl.errors import RequestError
 MAX_SEED: Final = 2**63 - 1
 MAX_IMAGES: Final = 1_000_000
 MAX_SIDE: Final = 16_384
+MAX_CLASS: Final = 255  # characters: names are those of folders
 MAX_TAU_BYTES: Final = 1_000_000
 COLOURS: Final = {"black": (0, 0, 0), "white": (255, 255, 255)}
 
@@ -87,6 +88,9 @@ def parse_classes(text: str) -> tuple[str, ...]:
         raise RequestError(
             f"--class: {_quoted(text)} has an empty name.", "Write names such as monster,item."
         )
+    for name in names:
+        if len(name) > MAX_CLASS:
+            raise RequestError(f"--class: {_quoted(name)} is too long for the name of a class.")
     return names
 
 
@@ -206,6 +210,6 @@ def _integers(text: str, where: str) -> tuple[int, ...]:
 
 
 def _quoted(text: str) -> str:
-    """The text at fault, short enough for a line."""
+    """The text at fault, on one line and short enough for it."""
     shown = text if len(text) <= 60 else f"{text[:57]}..."
-    return f"'{shown.strip()}'"
+    return f"'{' '.join(shown.split())}'"

@@ -6,7 +6,7 @@ The words of each Literal are those of the layer that implements them; a test co
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from ddimctl.cli.options import MACHINE, OUTPUT, finite, option
+from ddimctl.cli.options import MACHINE, OUTPUT, finite, option, reachable
 from ddimctl.cli.parse import MAX_IMAGES
 
 SAVED: Final = ("grid", "images", "latents", "samples", "trajectory")
@@ -148,6 +148,7 @@ Out = Annotated[
         "--out",
         "-o",
         panel=OUTPUT,
+        callback=reachable,
         metavar="DIR",
         show_default="the next number in runs/",
         text="The folder to write.",

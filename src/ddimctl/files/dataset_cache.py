@@ -29,7 +29,7 @@ from torch import Tensor
 from ddimctl.errors import DataError, RequestError, StorageError
 from ddimctl.files.atomic import clean_temporaries, make_folder, open_atomic
 from ddimctl.files.dataset_source import Entry, open_source, printable
-from ddimctl.files.images import fit_picture, read_picture
+from ddimctl.files.images import bands, fit_picture, read_picture
 
 _FOOTER: Final = struct.Struct("<8sQ32s")  # magic, bytes of the index, sha256 of the index
 _MAGIC: Final = b"ddimpix1"
@@ -184,7 +184,8 @@ def _attempt(read: Callable[[Entry], bytes], how: Preparation, entry: Entry) -> 
 def _prepare(data: bytes, how: Preparation) -> _Picture:
     picture = read_picture(data, how.channels, how.background, name="it")
     content = hashlib.sha256(f"{picture.mode} {picture.width}x{picture.height}\n".encode())
-    content.update(picture.tobytes())
+    for _, band in bands(picture):
+        content.update(band.tobytes())
     if how.image_size is not None:
         picture = fit_picture(picture, how.image_size, "crop", how.background)
     return _Picture(picture.tobytes(), picture.size, content.hexdigest())

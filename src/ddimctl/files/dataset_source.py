@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from ddimctl.errors import DataError, RequestError
+from ddimctl.files.untrusted import check_plain_file, is_folder
 
 SUFFIXES: Final = frozenset(
     (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -48,9 +49,15 @@ def scan(source: Path) -> list[Entry]:
     of folders is read as if that one were its top.
     Raises RequestError when source does not exist, DataError when it holds no pictures.
     """
-    if not source.exists():
-        raise RequestError(f"{source} does not exist.", "Name a folder or a zip of pictures.")
-    entries = list(_walk(source)) if source.is_dir() else _members(source)
+    try:
+        source.stat()
+    except FileNotFoundError as error:
+        raise RequestError(
+            f"{source} does not exist.", "Name a folder or a zip of pictures."
+        ) from error
+    except (OSError, ValueError):  # opening it says why
+        pass
+    entries = list(_walk(source)) if is_folder(source) else _members(source)
     if not entries:
         known = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
         raise DataError(f"{source} holds no pictures.", f"Files that end in {known} are read.")
@@ -63,7 +70,7 @@ def open_source(source: Path) -> Iterator[Callable[[Entry], bytes]]:
 
     It raises DataError for an entry that can never be read, OSError where the system refused.
     """
-    if source.is_dir():
+    if is_folder(source):
         yield _read_file
         return
     with _open_zip(source) as archive:
@@ -131,6 +138,7 @@ def _members(source: Path) -> list[Entry]:
 
 
 def _open_zip(source: Path) -> zipfile.ZipFile:
+    check_plain_file(source)
     try:
         return zipfile.ZipFile(source)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:

@@ -4,9 +4,9 @@ import io
 import json
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, cast
 
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -14,9 +14,14 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ddimctl.errors import DataError, RequestError
+from ddimctl.files.untrusted import check_plain_file, no_permission, reason
 
 FORMATS: Final = ("png", "webp")
 FITS: Final = ("crop", "pad", "stretch")
+
+MAX_PIXELS: Final = 128_000_000
+"""Larger pictures are refused before they are decoded, which takes 8 bytes of memory a pixel."""
+MAX_SIDE: Final = 65_535  # what JPEG knows; resizing a longer strip takes gigabytes
 
 _MODES: Final = {1: "L", 3: "RGB", 4: "RGBA"}
 # What is read. EPS and the like are left out: Pillow hands them to other programs.
@@ -31,6 +36,18 @@ _DECODING_ERRORS: Final = (
     *(Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 _COMMENT_CODE: Final = b"ASCII\0\0\0"  # how EXIF marks the encoding of a UserComment
+_BAND: Final = 256  # rows of a picture that are converted at once
+_16_TO_8_BITS: Final = [(level + 128) // 257 for level in range(65536)]  # 65535 = 255 * 257
+# What makes a picture upright, by its EXIF orientation.
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def to_uint8(x_0: Tensor) -> Tensor:
@@ -103,7 +120,7 @@ def read_image_text(source: Path | bytes) -> dict[str, str]:
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
     try:
-        with _open(source) as image:
+        with _open(source, name) as image:
             if image.format == "PNG":
                 image.load()  # text may follow the pixels
                 return {str(key): str(value) for key, value in image.text.items()}  # type: ignore[attr-defined]
@@ -122,8 +139,10 @@ def read_picture(
 ) -> Image.Image:
     """Any picture file as an upright 8-bit image, RGB (channels = 3) or L (1); the first frame.
 
-    Transparent pixels show the background (1 or 3 levels). 16 bits are scaled to 8.
-    name: what errors call the picture; by default the path. Raises DataError naming it.
+    Transparent pixels show the background (1 or 3 levels). 16 bits are scaled to 8. EXIF that
+    cannot be read is passed over.
+    name: what errors call the picture; by default the path. Raises DataError naming it, also for
+    one of more than MAX_PIXELS.
     """
     if name is None:
         name = str(source) if isinstance(source, Path) else "the picture"
@@ -133,18 +152,23 @@ def read_picture(
         )
     colour = _rgb(background)
     try:
-        with _open(source) as image:
+        with _open(source, name) as image:
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            flat = _eight_bits(upright)
-            if flat.has_transparency_data:
-                below = Image.new("RGBA", flat.size, (*colour, 255))
-                flat = Image.alpha_composite(below, flat.convert("RGBA"))
-            result = flat.convert("RGB").convert(_MODES[channels])
+            turn = _turn(image)
+            result = Image.new(_MODES[channels], image.size)
+            for top, band in bands(image):
+                result.paste(_flat(band, colour).convert(result.mode), (0, top))
     except _DECODING_ERRORS as error:
         raise _unreadable(name, error) from error
-    result.info.clear()  # profiles and thumbnails would follow it into files of ours
-    return result
+    return result if turn is None else result.transpose(turn)
+
+
+def bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The image in pieces of its whole width, each with its first row, so that work on every
+    pixel needs little memory at once.
+    """
+    for top in range(0, image.height, _BAND):
+        yield top, image.crop((0, top, image.width, min(top + _BAND, image.height)))
 
 
 def fit_picture(
@@ -175,22 +199,41 @@ def fit_picture(
     return canvas
 
 
-def _open(source: Path | bytes | BinaryIO) -> Image.Image:
+def _open(source: Path | bytes | BinaryIO, name: str) -> Image.Image:
+    if isinstance(source, Path):
+        check_plain_file(source)
     file = io.BytesIO(source) if isinstance(source, bytes) else source
-    return Image.open(file, formats=_READABLE)
+    image = Image.open(file, formats=_READABLE)
+    width, height = image.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        image.close()
+        raise _too_large(f"{name} has {width}x{height} pixels")
+    return image
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image in a mode of 8 bits a channel."""
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the image upright, if its EXIF says so; strangers' EXIF may be anything."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except _DECODING_ERRORS:
+        return None
+    return _TURNS.get(orientation) if isinstance(orientation, int) else None
+
+
+def _flat(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """The image in 8 bits a channel, its transparent pixels on the background."""
     if image.mode == "F":
         raise ValueError("it holds floating-point numbers of an unknown range")
-    if image.mode != "I" and not image.mode.startswith("I;16"):
-        return image
-    levels = torch.frombuffer(bytearray(image.convert("I").tobytes()), dtype=torch.int32)
-    if int(levels.min()) < 0 or int(levels.max()) > 65535:
-        raise ValueError("it holds 32-bit numbers of an unknown range")
-    scaled = ((levels + 128) // 257).to(torch.uint8)  # 65535 = 255 * 257
-    return Image.frombytes("L", image.size, scaled.numpy().tobytes())
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        levels = image.convert("I")
+        low, high = cast(tuple[float, float], levels.getextrema())
+        if low < 0 or high > 65535:
+            raise ValueError("it holds 32-bit numbers of an unknown range")
+        return levels.point(_16_TO_8_BITS, "L")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    below = Image.new("RGBA", image.size, (*background, 255))
+    return Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")
 
 
 def _rgb(background: Sequence[int]) -> tuple[int, int, int]:
@@ -210,21 +253,20 @@ def _comment_text(comment: object) -> dict[str, str]:
     return {key: value for key, value in text.items() if isinstance(value, str)}
 
 
+def _too_large(cause: str) -> DataError:
+    limit = f"at most {MAX_PIXELS // 10**6} million are read, {MAX_SIDE:,} a side"
+    return DataError(f"{cause}; {limit}.", "Make it smaller.")
+
+
 def _unreadable(name: str, error: BaseException) -> DataError:
-    if isinstance(error, FileNotFoundError):
-        return DataError(f"{name}: there is no such file.", "Check the path.")
-    if isinstance(error, IsADirectoryError):
-        return DataError(f"{name} is a folder, not a picture.", "Give the path of a picture.")
     if isinstance(error, PermissionError):
-        return DataError(f"{name}: no permission to read it.", "Check its owner and permissions.")
+        return no_permission(name)
     if isinstance(error, UnidentifiedImageError):
         return DataError(
             f"{name} is not a picture of a known format.", "Convert it to PNG or JPEG."
         )
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        return DataError(f"{name} has more than {limit} million pixels.", "Make it smaller.")
-    why = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError):
+        return _too_large(f"{name} has too many pixels")
     return DataError(
-        f"{name} cannot be read as a picture: {why.rstrip('.')}.", "Open and save it anew as PNG."
+        f"{name} cannot be read as a picture: {reason(error)}.", "Open and save it anew as PNG."
     )

@@ -1,6 +1,7 @@
 """The latent file: one tensor (N, C, H, W) and plain values about it, as .pt or .safetensors."""
 
 import json
+import mmap
 import pickle
 import struct
 import zipfile
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.atomic import open_atomic
+from ddimctl.files.untrusted import check_plain_file, no_permission, reason
 
 SUFFIXES: Final = (".pt", ".safetensors")
 LATENTS: Final = "latents"
@@ -24,6 +26,8 @@ _DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHAPE: Final = "a dict with the key 'latents', or a tensor (N, C, H, W)"
 _LARGEST_METADATA: Final = 2**22  # characters of JSON
 _BLOCK: Final = 2**24  # bytes written at once
+# Of what torch.load calls while it reads, as pickles name it.
+_MAKERS: Final = (b"c_codecs\nencode\n", b"c__builtin__\nbytearray\n", b"cbuiltins\nbytearray\n")
 # What torch.load raises on files that are damaged, hostile, or something else.
 _READING_ERRORS: Final = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError),
@@ -106,13 +110,14 @@ def _write_safetensors(
 
 def _sniff(path: Path) -> None:
     """Refuse what is plainly something else than a file of tensors."""
+    check_plain_file(path)
     try:
         with path.open("rb") as file:
             start = file.read(512)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file.", "Check the path.") from error
+    except PermissionError as error:
+        raise no_permission(path) from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}.", "Check the disk.") from error
     if not start:
         raise DataError(f"{path} is empty.", "Write or download it again.")
     if start.startswith(b"version https://git-lfs"):
@@ -124,15 +129,35 @@ def _sniff(path: Path) -> None:
 def _read_pt(path: Path, key: str) -> tuple[Any, Any]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            claimed = sum(entry.file_size for entry in archive.infolist())
-        if claimed > path.stat().st_size:  # torch never compresses
-            raise DataError(f"{path} is compressed: it would unpack to {claimed} bytes.")
+            entries = archive.infolist()
+            claimed = sum(entry.file_size for entry in entries)
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            if packed or claimed > path.stat().st_size:  # torch never compresses
+                raise DataError(f"{path} is compressed: it would unpack to {claimed} bytes.")
+            for entry in entries:
+                if entry.filename.endswith("data.pkl"):
+                    _check_pickle(path, archive.read(entry))
+    else:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as old:
+            _check_pickle(path, old)
     content = torch.load(path, weights_only=True, map_location="cpu")
     if isinstance(content, Tensor):
         return content, {}
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}, not {_SHAPE}.")
     return _pick(path, key, content), content.get("metadata", {})
+
+
+def _check_pickle(path: Path, content: bytes | mmap.mmap) -> None:
+    """Refuse what makes gigabytes of a few bytes; no plain value is made with it."""
+    for maker in _MAKERS:
+        if content.find(maker) >= 0:
+            name = ".".join(maker[1:].decode().split())
+            raise DataError(
+                f"{path} holds objects other than plain tensors and values ({name}), which are "
+                "not loaded.",
+                f"Give a latent file: {_SHAPE}.",
+            )
 
 
 def _read_safetensors(path: Path, key: str) -> tuple[Any, Any]:
@@ -202,7 +227,7 @@ def _are_counts(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def _is_text(value: Any) -> bool:

@@ -1,5 +1,6 @@
 """Strangers' pictures, found, named, and fitted to what a checkpoint knows."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,12 @@ from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import RequestError
 from ddimctl.files.dataset_source import scan
 from ddimctl.files.images import FITS, fit_picture, picture_pixels, read_picture
+from ddimctl.files.untrusted import is_folder
 
 SHEET: Final = ".inversion.png"
 """How the sheets end that inversion makes, which are no pictures to invert."""
+
+_LONGEST: Final = 200  # bytes of a name
 
 
 @dataclass(frozen=True)
@@ -56,17 +60,19 @@ class Fitted:
 def find_photos(given: Sequence[Path]) -> list[Photo]:
     """The files, and the pictures in the folders, in order, each once.
 
-    A name is the file's stem, with a number where an earlier one has it. A file that is missing or
+    A name is the file's stem, cut where it is very long, with a number where an earlier one has it.
+    A file that is missing or
     no picture is found out when it is read. Raises DataError for a folder without pictures.
     """
     paths = dict.fromkeys(path for entry in given for path in _expand(entry))
     taken: set[str] = set()
     photos = []
     for path in paths:
-        name, number = path.stem, 1
+        stem, number = _shortened(path.stem), 1
+        name = stem
         while name.casefold() in taken:
             number += 1
-            name = f"{path.stem}-{number}"
+            name = f"{stem}-{number}"
         taken.add(name.casefold())
         photos.append(Photo(path, name))
     return photos
@@ -86,8 +92,15 @@ def check_fit(fit: str) -> None:
         raise RequestError(f"unknown fit '{fit}'.", f"Choose one of {', '.join(FITS)}.")
 
 
+def _shortened(stem: str) -> str:
+    """The stem with room for what results add to it: file systems take 255 bytes."""
+    while len(os.fsencode(stem)) > _LONGEST:
+        stem = stem[:-1]
+    return stem
+
+
 def _expand(given: Path) -> Iterator[Path]:
-    if not given.is_dir():
+    if not is_folder(given):
         yield given
         return
     for entry in scan(given):

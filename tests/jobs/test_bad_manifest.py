@@ -1,0 +1,140 @@
+"""Manifests of strangers: --resume takes this run's own or refuses, and touches nothing."""
+
+import copy
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bad_input import FAST, tree, value_or_our_error
+from ddimctl.errors import DataError, RequestError
+from ddimctl.jobs.run_manifest import Layout, check_same_run, read_manifest
+from ddimctl.jobs.sample import sample
+from ddimctl.jobs.sampling_plan import SampleRequest
+
+LAYOUT = Layout("sample", "images", 6)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(10**30, 10**40)
+    | st.floats()
+    | st.text(max_size=9)
+    | st.sampled_from(["sample", "settings", "images", 10**4000]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["command", "settings", "batch_size", "images", "checkpoint", "x"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+def told(value):
+    """What a table says: a name that is missing says as much as null."""
+    if not isinstance(value, dict):
+        return value
+    return {key: inner for key, inner in value.items() if inner is not None}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_checkpoint, tmp_path_factory):
+    """A finished run of one picture: the request that made it."""
+    out = tmp_path_factory.mktemp("manifest") / "out"
+    request = SampleRequest(
+        out=out, ckpt=str(tiny_checkpoint), steps=1, seeds=(0,), save=("images",), resume=True
+    )
+    for _ in sample(request):
+        pass
+    return request
+
+
+def places(value, at=()):
+    """The path to every value inside, the outermost first."""
+    yield at
+    keys = value if isinstance(value, dict) else range(len(value) if isinstance(value, list) else 0)
+    for key in keys:
+        yield from places(value[key], (*at, key))
+
+
+def test_any_other_manifest_is_refused_and_nothing_is_touched(run):
+    path = run.out / "manifest.json"
+    whole = path.read_text()
+    good = json.loads(whole)
+    spots = list(places(good))
+
+    def resumes(text):
+        path.write_text(text)
+        before = tree(run.out)
+
+        def read():
+            found = read_manifest(run, LAYOUT)
+            assert found is not None
+            check_same_run(found, good, LAYOUT)
+
+        error = value_or_our_error(read)
+        assert tree(run.out) == before
+        assert error is None or isinstance(error, DataError | RequestError)
+        return error is None
+
+    @FAST
+    @given(st.data())
+    def replaced(data):
+        strange = copy.deepcopy(good)
+        at = data.draw(st.sampled_from(spots))
+        value = data.draw(VALUES)
+        inner = strange
+        for key in at[:-1]:
+            inner = inner[key]
+        if at and data.draw(st.booleans()):
+            del inner[at[-1]]
+        elif at:
+            inner[at[-1]] = value
+        else:
+            strange = value
+        if resumes(json.dumps(strange)):
+            decides = ("command", "checkpoint", "settings", "save", "format")
+            assert all(told(strange[key]) == told(good[key]) for key in decides)
+            assert [image.get("seed") for image in strange["images"]] == [0]
+
+    @FAST
+    @given(st.integers(0, len(whole)), st.text(max_size=12), st.integers(0, 40))
+    def edited(at, junk, gone):
+        resumes((whole[:at] + junk + whole[at + gone :]).encode("utf-8", "replace").decode())
+
+    try:
+        assert resumes(whole)
+        replaced()
+        edited()
+    finally:
+        path.write_text(whole)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"\xff\xfe",
+        b"\x00" * 100,
+        b'{"command": "sample", "command": "train"}',
+        b'{"command": "sample", "settings": {"batch_size": NaN}}',
+        b'{"command": "sample", "settings": {"batch_size": 1' + b"0" * 5000 + b"}}",
+    ],
+)
+def test_what_is_no_manifest_is_refused_by_name(run, content):
+    path = run.out / "manifest.json"
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(content)
+        before = tree(run.out)
+        with pytest.raises(DataError, match=r"manifest\.json is not the manifest"):
+            list(sample(run))
+        assert tree(run.out) == before
+    finally:
+        path.write_bytes(whole)
