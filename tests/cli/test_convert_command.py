@@ -69,7 +69,7 @@ def test_what_a_file_does_not_say_is_asked_for_by_name(run_cli, bare):
     ran = run_cli("info", bare)
     assert ran.code == 2
     assert "Traceback" not in ran.stderr
-    assert "size of its images" in ran.stderr
+    assert "image_size" in ran.stderr
     ran = run_cli("info", bare, "--size", "16", *flags(SAID[:1]))
     assert ran.code == 2
     for name in ("num_heads", "use_new_attention_order", "diffusion_steps"):
