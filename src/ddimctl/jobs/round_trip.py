@@ -42,9 +42,9 @@ class RoundTrip(NamedTuple):
 
     @property
     def finite(self) -> Tensor:
-        """(N,), bool: whether a picture's latent and its decode are numbers."""
-        both = self.latents.isfinite() & self.decoded.isfinite()
-        return both.flatten(1).all(1)
+        """(N,), bool: whether a picture's latent, its decode, and what the network said are numbers."""
+        both = (self.latents.isfinite() & self.decoded.isfinite()).flatten(1).all(1)
+        return both & ~self.residuals.isinf().any(1)  # a step of which no residual was a number
 
 
 @dataclass(frozen=True)

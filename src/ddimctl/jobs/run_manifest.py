@@ -62,6 +62,11 @@ def read_manifest(request: SampleRequest, layout: Layout) -> dict[str, Any] | No
     if request.force or not request.out.exists():
         return None
     if any(not entry.name.startswith(".") for entry in request.out.iterdir()):
+        if request.resume:
+            raise RequestError(
+                f"{request.out} holds other things, and no {NAME} to go on from.",
+                "Begin with --force, or name another --out.",
+            )
         raise RequestError(
             f"{request.out} is not empty.",
             "Go on with --resume, write over it with --force, or name another --out.",

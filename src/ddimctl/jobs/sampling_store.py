@@ -300,11 +300,9 @@ def open_store(
         paths.remove_parts()
         if request.force:
             paths.remove_earlier_run()
+        write_json(paths.of("manifest"), begun)  # before all else: without it nothing is resumed
     if "images" in request.save:
         make_folder(paths.of("images"))
         clean_temporaries(paths.of("images"))
     with BackgroundWriter() as writer:
-        store = SampleStore(request, plan, checkpoint, device, layout, paths, writer, recorded)
-        if recorded is None:
-            write_json(paths.of("manifest"), begun)
-        yield store
+        yield SampleStore(request, plan, checkpoint, device, layout, paths, writer, recorded)
