@@ -1,6 +1,8 @@
 import json
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 import ddimctl
 from ddimctl.files.images import from_uint8, picture_pixels, read_picture
+from forks import contents, killed_often
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +41,50 @@ def test_memory_stays_flat_over_thousands_of_images(tiny_checkpoint, tmp_path, c
     assert many - few < 30
     manifest = json.loads((tmp_path / "many" / "manifest.json").read_text())
     assert len(manifest["images"]) == 4000
+
+
+def test_two_thousand_images_survive_five_kills(forks, tmp_path):
+    """The same hashes as of a run that nothing happened to, and no memory that grows with it."""
+    command = ["sample", "-n", 2000, "--size", 32, "--steps", 2, "--batch-size", 25]
+    command += ["--save", "grid,images,latents,samples,trajectory", "--out", "out"]
+    (tmp_path / "whole").mkdir()
+    few = forks.run(*command, "-n", 100, cwd=tmp_path / "whole")
+    assert few.code == 0, few.stderr
+    started = time.monotonic()
+    many = forks.run(*command, "--force", cwd=tmp_path / "whole")
+    seconds = time.monotonic() - started
+    assert many.code == 0, many.stderr
+    dice = random.Random(2000)
+    delays = [dice.uniform(0.1, 0.3) * seconds for _ in range(5)]
+    ended = killed_often(forks, [*command, "--resume"], tmp_path, delays)
+    assert ended.code == 0, ended.stderr
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole/out")
+    assert len(list((tmp_path / "out/images").iterdir())) == 2000
+    assert max(many.peak, ended.peak) - few.peak < 30
+
+
+@pytest.mark.parametrize(
+    ("format", "save"),
+    [
+        ("png", "grid,images,latents,samples,trajectory"),
+        ("webp", "images,trajectory"),
+        ("png", "samples,grid"),
+        ("webp", "images,latents"),
+    ],
+)
+def test_twenty_kills_at_random_instants(forks, tmp_path, format, save):
+    command = ["sample", "-n", 60, "--steps", 3, "--batch-size", 4, "--eta", 1, "--out", "out"]
+    command += ["--format", format, "--save", save]
+    (tmp_path / "whole").mkdir()
+    started = time.monotonic()
+    ended = forks.run(*command, cwd=tmp_path / "whole")
+    seconds = time.monotonic() - started
+    assert ended.code == 0, ended.stderr
+    dice = random.Random(f"{format} {save}")
+    delays = [dice.uniform(0, seconds) for _ in range(20)]
+    ended = killed_often(forks, [*command, "--resume"], tmp_path, delays)
+    assert ended.code == 0, ended.stderr
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole/out")
 
 
 def test_the_paper_s_encoder_comes_nearer_with_more_steps():

@@ -58,13 +58,13 @@ def _run_groups(
 ) -> Iterator[Event]:
     """Make every missing group, in halves where the device has no memory for it."""
     groups = deque(store.missing_groups())
+    done = plan.count - sum(len(group.images) for group in groups)
     walked, steps = 0, len(plan.tau)
     while groups:
-        group, before = groups[0], plan.count - sum(len(group.images) for group in groups)
-        exhausted = False
+        group, exhausted = groups[0], False
         try:
             for index in _make_group(plan, checkpoint, store, group, device):
-                done = before + (len(group.images) if index == steps - 1 else 0)
+                done += len(group.images) if index == steps - 1 else 0
                 facts = {"images": f"{done}/{plan.count}"}
                 total = walked + len(groups) * steps
                 yield Progress("sampling", walked + index + 1, total, "steps", facts)
