@@ -43,9 +43,25 @@ def test_memory_stays_flat_over_thousands_of_images(tiny_checkpoint, tmp_path, c
     assert len(manifest["images"]) == 4000
 
 
-def test_two_thousand_images_survive_five_kills(forks, tmp_path):
+@pytest.fixture
+def quick_checkpoint(tmp_path):
+    """RGB, 32 x 32, of a few thousand weights, so that writing takes longer than sampling."""
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=32, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+    )  # fmt: skip
+    unet.save_pretrained(tmp_path / "quick" / "unet")
+    DDPMScheduler().save_pretrained(tmp_path / "quick" / "scheduler")
+    return tmp_path / "quick"
+
+
+@pytest.mark.timeout(900)
+def test_two_thousand_images_survive_five_kills(forks, quick_checkpoint, tmp_path):
     """The same hashes as of a run that nothing happened to, and no memory that grows with it."""
-    command = ["sample", "-n", 2000, "--size", 32, "--steps", 2, "--batch-size", 25]
+    command = ["sample", "--ckpt", quick_checkpoint, "-n", 2000, "--steps", 2, "--batch-size", 25]
     command += ["--save", "grid,images,latents,samples,trajectory", "--out", "out"]
     (tmp_path / "whole").mkdir()
     few = forks.run(*command, "-n", 100, cwd=tmp_path / "whole")
@@ -60,9 +76,12 @@ def test_two_thousand_images_survive_five_kills(forks, tmp_path):
     assert ended.code == 0, ended.stderr
     assert contents(tmp_path / "out") == contents(tmp_path / "whole/out")
     assert len(list((tmp_path / "out/images").iterdir())) == 2000
-    assert max(many.peak, ended.peak) - few.peak < 30
+    # Latents and samples are mapped from files: pages that the system may take back, but counts.
+    mapped = 2 * (2000 - 100) * 3 * 32 * 32 * 4 / 2**20
+    assert max(many.peak, ended.peak) - few.peak - mapped < 30
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("format", "save"),
     [
