@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import pytest
+
+from forks import Forks
 
 # Set before anything imports torch or huggingface_hub, which read their environment once.
 _CACHE = tempfile.TemporaryDirectory(prefix="ddimctl-tests-", ignore_cleanup_errors=True)
@@ -84,6 +86,17 @@ def run_cli(tmp_path: Path, clean_env: dict[str, str]) -> RunCli:
         return Ran(finished.returncode, finished.stdout, finished.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def forks(
+    clean_env: dict[str, str], tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Forks]:
+    """Commands in processes of their own, to be killed and signalled; their checkpoint is tiny."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    with Forks(clean_env, tiny_checkpoint, tmp_path_factory.mktemp("forks")) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

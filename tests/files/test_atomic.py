@@ -265,3 +265,19 @@ def test_a_numbered_folder_below_a_file_is_a_storage_error(tmp_path: Path) -> No
     (tmp_path / "runs").write_bytes(b"")
     with pytest.raises(StorageError, match="not a folder"):
         atomic.create_numbered_folder(tmp_path / "runs", "sample")
+
+
+def test_room_and_permission_are_checked_where_a_folder_would_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atomic.check_writable(tmp_path / "not" / "yet", 1000)
+    atomic.check_writable(Path())
+    assert entries(tmp_path) == []
+    with pytest.raises(StorageError, match=r"yet: 1e\+06 GB are needed, .* are free"):
+        atomic.check_writable(tmp_path / "yet", 10**15)
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="not a folder"):
+        atomic.check_writable(tmp_path / "file" / "below")
+    monkeypatch.setattr(atomic, "_open_temporary", fail_with(errno.EROFS))
+    with pytest.raises(StorageError, match="read-only"):
+        atomic.check_writable(tmp_path)

@@ -1,4 +1,6 @@
+import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,40 @@ def test_an_exception_in_the_body_drops_what_has_not_begun() -> None:
         threading.Timer(0.1, gate.set).start()
         raise KeyboardInterrupt
     assert done == ["first"]
+
+
+def test_a_look_raises_errors_without_waiting() -> None:
+    failed = threading.Event()
+
+    def fail() -> None:
+        failed.set()
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"), BackgroundWriter() as writer:
+        writer.check()
+        writer.submit(fail)
+        assert failed.wait(60)
+        for _ in range(6000):
+            time.sleep(0.01)
+            writer.check()
+
+
+def test_waiting_can_be_broken_off_and_begun_again() -> None:
+    gate, done = threading.Event(), []
+    with BackgroundWriter(threads=1, places=3) as writer:
+        writer.submit(gate.wait, 60)
+        writer.submit(done.append, 1)
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(KeyboardInterrupt):
+                writer.wait()
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        gate.set()
+        writer.wait()
+        assert done == [1]

@@ -114,14 +114,25 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(
     assert files(out) == whole
 
 
-def test_samples_alone_begin_again_after_a_stop(finish, request_for, tmp_path):
-    finish(sample(request_for("whole", save=("samples",), batch_size=1)))
-    job = sample(request_for(save=("samples",), batch_size=1))
-    with pytest.raises(KeyboardInterrupt):  # nothing of it can be resumed
-        for event in job:
+def test_samples_alone_go_on_after_a_stop(finish, request_for, tmp_path):
+    settings = {"save": ("samples", "grid"), "batch_size": 1}
+    finish(sample(request_for("whole", **settings)))
+    with pytest.raises(Stopped, match="with 2 of 5 images"):
+        for event in sample(request_for(**settings)):
             if getattr(event, "done", 0) == 7:
                 os.kill(os.getpid(), signal.SIGTERM)
-    finish(sample(request_for(save=("samples",), batch_size=1, resume=True)))
+    resumed = finish(sample(request_for(resume=True, **settings)))
+    assert resumed.events[-1].total == 9
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_a_run_of_which_nothing_can_be_resumed_is_interrupted(finish, request_for, tmp_path):
+    finish(sample(request_for("whole", save=("grid",), batch_size=1)))
+    with pytest.raises(KeyboardInterrupt):
+        for event in sample(request_for(save=("grid",), batch_size=1)):
+            if getattr(event, "done", 0) == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+    finish(sample(request_for(save=("grid",), batch_size=1, resume=True)))
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 

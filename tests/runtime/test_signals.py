@@ -42,3 +42,25 @@ def test_other_threads_leave_signals_alone():
     thread.start()
     thread.join()
     assert seen == [(False, before)]
+
+
+def test_work_in_one_piece_is_broken_off():
+    with stop_on_signals() as stop:
+        with pytest.raises(KeyboardInterrupt), stop.at_once():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.name == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt), stop.at_once():
+            pytest.fail("a request made before counts, too")
+
+
+def test_a_request_is_passed_on_to_the_handler_before():
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert seen == []
+            stop.pass_on()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]

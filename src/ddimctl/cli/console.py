@@ -5,9 +5,10 @@ import os
 import sys
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
-from typing import Any, Final, Protocol, Self, TypeVar
+from typing import Any, Final, Protocol, Self, TextIO, TypeVar
 
 from ddimctl.cli.meter import Meter, Phase, count_text, fact_texts, time_texts
+from ddimctl.errors import StorageError
 from ddimctl.jobs.events import Event, Notice, Progress, Wrote
 
 SECONDS_BETWEEN_LINES: Final = 10.0
@@ -93,16 +94,17 @@ def run_job(job: Generator[Event, None, R], *, quiet: bool = False) -> R:
 def print_result(lines: Iterable[str], record: Mapping[str, Any], as_json: bool) -> None:
     """The result on stdout: the record as one JSON object, or the lines.
 
-    A reader that has gone away ends the program quietly.
+    A reader that has gone away ends the program quietly. Raises StorageError for a full disk.
     """
     text = json.dumps(record, allow_nan=False) if as_json else "\n".join(lines)
     try:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes again on its way out, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(BROKEN_PIPE_CODE) from None
+    except OSError as error:
+        _discard(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(BROKEN_PIPE_CODE) from None
+        raise StorageError(f"the result cannot be printed: {error.strerror}.") from error
 
 
 def say(label: str, text: str) -> None:
@@ -156,5 +158,13 @@ def _styled(label: str) -> str:
 
 
 def _stderr(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    try:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+    except OSError:  # a log's reader is gone, or its disk is full: no reason to end a run
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what is still to be written vanish: Python flushes on its way out, and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -76,7 +76,7 @@ def invert(
         print_result(_lines(result, dry_run), record, json)
     if result.failed:
         count = len(result.failed) + len(result.pictures)
-        raise DataError(f"{len(result.failed)} of {count} pictures could not be read.")
+        raise DataError(f"{len(result.failed)} of {count} pictures could not be inverted.")
 
 
 def _lines(result: "InvertResult", dry_run: bool) -> list[str]:

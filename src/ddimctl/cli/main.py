@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 and 143 interrupted. Errors other than the project's own are bugs and are not caught.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+        for name in ("SIGTERM", "SIGUSR1"):  # the second is how clusters announce the first
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), _terminate)
     for stream in (sys.stdout, sys.stderr):  # a name that the locale lacks must not end a run
         with suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -109,19 +109,19 @@ def invert(
     denoise = make_denoiser(model)
     settings: dict[str, Any] = {"method": method, "tolerance": tolerance, "labels": labels}
     with torch.inference_mode(), ieee_float32():
-        return collect(climb(denoise, x_0, model.schedule, timesteps, **settings))
-
-
-def collect(steps: Iterable[StepUp]) -> Inversion:
-    """The end of a climb, and the record of its steps. Raises NumericsError if it is not finite."""
-    done = list(steps)
-    latents = done[-1].x.float()
-    if not bool(latents.isfinite().all()):
+        found = collect(climb(denoise, x_0, model.schedule, timesteps, **settings))
+    if not bool(found.latents.isfinite().all()):
         raise NumericsError(
             "the latents have values that are not finite.", "Try method exact, or more steps."
         )
+    return found
+
+
+def collect(steps: Iterable[StepUp]) -> Inversion:
+    """The end of a climb, which may not be finite, and the record of its steps."""
+    done = list(steps)
     return Inversion(
-        latents,
+        done[-1].x.float(),
         torch.stack([step.residual for step in done], 1),
         torch.stack([step.evaluations for step in done], 1),
     )

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -101,6 +102,25 @@ def make_folder(path: Path) -> None:
         _sync_folder(path.parent)
 
 
+def check_writable(folder: Path, bytes_needed: int = 0) -> None:
+    """Raise StorageError unless files can be written in the folder, as many bytes as are needed.
+
+    The folder, or the one that it would be made in, is tried with a file; what a quota leaves is
+    not known. For use before work that would otherwise be lost.
+    """
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    with storage_errors(folder):
+        temporary, file = _open_temporary(there)
+        file.close()
+        temporary.unlink(missing_ok=True)  # another run may have cleaned it away
+        free = shutil.disk_usage(there).free
+    if free < bytes_needed:
+        raise StorageError(
+            f"{folder}: {_size(bytes_needed)} are needed, {_size(free)} are free on the disk.",
+            _CAUSES[errno.ENOSPC][1],
+        )
+
+
 def create_numbered_folder(base: Path, suffix: str) -> Path:
     """Make and return the next folder of a series, such as runs/00012-sample.
 
@@ -137,6 +157,15 @@ def clean_temporaries(folder: Path) -> None:
         if sys.platform == "win32":  # which removes closed files only, and no file that is open
             with suppress(OSError):
                 stray.unlink()
+
+
+def _size(count: float) -> str:
+    """Such as "1.5 GB"."""
+    units = ["bytes", "kB", "MB", "GB"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1000
+        del units[0]
+    return f"{count:.3g} {units[0]}"
 
 
 def _open_temporary(folder: Path) -> tuple[Path, BinaryIO]:

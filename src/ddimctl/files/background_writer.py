@@ -36,7 +36,7 @@ class BackgroundWriter:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=error is not None)
         if error is None:
-            self._raise_failure()
+            self.check()
 
     def submit(self, function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Call function(*args, **kwargs) in the background, in no particular order."""
@@ -52,7 +52,7 @@ class BackgroundWriter:
                 self._places.release()
 
         try:
-            self._raise_failure()
+            self.check()
             self._pool.submit(task)
         except BaseException:
             self._places.release()
@@ -60,11 +60,17 @@ class BackgroundWriter:
 
     def wait(self) -> None:
         """Return when all that was submitted is done, as before a manifest may name it."""
-        for _ in range(self._count):
-            self._places.acquire()
-        self._places.release(self._count)
-        self._raise_failure()
+        taken = 0
+        try:
+            for _ in range(self._count):
+                self._places.acquire()
+                taken += 1
+        finally:
+            if taken:
+                self._places.release(taken)
+        self.check()
 
-    def _raise_failure(self) -> None:
+    def check(self) -> None:
+        """Raise the error of a task that has failed, if one has."""
         if self._failure is not None:
             raise self._failure

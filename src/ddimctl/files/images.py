@@ -35,6 +35,8 @@ _DECODING_ERRORS: Final = (
     *(EOFError, MemoryError, RuntimeError, struct.error, zlib.error),
     *(Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
+_PNG_BEGIN: Final = b"\x89PNG\r\n\x1a\n"
+_PNG_END: Final = b"\0\0\0\0IEND\xaeB`\x82"  # its last chunk, which is empty
 _COMMENT_CODE: Final = b"ASCII\0\0\0"  # how EXIF marks the encoding of a UserComment
 _BAND: Final = 256  # rows of a picture that are converted at once
 _16_TO_8_BITS: Final = [(level + 128) // 257 for level in range(65536)]  # 65535 = 255 * 257
@@ -111,6 +113,25 @@ def encode_picture(
             f"unknown picture format '{format}'.", f"Choose one of {', '.join(FORMATS)}."
         )
     return buffer.getvalue()
+
+
+def looks_whole(path: Path) -> bool:
+    """Whether a png or webp file of encode_picture begins and ends as such files do.
+
+    After a power cut a file may have its name and size, but not its content.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(12)
+            file.seek(max(0, size - len(_PNG_END)))
+            tail = file.read()
+    except OSError:
+        return False
+    if head.startswith(b"RIFF"):
+        length = int.from_bytes(head[4:8], "little") + 8
+        return head.endswith(b"WEBP") and size == length and any(tail)
+    return head.startswith(_PNG_BEGIN) and tail == _PNG_END
 
 
 def read_image_text(source: Path | bytes) -> dict[str, str]:

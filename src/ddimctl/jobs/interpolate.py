@@ -31,9 +31,15 @@ from ddimctl.jobs.picture_latents import METHOD, check_invertible, picture_laten
 from ddimctl.jobs.recall import open_checkpoint
 from ddimctl.jobs.records import latent_sha256
 from ddimctl.jobs.round_trip import DEFAULT_STEPS, inversion_precision
+from ddimctl.jobs.run_folder import run_folder
 from ddimctl.jobs.run_manifest import Layout, read_manifest
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest, make_plan
-from ddimctl.runtime.device import make_deterministic, resolve_device, resolve_precision
+from ddimctl.runtime.device import (
+    make_deterministic,
+    memory_errors,
+    resolve_device,
+    resolve_precision,
+)
 
 LAYOUT: Final = Layout("interpolate", "frames", 4)
 _ONE_ROW: Final = 16  # so many frames are one row of the grid
@@ -78,8 +84,16 @@ def interpolate(request: InterpolateRequest) -> Generator[Event, None, Interpola
 
     Raises as sampling does; RequestError also for inputs that do not go together, naming them.
     """
-    started = time.monotonic()
     _check(request)
+    with (
+        run_folder(request.decoding, LAYOUT.command) as decoding,
+        memory_errors("Use a smaller --batch-size or another --device."),
+    ):
+        return (yield from _interpolate(replace(request, decoding=decoding)))
+
+
+def _interpolate(request: InterpolateRequest) -> Generator[Event, None, InterpolateResult]:
+    started = time.monotonic()
     recorded = read_manifest(request.decoding, LAYOUT)
     inputs = read_inputs(request.files, request.seeds)
     captions = tuple(i.caption for i in inputs)

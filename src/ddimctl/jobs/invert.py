@@ -15,7 +15,7 @@ from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.inversion import TOLERANCE
 from ddimctl.diffusion.statistics import is_atypical, latent_statistics
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.atomic import make_folder, write_bytes
+from ddimctl.files.atomic import check_writable, make_folder, write_bytes
 from ddimctl.files.images import from_uint8, to_uint8
 from ddimctl.files.latents import save_latents
 from ddimctl.jobs.events import Event, Notice, Progress, Wrote
@@ -32,7 +32,9 @@ from ddimctl.jobs.round_trip import (
     round_trip,
     with_steps,
 )
+from ddimctl.jobs.run_folder import run_folder
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest
+from ddimctl.runtime.device import memory_errors
 
 _NAMED_STEPS = 5  # in a warning about steps that were not solved
 
@@ -57,7 +59,7 @@ class InvertRequest:
 @dataclass(frozen=True)
 class InvertResult:
     """pictures: one record for each that was inverted, or would be. failed: name and reason of
-    those that could not be read."""
+    those that could not be read or inverted."""
 
     pictures: tuple[dict[str, Any], ...]
     failed: tuple[tuple[str, str], ...]
@@ -68,14 +70,25 @@ class InvertResult:
 def invert(request: InvertRequest) -> Generator[Event, None, InvertResult]:
     """Invert every photo, batch by batch, and write NAME.pt and NAME.inversion.png for each.
 
-    A photo that cannot be read is a notice and an entry in `failed`. Raises RequestError (also
-    where something would be overwritten), CheckpointError, DataError, StorageError, DeviceError,
-    NumericsError.
+    A photo that cannot be read, or has no finite latent, is a notice and an entry in `failed`.
+    Raises RequestError (also where something would be overwritten), CheckpointError, DataError,
+    StorageError, DeviceError.
     """
-    started = time.monotonic()
-    decoding = request.decoding
     check_fit(request.fit)
     photos = find_photos(request.photos)
+    here = replace(request.decoding, out=request.decoding.out or Path())
+    with (
+        run_folder(here, "invert") as decoding,
+        memory_errors("Use a smaller --batch-size or another --device."),
+    ):
+        return (yield from _invert(replace(request, decoding=decoding), photos))
+
+
+def _invert(
+    request: InvertRequest, photos: Sequence[Photo]
+) -> Generator[Event, None, InvertResult]:
+    started = time.monotonic()
+    decoding = request.decoding
     out = decoding.out or Path()
     _check_room(out, photos, decoding.force)
     checkpoint, device, precision = open_for_inversion(decoding, request.method)
@@ -83,6 +96,8 @@ def invert(request: InvertRequest) -> Generator[Event, None, InvertResult]:
     plan = inversion_plan(
         decoding, checkpoint, len(photos), request.method, request.tolerance, device, precision
     )
+    if not decoding.dry_run:
+        check_writable(out, 4 * len(photos) * math.prod(plan.shape))
 
     records: list[dict[str, Any]] = []
     failed: list[tuple[str, str]] = []
@@ -99,7 +114,11 @@ def invert(request: InvertRequest) -> Generator[Event, None, InvertResult]:
             walk = round_trip(checkpoint, plan, x_0, request.tolerance)
             facts = {"pictures": f"{len(records)}/{len(photos)}"}
             trip = yield from with_steps(walk, "inverting", before, total, facts)
-            records += yield from _store(out, checkpoint, plan, readable, x_0, trip)
+            kept = yield from _finite(readable, trip, failed)
+            if kept:
+                found = [readable[i] for i in kept]
+                trip = RoundTrip(*(each[kept] for each in trip))
+                records += yield from _store(out, checkpoint, plan, found, x_0[kept], trip)
         facts = {"pictures": f"{len(records)}/{len(photos)}"}
         yield Progress("inverting", before + steps, total, "steps", facts)
     seconds = time.monotonic() - started
@@ -107,8 +126,6 @@ def invert(request: InvertRequest) -> Generator[Event, None, InvertResult]:
 
 
 def _check_room(out: Path, photos: Sequence[Photo], force: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise RequestError(f"--out {out} is a file.", "Name a folder.")
     if force:
         return
     for photo in photos:
@@ -138,6 +155,21 @@ def _read(
             yield Notice(f"{photo.path}: {fitted.sentence()}.")
             readable.append((photo, fitted))
     return readable
+
+
+def _finite(
+    photos: Sequence[tuple[Photo, Fitted]], trip: RoundTrip, failed: list[tuple[str, str]]
+) -> Generator[Event, None, list[int]]:
+    """The places of the photos whose latents are numbers; the others go to `failed`."""
+    kept = []
+    for i, ((photo, _), finite) in enumerate(zip(photos, trip.finite.tolist(), strict=True)):
+        if finite:
+            kept.append(i)
+        else:
+            cause = f"{photo.path}: its latent, or what that decodes to, is not finite."
+            failed.append((str(photo.path), cause))
+            yield Notice(f"left out: {cause}")
+    return kept
 
 
 def _store(

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.inversion import TOLERANCE, check_inversion
-from ddimctl.errors import DataError, RequestError, StorageError
+from ddimctl.errors import DataError, NumericsError, RequestError, StorageError
+from ddimctl.files.atomic import clean_temporaries, make_folder
 from ddimctl.files.datasets import user_cache
 from ddimctl.files.images import from_uint8
 from ddimctl.files.latents import load_latents, save_latents
@@ -62,6 +63,12 @@ def picture_latents(
         walk = round_trip(checkpoint, replace(plan, method=METHOD), x_0, TOLERANCE)
         facts = {"pictures": f"{start}/{len(missing)}"}
         trip = yield from with_steps(walk, "inverting", number * steps, total, facts)
+        for i, finite in zip(group, trip.finite.tolist(), strict=True):
+            if not finite:
+                raise NumericsError(
+                    f"{pictures[i]}: its latent, or what that decodes to, is not finite.",
+                    "Leave the picture out, or take more --steps.",
+                )
         errors = [found.worst_level for found in fidelity(x_0, trip.decoded)]
         for i, latent, error in zip(group, trip.latents.cpu(), errors, strict=True):
             known[i] = Inverted(latent, error)
@@ -113,6 +120,8 @@ def _cached(file: Path | None, plan: Plan) -> Inverted | None:
 def _keep(file: Path | None, latent: Tensor, error: int) -> None:
     try:
         if file is not None:
+            make_folder(file.parent)
+            clean_temporaries(file.parent)
             save_latents(file, latent[None], {"worst_level": error})
     except StorageError:  # a read-only home: the next run inverts again
         return

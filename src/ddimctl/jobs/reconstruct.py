@@ -13,8 +13,8 @@ from torch import Tensor
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.inversion import TOLERANCE
 from ddimctl.diffusion.timesteps import timesteps
-from ddimctl.errors import DataError, RequestError
-from ddimctl.files.atomic import create_numbered_folder, make_folder, write_bytes, write_json
+from ddimctl.errors import DataError, NumericsError, RequestError
+from ddimctl.files.atomic import write_bytes, write_json
 from ddimctl.files.datasets import Dataset, gather, load_dataset, sample_indices
 from ddimctl.files.images import encode_picture
 from ddimctl.files.plots import line_plot, stack_plots
@@ -29,7 +29,9 @@ from ddimctl.jobs.round_trip import (
     round_trip,
     with_steps,
 )
+from ddimctl.jobs.run_folder import run_folder
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest
+from ddimctl.runtime.device import memory_errors
 
 FILES: Final = ("table.csv", "table.json", "plot.png")
 _SEED: Final = 0  # of the choice of pictures
@@ -70,6 +72,14 @@ def reconstruct(request: ReconstructRequest) -> Generator[Event, None, Reconstru
 
     The table on disk grows with each finished row. Raises as invert does.
     """
+    with (
+        run_folder(request.decoding, "reconstruct") as decoding,
+        memory_errors("Use a smaller --batch-size or another --device."),
+    ):
+        return (yield from _reconstruct(replace(request, decoding=decoding)))
+
+
+def _reconstruct(request: ReconstructRequest) -> Generator[Event, None, ReconstructResult]:
     decoding = request.decoding
     _check_room(decoding)
     strictest = "exact" if "exact" in request.methods else request.methods[0]
@@ -94,11 +104,10 @@ def reconstruct(request: ReconstructRequest) -> Generator[Event, None, Reconstru
     varying = ("steps", "timesteps")
     settings = {key: value for key, value in plans[0].settings.items() if key not in varying}
     settings |= {"tolerance": request.tolerance, "data": data.fingerprint}
-    if decoding.dry_run:
+    if decoding.dry_run or decoding.out is None:
         return ReconstructResult(None, (), len(chosen), settings)
 
-    out = decoding.out or create_numbered_folder(Path("runs"), "reconstruct")
-    make_folder(out)
+    out = decoding.out
     head = {"checkpoint": checkpoint.provenance.record(), "settings": settings}
     rows: list[dict[str, Any]] = []
     total = sum(len(plan.tau) for plan in plans) * -(-len(chosen) // plans[0].batch_size)
@@ -115,8 +124,6 @@ def _check_room(decoding: SampleRequest) -> None:
     out = decoding.out
     if out is None or not out.exists():
         return
-    if not out.is_dir():
-        raise RequestError(f"--out {out} is a file.", "Name a folder.")
     if not decoding.force and any((out / name).exists() for name in FILES):
         raise RequestError(
             f"{out} holds a table already.", "Write over it with --force, or name another --out."
@@ -194,6 +201,12 @@ def _measure(
         for tau, list_of in zip(taus, found, strict=True):
             own = tau == plan.tau
             decoded = trip.decoded if own else decode_latents(checkpoint, plan, trip.latents, tau)
+            if not bool(trip.finite.all() and decoded.isfinite().all()):
+                raise NumericsError(
+                    f"{plan.method} in {len(plan.tau)} steps: a latent, or what it decodes to, is "
+                    "not finite.",
+                    "Try --method exact, or more --steps.",
+                )
             list_of += fidelity(x_0, decoded)
     return [_row(plan, tau, list_of, evaluations) for tau, list_of in zip(taus, found, strict=True)]
 

@@ -1,7 +1,7 @@
 """Pictures to latents and back: inversion, verified by the sampler's own decode."""
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -10,15 +10,21 @@ from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.float32 import ieee_float32
-from ddimctl.diffusion.inversion import Inversion, check_inversion, climb, collect, invert
+from ddimctl.diffusion.inversion import StepUp, check_inversion, climb, collect
 from ddimctl.diffusion.predictions import make_denoiser
-from ddimctl.diffusion.sampling import sample
-from ddimctl.errors import RequestError
+from ddimctl.diffusion.sampling import trajectory
+from ddimctl.errors import DeviceError, RequestError
 from ddimctl.files.images import to_uint8
-from ddimctl.jobs.events import Event, Progress
+from ddimctl.jobs.events import Event, Notice, Progress
 from ddimctl.jobs.recall import open_checkpoint
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest, make_plan
-from ddimctl.runtime.device import make_deterministic, resolve_device, resolve_precision
+from ddimctl.runtime.device import (
+    free_memory,
+    is_out_of_memory,
+    make_deterministic,
+    resolve_device,
+    resolve_precision,
+)
 
 DEFAULT_STEPS: Final = 50
 HALF_A_LEVEL: Final = 1 / 255  # of x_0, whose 255 levels span [-1, 1]
@@ -33,6 +39,12 @@ class RoundTrip(NamedTuple):
     decoded: Tensor
     residuals: Tensor
     evaluations: Tensor
+
+    @property
+    def finite(self) -> Tensor:
+        """(N,), bool: whether a picture's latent, its decode, and what the network said are numbers."""
+        both = (self.latents.isfinite() & self.decoded.isfinite()).flatten(1).all(1)
+        return both & ~self.residuals.isinf().any(1)  # a step of which no residual was a number
 
 
 @dataclass(frozen=True)
@@ -120,17 +132,55 @@ def inversion_plan(
 
 
 def round_trip(
-    checkpoint: Checkpoint, plan: Plan, x_0: Tensor, tolerance: float
-) -> Generator[int, None, RoundTrip]:
-    """Invert x_0 (N, C, H, W) as the plan says and decode the latents, yielding each step's number.
+    checkpoint: Checkpoint,
+    plan: Plan,
+    x_0: Tensor,
+    tolerance: float,
+    place: int = 0,
+    parts: int = 1,
+) -> Generator[int | Notice, None, RoundTrip]:
+    """Invert x_0 (N, C, H, W) as the plan says and decode the latents, yielding how many of the
+    plan's steps are done.
 
-    x_0 and the result are on the checkpoint's device; all N have the plan's first label. Exact
-    inversion that met its tolerance and is yet off by more than half a level is tried again with
-    a smaller one; where a step could not meet it there is nothing to gain.
-    Raises NumericsError.
+    x_0 and the result are on the checkpoint's device; all N have the plan's first label. What is
+    not finite in the result is for the caller to refuse (RoundTrip.finite). Where memory does not
+    do for all pictures at once, each half is done for itself; place, parts: which part of how many
+    this is. Raises DeviceError when it does not do for one.
+    """
+    try:
+        return (yield from _round_trip(checkpoint, plan, x_0, tolerance, place, parts))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(x_0) == 1:
+            raise DeviceError(
+                "the device is out of memory with one picture at a time.",
+                "Use a smaller --size or another --device.",
+            ) from error
+    free_memory(x_0.device)
+    halves = x_0.tensor_split(2)
+    yield Notice(
+        f"out of memory with {len(x_0)} pictures at a time; going on with {len(halves[0])}."
+    )
+    trips = []
+    for number, half in enumerate(halves, 2 * place):
+        trip = yield from round_trip(checkpoint, plan, half, tolerance, number, 2 * parts)
+        trips.append(trip)
+    return RoundTrip(*map(torch.cat, zip(*trips, strict=True)))
+
+
+def _round_trip(
+    checkpoint: Checkpoint, plan: Plan, x_0: Tensor, tolerance: float, place: int, parts: int
+) -> Generator[int, None, RoundTrip]:
+    """Of all at once. Exact inversion that met its tolerance and is yet off by more than half a
+    level is tried again with a smaller one; where a step could not meet it there is nothing to gain.
     """
     with ieee_float32():
-        inversion = yield from _invert(checkpoint, plan, x_0, tolerance)
+        climbed = []
+        for number, step in enumerate(_climb(checkpoint, plan, x_0, tolerance), 1):
+            climbed.append(step)
+            yield (place * len(plan.tau) + number) // parts
+        inversion = collect(climbed)
         decoded = decode_latents(checkpoint, plan, inversion.latents).clone()  # to be written to
         trip = RoundTrip(
             inversion.latents, decoded, inversion.residuals, inversion.evaluations.sum(1)
@@ -140,13 +190,7 @@ def round_trip(
         if plan.method != "exact" or not bool(off.any()):
             return trip
         rows = off.nonzero().flatten()
-        again = invert(
-            checkpoint,
-            x_0[rows],
-            timesteps=plan.tau,
-            tolerance=_TIGHTER * tolerance,
-            labels=_labels(plan, x_0[rows]),
-        )
+        again = collect(_climb(checkpoint, plan, x_0[rows], _TIGHTER * tolerance))
         decoded_again = decode_latents(checkpoint, plan, again.latents)
     trip.evaluations[rows] += again.evaluations.sum(1)
     error, error_again = (
@@ -159,7 +203,7 @@ def round_trip(
 
 
 def with_steps(
-    walk: Generator[int, None, RoundTrip],
+    walk: Generator[int | Notice, None, RoundTrip],
     phase: str,
     before: int,
     total: int,
@@ -168,19 +212,31 @@ def with_steps(
     """The walk, its steps told as progress after `before` of total."""
     while True:
         try:
-            number = next(walk)
+            told = next(walk)
         except StopIteration as end:
             trip: RoundTrip = end.value
             return trip
-        yield Progress(phase, before + number, total, "steps", facts)
+        if isinstance(told, Notice):
+            yield told
+        else:
+            yield Progress(phase, before + told, total, "steps", facts)
 
 
 def decode_latents(
     checkpoint: Checkpoint, plan: Plan, latents: Tensor, tau: Sequence[int] | None = None
 ) -> Tensor:
-    """x_0 (N, C, H, W) from latents by the plain sampler, in tau or the plan's own timesteps."""
-    with ieee_float32():
-        return sample(checkpoint, latents, timesteps=tau or plan.tau, labels=_labels(plan, latents))
+    """x_0 (N, C, H, W) from latents by the plain sampler, in tau or the plan's own timesteps.
+
+    What is not finite stays so.
+    """
+    x, denoise = latents, make_denoiser(checkpoint)
+    labels = _labels(plan, latents)
+    with torch.inference_mode(), ieee_float32():
+        for step in trajectory(
+            denoise, latents, checkpoint.schedule, tau or plan.tau, labels=labels
+        ):
+            x = step.x
+    return x
 
 
 def fidelity(x_0: Tensor, decoded: Tensor) -> list[Fidelity]:
@@ -202,12 +258,9 @@ def fidelity(x_0: Tensor, decoded: Tensor) -> list[Fidelity]:
     return found
 
 
-def _invert(
-    checkpoint: Checkpoint, plan: Plan, x_0: Tensor, tolerance: float
-) -> Generator[int, None, Inversion]:
-    steps = []
+def _climb(checkpoint: Checkpoint, plan: Plan, x_0: Tensor, tolerance: float) -> Iterator[StepUp]:
     with torch.inference_mode():
-        walk = climb(
+        yield from climb(
             make_denoiser(checkpoint),
             x_0,
             checkpoint.schedule,
@@ -216,10 +269,6 @@ def _invert(
             tolerance=tolerance,
             labels=_labels(plan, x_0),
         )
-        for number, step in enumerate(walk, 1):
-            steps.append(step)
-            yield number
-    return collect(steps)
 
 
 def _labels(plan: Plan, like: Tensor) -> Tensor | None:

@@ -11,6 +11,7 @@ import torch
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError
+from ddimctl.jobs.batch_groups import Smaller, read_smaller
 from ddimctl.jobs.records import latent_sha256
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest
 
@@ -45,12 +46,8 @@ def read_manifest(request: SampleRequest, layout: Layout) -> dict[str, Any] | No
     Raises RequestError where something would be overwritten, DataError for a damaged manifest.
     """
     if request.out is None:
-        if request.resume:
-            raise RequestError("--resume needs the folder to go on in.", "Name it with --out.")
         return None
     path = request.out / NAME
-    if request.out.exists() and not request.out.is_dir():
-        raise RequestError(f"--out {request.out} is a file.", "Name a folder.")
     if request.resume and path.exists():
         try:
             manifest = json.loads(path.read_text("utf-8"))
@@ -65,6 +62,11 @@ def read_manifest(request: SampleRequest, layout: Layout) -> dict[str, Any] | No
     if request.force or not request.out.exists():
         return None
     if any(not entry.name.startswith(".") for entry in request.out.iterdir()):
+        if request.resume:
+            raise RequestError(
+                f"{request.out} holds other things, and no {NAME} to go on from.",
+                "Begin with --force, or name another --out.",
+            )
         raise RequestError(
             f"{request.out} is not empty.",
             "Go on with --resume, write over it with --force, or name another --out.",
@@ -84,6 +86,7 @@ def _is_manifest(found: Any, command: str) -> bool:
         and isinstance(found.get("checkpoint"), dict)
         and isinstance(images, list)
         and all(isinstance(image, dict) for image in images)
+        and read_smaller(found.get("smaller_batches", [])) is not None
     )
 
 
@@ -94,8 +97,12 @@ def make_manifest(
     layout: Layout,
     device: str,
     images: list[dict[str, Any]] | None = None,
+    smaller: Sequence[Smaller] = (),
 ) -> dict[str, Any]:
-    """Every setting, the versions, and the finished images; None while they are being made."""
+    """Every setting, the versions, and the finished images; None while they are being made.
+
+    smaller: where memory ran out; batches as large as the setting says came before.
+    """
     return {
         "format_version": 1,
         "command": layout.command,
@@ -113,6 +120,7 @@ def make_manifest(
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "diffusers", "pillow")},
         },
+        "smaller_batches": [list(change) for change in smaller],
         **layout.details,
         "images": images or [image_record(plan, checkpoint, layout, i) for i in range(plan.count)],
     }

@@ -7,15 +7,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from ddimctl.errors import RequestError
+from ddimctl.files.atomic import check_writable
 from ddimctl.files.images import FORMATS
-from ddimctl.files.latents import load_latents
+from ddimctl.files.latents import LatentFile, load_latents
 from ddimctl.jobs.decoding import decode
 from ddimctl.jobs.events import Event, Notice
+from ddimctl.jobs.output_paths import bytes_needed
 from ddimctl.jobs.recall import open_checkpoint
+from ddimctl.jobs.run_folder import run_folder
 from ddimctl.jobs.run_manifest import Layout, read_manifest
 from ddimctl.jobs.sampling_plan import SampleRequest, make_plan
 from ddimctl.jobs.sampling_store import SAVES
-from ddimctl.runtime.device import make_deterministic, resolve_device, resolve_precision
+from ddimctl.runtime.device import (
+    make_deterministic,
+    memory_errors,
+    resolve_device,
+    resolve_precision,
+)
 
 LAYOUT: Final = Layout("sample", "images", 6)
 
@@ -40,8 +48,16 @@ def sample(request: SampleRequest) -> Generator[Event, None, SampleResult]:
     Raises RequestError, CheckpointError, DataError, StorageError, DeviceError; NumericsError with
     the seed and the step; Stopped when a signal ended the run, which --resume goes on with.
     """
-    started = time.monotonic()
     _check(request)
+    with (
+        run_folder(request, LAYOUT.command) as request,
+        memory_errors("Use --precision bf16 or another --device."),
+    ):
+        return (yield from _sample(request))
+
+
+def _sample(request: SampleRequest) -> Generator[Event, None, SampleResult]:
+    started = time.monotonic()
     recorded = read_manifest(request, LAYOUT)
     if recorded is not None:  # the same groups of images, whatever this machine would choose
         request = replace(request, batch_size=recorded["settings"].get("batch_size"))
@@ -51,6 +67,8 @@ def sample(request: SampleRequest) -> Generator[Event, None, SampleResult]:
     latents = load_latents(request.latents) if request.latents else None
     known = latents.metadata if latents else {}
     precision = resolve_precision(request.precision or known.get("precision") or "auto", device)
+    if request.out is not None and recorded is None:
+        check_writable(request.out, _least_space(request, latents))
     checkpoint = open_checkpoint(request, known, device, precision)
     yield from map(Notice, checkpoint.provenance.notes)
     plan = make_plan(request, checkpoint, latents, device, precision)
@@ -60,6 +78,13 @@ def sample(request: SampleRequest) -> Generator[Event, None, SampleResult]:
     out, outputs = yield from decode(request, plan, checkpoint, device, LAYOUT, recorded)
     seconds = time.monotonic() - started
     return SampleResult(out, outputs, plan.settings, plan.seeds, seconds)
+
+
+def _least_space(request: SampleRequest, latents: LatentFile | None) -> int:
+    """The bytes that are needed as far as they are known before the checkpoint is."""
+    if latents is not None:
+        return bytes_needed(request.save, len(latents.latents), latents.latents.shape[1:])
+    return bytes_needed(request.save, len(request.seeds), request.size or (1, 1))
 
 
 def _check(request: SampleRequest) -> None:

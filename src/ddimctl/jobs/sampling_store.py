@@ -1,9 +1,6 @@
 """The output folder of a sampling run: pictures as they come, then grid, latents and manifest."""
 
 import json
-import math
-import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,8 +13,8 @@ from torch import Tensor
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.files.animation import encode_animation
 from ddimctl.files.atomic import (
+    check_writable,
     clean_temporaries,
-    create_numbered_folder,
     make_folder,
     storage_errors,
     sync_files,
@@ -29,31 +26,24 @@ from ddimctl.files.grids import GRID_LIMIT, make_grid
 from ddimctl.files.images import (
     encode_image,
     encode_picture,
+    looks_whole,
     picture_pixels,
     read_picture,
     to_uint8,
 )
 from ddimctl.files.latents import save_latents, save_samples
-from ddimctl.files.video import FORMATS as VIDEOS
+from ddimctl.files.mapped import is_mapped, mapped_tensor
 from ddimctl.files.video import encode_video
+from ddimctl.jobs.batch_groups import Group, batch_groups, halved, read_smaller
+from ddimctl.jobs.output_paths import OutputPaths, bytes_needed
 from ddimctl.jobs.records import image_text, latents_metadata, sha256_hex
-from ddimctl.jobs.run_manifest import NAME as MANIFEST
 from ddimctl.jobs.run_manifest import Layout, check_same_run, image_record, make_manifest
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest
 
 SAVES: Final = ("grid", "images", "latents", "samples", "trajectory")
 TRAJECTORY_IMAGES: Final = 16
 TRAJECTORY_FRAMES: Final = 60
-_SAMPLES_PART: Final = ".samples.part"
-_LATENTS_PART: Final = ".latents.part"
 _ROWS: Final = 64  # images whose x_T is drawn at once
-_NAMES: Final = {
-    "grid": "grid.png",
-    "latents": "latents.pt",
-    "samples": "samples.pt",
-    "trajectory": "trajectory.gif",
-    "manifest": MANIFEST,
-}
 
 
 class SampleStore:
@@ -66,92 +56,117 @@ class SampleStore:
         checkpoint: Checkpoint,
         device: str,
         layout: Layout,
-        out: Path,
+        paths: OutputPaths,
         writer: BackgroundWriter,
+        recorded: dict[str, Any] | None,
     ) -> None:
-        self.out = out
+        self.paths = paths
         self._request, self._plan, self._checkpoint = request, plan, checkpoint
         self._device, self._layout, self._writer = device, layout, writer
+        self._smaller = read_smaller((recorded or {}).get("smaller_batches", [])) or []
         self._digests: dict[int, str] = {}
         self._pixels: dict[int, Tensor] = {}
         self._frames: dict[int, list[Tensor]] = {}
         count, last = len(plan.tau), len(plan.tau) - 1
         shown = min(count, TRAJECTORY_FRAMES)
         self._shown_steps = {round(i * last / max(shown - 1, 1)) for i in range(shown)}
-        self._samples_begun = (out / _SAMPLES_PART).exists()
+        if not (
+            is_mapped(paths.samples_part, (plan.count, *plan.shape))
+            and is_mapped(paths.samples_done, (plan.count,), torch.uint8)
+        ):
+            paths.remove_parts()
 
     @cached_property
     def _samples(self) -> Tensor:
         """The float samples (N, C, H, W), on disk: a long run has many, and a resume needs them."""
-        return _mapped(self.out / _SAMPLES_PART, self._plan.count, self._plan.shape)
+        return mapped_tensor(self.paths.samples_part, (self._plan.count, *self._plan.shape))
+
+    @cached_property
+    def _samples_done(self) -> Tensor:
+        """(N,), uint8: 1 for each of them that is there."""
+        return mapped_tensor(self.paths.samples_done, (self._plan.count,), torch.uint8)
 
     @property
     def resumable(self) -> bool:
         """Whether a stopped run leaves anything that a resume can use."""
-        return "images" in self._request.save
+        return "images" in self._request.save or "samples" in self._request.save
 
-    def missing_groups(self) -> Iterator[range]:
-        """The batch groups of which anything is not yet on disk."""
-        count, size = self._plan.count, self._plan.batch_size
-        trajectory_missing = (
-            "trajectory" in self._request.save and not self._path_of("trajectory").exists()
-        )
-        samples_missing = "samples" in self._request.save and not self._samples_begun
-        for start in range(0, count, size):
-            group = range(start, min(start + size, count))
-            stored = (
-                not samples_missing
-                and "images" in self._request.save
-                and all(self._image_path(i).exists() for i in group)
-            )
-            if not stored or (trajectory_missing and start < TRAJECTORY_IMAGES):
+    def missing_groups(self, first: int = 0) -> Iterator[Group]:
+        """The batch groups from image `first` on of which anything is not yet on disk."""
+        again = "trajectory" in self._request.save and not self.paths.of("trajectory").exists()
+        for group in batch_groups(self._plan.count, self._plan.batch_size, self._smaller):
+            start = group.images.start
+            if start >= first and (
+                (again and start < TRAJECTORY_IMAGES) or not all(map(self._is_stored, group.images))
+            ):
                 yield group
 
-    def keep_step(self, group: range, index: int, x_0: Tensor) -> None:
+    def halve(self, group: Group) -> None:
+        """Have the group, for which there was no memory, and those after it made in halves.
+
+        That is recorded before the first of their images is written: a resume makes the same.
+        """
+        self._smaller = halved(self._smaller, group)
+        write_json(self.paths.of("manifest"), self._manifest())
+
+    def keep_step(self, images: range, index: int, x_0: Tensor) -> None:
         """Remember the predicted x_0 (n, C, H, W) of a step, if the animation shows it."""
-        wanted = [i for i in group if i < TRAJECTORY_IMAGES]
+        wanted = [i for i in images if i < TRAJECTORY_IMAGES]
         if "trajectory" in self._request.save and wanted and index in self._shown_steps:
             pixels = to_uint8(x_0[: len(wanted)]).cpu()
             for i, picture in zip(wanted, pixels, strict=True):
-                self._frames.setdefault(i, []).append(picture)
+                before = self._frames.get(i, []) if index else []  # or it is made once more
+                self._frames[i] = [*before, picture]
 
-    def keep(self, group: range, x: Tensor) -> None:
+    def keep(self, images: range, x: Tensor) -> None:
         """Store the finished samples (n, C, H, W) of a group; encoding happens elsewhere."""
         if "samples" in self._request.save:
-            self._samples[group.start : group.stop] = x.float().cpu()
+            rows = slice(images.start, images.stop)
+            self._samples[rows] = x.float().cpu()
+            sync_files([self.paths.samples_part])
+            self._samples_done[rows] = 1
         pixels = to_uint8(x).cpu()
-        for i, picture in zip(group, pixels, strict=True):
+        for i, picture in zip(images, pixels, strict=True):
             if i < GRID_LIMIT:
                 self._pixels[i] = picture
             if "images" in self._request.save:
                 self._writer.submit(self._write_image, i, picture)
 
+    def check(self) -> None:
+        """Raise the error of a write in the background, if one has failed."""
+        self._writer.check()
+
+    def wait(self) -> None:
+        """Return when all that was kept is on disk."""
+        self._writer.wait()
+
     def finish(self) -> None:
         """Write what the run ends with, the manifest last."""
-        self._writer.wait()
+        self.wait()
         save = self._request.save
         if "images" in save:
             sync_files([self._image_path(i) for i in range(self._plan.count)])
         if "grid" in save:
             self._write_grid()
         if "trajectory" in save and self._frames:
-            write_bytes(self._path_of("trajectory"), self._animation())
+            write_bytes(self.paths.of("trajectory"), self._animation())
         metadata = latents_metadata(self._plan, self._checkpoint)
         if "latents" in save:
             self._write_latents(metadata)
         if "samples" in save:
-            save_samples(self._path_of("samples"), self._samples, metadata)
-            (self.out / _SAMPLES_PART).unlink(missing_ok=True)
+            save_samples(self.paths.of("samples"), self._samples, metadata)
         if self._layout.video:
-            write_bytes(self._path_of("video"), self._video(self._layout.video))
-        write_json(self._path_of("manifest"), self.manifest(complete=True))
+            write_bytes(self.paths.of("video"), self._video(self._layout.video))
+        images = [self._finished_record(i) for i in range(self._plan.count)]
+        write_json(self.paths.of("manifest"), self._manifest(images))
+        self.paths.remove_parts()
 
     def outputs(self) -> dict[str, Path]:
         """Every output's path by its kind."""
         videos = ("video",) if self._layout.video else ()
         names = {"images": self._layout.images}
         kinds = (*self._request.save, *videos, "manifest")
-        return {names.get(kind, kind): self._path_of(kind) for kind in kinds}
+        return {names.get(kind, kind): self.paths.of(kind) for kind in kinds}
 
     def is_complete(self, recorded: dict[str, Any] | None) -> bool:
         """Whether the recorded run had ended and all that it made is still there.
@@ -164,13 +179,23 @@ class SampleStore:
         paths = [*self.outputs().values(), *map(self._image_path, images)]
         return all(path.exists() for path in paths)
 
-    def manifest(self, complete: bool) -> dict[str, Any]:
-        """What manifest.json says now; once complete, also of the files."""
-        images = None
-        if complete:
-            images = [self._finished_record(i) for i in range(self._plan.count)]
+    def _is_stored(self, i: int) -> bool:
+        save = self._request.save
+        if "samples" in save and not (
+            self.paths.samples_done.exists() and bool(self._samples_done[i])
+        ):
+            return False
+        return self.resumable and ("images" not in save or looks_whole(self._image_path(i)))
+
+    def _manifest(self, images: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         return make_manifest(
-            self._request, self._plan, self._checkpoint, self._layout, self._device, images
+            self._request,
+            self._plan,
+            self._checkpoint,
+            self._layout,
+            self._device,
+            images,
+            self._smaller,
         )
 
     def _finished_record(self, i: int) -> dict[str, Any]:
@@ -178,18 +203,19 @@ class SampleStore:
         if "images" in self._request.save:
             path = self._image_path(i)
             record["file"] = f"{path.parent.name}/{path.name}"
-            record["sha256"] = self._digests.get(i) or sha256_hex(path.read_bytes())
+            with storage_errors(path):
+                record["sha256"] = self._digests.get(i) or sha256_hex(path.read_bytes())
         return record
 
     def _write_latents(self, metadata: dict[str, Any]) -> None:
-        part = self.out / _LATENTS_PART
-        count = self._plan.count
-        x_T = _mapped(part, count, self._plan.shape)
+        part, count = self.paths.latents_part, self._plan.count
+        x_T = mapped_tensor(part, (count, *self._plan.shape))
         for start in range(0, count, _ROWS):
             rows = range(start, min(start + _ROWS, count))
             x_T[rows.start : rows.stop] = self._plan.start(rows, torch.device("cpu"))
-        save_latents(self._path_of("latents"), x_T, metadata)
-        part.unlink()
+        save_latents(self.paths.of("latents"), x_T, metadata)
+        with storage_errors(part):
+            part.unlink()
 
     def _write_image(self, i: int, pixels: Tensor) -> None:
         content = encode_image(pixels, self._request.format, self._text(i))
@@ -204,12 +230,14 @@ class SampleStore:
             self._request.scale,
             self._captions(count),
         )
-        write_bytes(self._path_of("grid"), encode_picture(grid, "png", self._text(None)))
+        write_bytes(self.paths.of("grid"), encode_picture(grid, "png", self._text(None)))
 
     def _picture(self, i: int) -> Tensor:
-        """The pixels (H, W, C) of a finished image, from its file where they were not kept."""
+        """The pixels (H, W, C) of a finished image, from the disk where they were not kept."""
         if i in self._pixels:
             return self._pixels[i]
+        if "images" not in self._request.save:
+            return to_uint8(self._samples[i : i + 1])[0]
         return picture_pixels(read_picture(self._image_path(i), self._plan.shape[0]))
 
     def _video(self, format: str) -> bytes:
@@ -227,7 +255,7 @@ class SampleStore:
             )
             for k in range(len(self._frames[order[0]]))
         ]
-        suffix = self._path_of("trajectory").suffix[1:]
+        suffix = self.paths.of("trajectory").suffix[1:]
         return encode_animation(frames, suffix, fps=min(20.0, max(4.0, len(frames) / 4)))
 
     def _text(self, i: int | None) -> dict[str, str] | None:
@@ -245,17 +273,7 @@ class SampleStore:
         return [self._checkpoint.class_name(label) for label in self._plan.labels[:count]]
 
     def _image_path(self, i: int) -> Path:
-        name = f"{self._plan.names[i]:0{self._layout.digits}d}.{self._request.format}"
-        return self._path_of("images") / name
-
-    def _path_of(self, kind: str) -> Path:
-        if kind == "images":
-            return self.out / self._layout.images
-        if kind == "video":
-            return self.out / f"video.{self._layout.video}"
-        if kind == "trajectory" and self._request.format == "webp":
-            return self.out / "trajectory.webp"
-        return self.out / _NAMES[kind]
+        return self.paths.image(self._plan.names[i])
 
 
 @contextmanager
@@ -267,42 +285,24 @@ def open_store(
     layout: Layout,
     recorded: dict[str, Any] | None,
 ) -> Iterator[SampleStore]:
-    """The store of a run, its folder made and its manifest begun; waits for writes under way.
+    """The store of a run, its manifest begun; waits for writes under way.
 
-    recorded: the manifest to go on from. Raises RequestError when it is of another run.
+    request.out: the run's own folder (run_folder). recorded: the manifest to go on from. Raises
+    RequestError when it is of another run, StorageError also where space will clearly not do.
     """
     begun = make_manifest(request, plan, checkpoint, layout, device)
     if recorded is not None:
         check_same_run(recorded, begun, layout)
-    out = request.out or create_numbered_folder(Path("runs"), layout.command)
-    images = out / layout.images
-    make_folder(images if "images" in request.save else out)
-    for folder in filter(Path.is_dir, (out, images)):
-        clean_temporaries(folder)
-    if request.force and recorded is None:
-        _remove_earlier_run(out, layout)
+    paths = OutputPaths(request.out or Path(), layout, request.format)
+    needed = bytes_needed(request.save, plan.count, plan.shape)
+    check_writable(paths.out, needed - paths.bytes_taken())
+    if recorded is None:
+        paths.remove_parts()
+        if request.force:
+            paths.remove_earlier_run()
+        write_json(paths.of("manifest"), begun)  # before all else: without it nothing is resumed
+    if "images" in request.save:
+        make_folder(paths.of("images"))
+        clean_temporaries(paths.of("images"))
     with BackgroundWriter() as writer:
-        store = SampleStore(request, plan, checkpoint, device, layout, out, writer)
-        if recorded is None:
-            write_json(out / MANIFEST, begun)
-        yield store
-
-
-def _remove_earlier_run(out: Path, layout: Layout) -> None:
-    """Take away what an earlier run would leave among the new one's files; strangers' files stay."""
-    ours = re.compile(rf"\d{{{layout.digits},}}\.(png|webp)")
-    old = [path for path in (out / layout.images).glob("*") if ours.fullmatch(path.name)]
-    old += [out / name for name in (*_NAMES.values(), _SAMPLES_PART)]
-    old += [out / f"video.{format}" for format in VIDEOS]
-    for path in old:
-        path.unlink(missing_ok=True)
-
-
-def _mapped(path: Path, count: int, shape: tuple[int, int, int]) -> Tensor:
-    """Float32 (count, *shape) backed by a file, made if it is not there."""
-    size = count * math.prod(shape)
-    with storage_errors(path):
-        if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
-            with path.open("ab") as file:
-                os.posix_fallocate(file.fileno(), 0, 4 * size)
-        return torch.from_file(str(path), shared=True, size=size).view(count, *shape)
+        yield SampleStore(request, plan, checkpoint, device, layout, paths, writer, recorded)

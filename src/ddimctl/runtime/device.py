@@ -1,5 +1,6 @@
 """Which device to run on, and in what precision and memory format."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from ddimctl.errors import DeviceError, RequestError
 
 PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# How a RuntimeError says it: the CPU's allocator, cuBLAS and cuDNN, and CUDA outside torch's own.
+_OUT_OF_MEMORY: Final = ("DefaultCPUAllocator", "_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -82,12 +85,28 @@ def to_training_format(batch: Tensor) -> Tensor:
     return batch.contiguous(memory_format=wanted)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the device, or the machine, has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what an exception on its way and the device's allocator still held."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 @contextmanager
 def memory_errors(remedy: str) -> Iterator[None]:
     """Within, a device that runs out of memory is a DeviceError with this remedy."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise DeviceError("the device is out of memory.", remedy) from error
 
 

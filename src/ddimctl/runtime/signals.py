@@ -4,7 +4,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 
@@ -13,10 +13,36 @@ class StopRequest:
     """Whether a signal has asked the run to stop."""
 
     def __init__(self) -> None:
-        self.name: str | None = None
+        self.signal: signal.Signals | None = None
+        self.interrupts = False
 
     def __bool__(self) -> bool:
-        return self.name is not None
+        return self.signal is not None
+
+    @property
+    def name(self) -> str | None:
+        """The signal's name, such as "SIGTERM"."""
+        return None if self.signal is None else self.signal.name
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within, a request does not wait to be asked for: it is a KeyboardInterrupt.
+
+        For work in one piece that may be broken off anywhere. One made before counts, too.
+        """
+        self.interrupts = True
+        try:
+            if self:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.interrupts = False
+
+    def pass_on(self) -> NoReturn:
+        """Let the signal do what it would have done without stop_on_signals, or KeyboardInterrupt."""
+        if self.signal is not None:
+            signal.raise_signal(self.signal)
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -29,9 +55,11 @@ def stop_on_signals() -> Iterator[StopRequest]:
     previous: dict[int, Any] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:
-        request.name = signal.Signals(number).name
+        request.signal = signal.Signals(number)
         for known, handler in previous.items():
             signal.signal(known, handler)
+        if request.interrupts:
+            raise KeyboardInterrupt
 
     try:
         for name in _NAMES:

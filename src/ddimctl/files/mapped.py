@@ -1,0 +1,33 @@
+"""Tensors that live in a file while a run fills them, so that they take no memory and outlive it."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddimctl.files.atomic import storage_errors
+
+
+def mapped_tensor(path: Path, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """A tensor that shares its numbers with a file, made of zeros if it is not there.
+
+    The file is under its final name while it is filled: name it as a dotfile, and write what is
+    for the user from it. Raises StorageError.
+    """
+    size = math.prod(shape)
+    with storage_errors(path):
+        if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
+            with path.open("ab") as file:
+                os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
+        return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(*shape)
+
+
+def is_mapped(path: Path, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the file of such a tensor is there, whole."""
+    try:
+        return path.stat().st_size == math.prod(shape) * dtype.itemsize
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,44 @@
+"""The folder that a run writes to: found or made, and its own for as long as it runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from ddimctl.errors import RequestError
+from ddimctl.files.atomic import clean_temporaries, create_numbered_folder
+from ddimctl.files.lock import folder_lock
+from ddimctl.jobs.sampling_plan import SampleRequest
+
+RUNS: Final = Path("runs")
+
+
+@contextmanager
+def run_folder(request: SampleRequest, command: str) -> Iterator[SampleRequest]:
+    """The request with its folder named, made and locked, and without strays of runs that died.
+
+    One that has none gets the next numbered folder. A folder made here in which nothing was
+    written is removed again. With request.dry_run nothing is made or locked.
+    Raises RequestError when another run is in the folder, StorageError.
+    """
+    if request.out is not None and request.out.exists() and not request.out.is_dir():
+        raise RequestError(f"--out {request.out} is a file.", "Name a folder.")
+    if request.out is None and request.resume:
+        raise RequestError("--resume needs the folder to go on in.", "Name it with --out.")
+    if request.dry_run:
+        yield request
+    elif request.out is not None:
+        with folder_lock(request.out, command):
+            clean_temporaries(request.out)
+            yield request
+    else:
+        made = [] if RUNS.exists() else [RUNS]
+        out = create_numbered_folder(RUNS, command)
+        try:
+            with folder_lock(out, command):
+                yield replace(request, out=out)
+        finally:
+            for folder in (out, *made):
+                with suppress(OSError):  # there is something in it
+                    folder.rmdir()
