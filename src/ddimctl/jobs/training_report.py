@@ -1,6 +1,7 @@
 """What a training run shows of itself: held-out loss, sample grids, the loss curve, the checkpoint."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,44 @@ from ddimctl.files.datasets import Dataset, gather
 from ddimctl.files.grids import make_grid
 from ddimctl.files.images import to_uint8
 from ddimctl.files.plots import line_plot
+from ddimctl.jobs.training_request import TrainRequest
+from ddimctl.jobs.training_state import Learner
+from ddimctl.jobs.training_update import learning_rate
 
 EVALUATED = 256  # pictures; enough for two digits of the loss
 SAMPLES, SAMPLE_STEPS = 32, 20
 _BATCH = 64
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+def add_record(
+    request: TrainRequest, learner: Learner, rate: float, seconds: float
+) -> dict[str, str]:
+    """Add a record to the metrics; what of it to show."""
+    loss = learner.loss_sum / learner.loss_count if learner.loss_count else math.nan
+    learner.loss_sum, learner.loss_count = 0.0, 0
+    learner.metrics.append(
+        {
+            "step": learner.step,
+            "loss": loss if math.isfinite(loss) else None,
+            "lr": learning_rate(request, learner.step - 1),
+            "skipped": learner.skipped,
+            "images_per_second": round(rate, 2),
+            "seconds": round(seconds, 2),
+        }
+    )
+    return {"loss": f"{loss:.4f}", "images/s": f"{rate:.0f}"}
+
+
+def add_evaluation(
+    learner: Learner, data: Dataset, averaged: Checkpoint, device: torch.device
+) -> None:
+    """Add the EMA network's loss on pictures it learns from and on those held out to the metrics."""
+    if not learner.metrics or learner.metrics[-1]["step"] != learner.step:
+        learner.metrics.append({"step": learner.step})
+    learner.metrics[-1]["train_loss"] = evaluate_loss(averaged, data, data.training, device)
+    if len(data.held_out):
+        learner.metrics[-1]["holdout_loss"] = evaluate_loss(averaged, data, data.held_out, device)
 
 
 @torch.inference_mode()
