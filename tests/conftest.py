@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import pytest
+
+from forks import Forks
 
 # Set before anything imports torch or huggingface_hub, which read their environment once.
 _CACHE = tempfile.TemporaryDirectory(prefix="ddimctl-tests-", ignore_cleanup_errors=True)
@@ -84,6 +86,15 @@ def run_cli(tmp_path: Path, clean_env: dict[str, str]) -> RunCli:
         return Ran(finished.returncode, finished.stdout, finished.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def forks(clean_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    if sys.platform != "linux":
+        pytest.skip("forks after importing torch are for Linux")
+    server = Forks(clean_env, tmp_path_factory.mktemp("forks") / "log.txt")
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -5,16 +5,18 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddimctl.errors import Stopped
+from ddimctl.errors import Stopped, StorageError
+from ddimctl.files.lock import folder_lock
 from ddimctl.jobs.events import Event, Notice, Progress, Wrote
 from ddimctl.jobs.training_report import (
     add_evaluation,
     add_record,
+    is_evaluated,
     write_checkpoint,
     write_report,
     write_samples,
 )
-from ddimctl.jobs.training_request import TrainRequest, check_request
+from ddimctl.jobs.training_request import TrainRequest, check_request, memory_remedy
 from ddimctl.jobs.training_run import Run, open_run
 from ddimctl.jobs.training_state import save_state
 from ddimctl.jobs.training_update import update
@@ -36,15 +38,22 @@ def train(request: TrainRequest) -> Generator[Event, None, TrainResult]:
     """Train, writing RUN/checkpoint, state, metrics.jsonl, loss.png and samples as it goes.
 
     Every random number is a function of (seed, step, index of the picture in the run), so a run
-    that was stopped and resumed is the run that was not. Raises RequestError, DataError,
-    CheckpointError, NumericsError, and Stopped when a signal ended it with its state saved.
+    that was stopped or killed and resumed is the run that was not. The state is written first and
+    the other files follow from it: a resumed run writes them again. Raises RequestError,
+    DataError, CheckpointError, StorageError, NumericsError, DeviceError where memory ends, and
+    Stopped when a signal ended it with its state saved.
     """
     check_request(request)
-    run = yield from open_run(request)
-    if run.learner.step >= request.steps:
-        yield Notice(f"complete already: {run.learner.step} of {request.steps} steps.")
-    with stop_on_signals() as stop:
-        yield from _learn(run, stop)
+    with folder_lock(request.out, "train"), stop_on_signals() as stop:
+        with memory_errors("Use a smaller --model or --image-size."):
+            run = yield from open_run(request, stop)
+        first = run.learner.step
+        with memory_errors(memory_remedy(request)):
+            if first:  # a killed run may have left files that are older than its state
+                yield from _keep(run, stop, resumed=True)
+            yield from _learn(run, stop)
+    if first >= request.steps:
+        yield Notice(f"complete already: {first} of {request.steps} steps.")
     last = run.learner.metrics[-1] if run.learner.metrics else {}
     checkpoint = request.out / "checkpoint"
     return TrainResult(checkpoint, run.learner.step, last.get("loss"), last.get("holdout_loss"))
@@ -57,8 +66,7 @@ def _learn(run: Run, stop: StopRequest) -> Iterator[Event]:
     facts: dict[str, str] = {}
     while learner.step < request.steps:
         begun = time.monotonic()
-        with memory_errors("Use --grad-accum, which splits a batch, or a smaller --batch-size."):
-            update(run)
+        update(run)
         pictures += request.batch_size
         busy += time.monotonic() - begun  # reports and states are not training time
         complete = learner.step == request.steps
@@ -67,34 +75,53 @@ def _learn(run: Run, stop: StopRequest) -> Iterator[Event]:
             pictures, busy = 0, 0.0
         yield Progress("training", learner.step, request.steps, "steps", facts)
         late = request.time_limit is not None and time.monotonic() - started > request.time_limit
-        yield from _keep(run, stop, late)
+        yield from _keep(run, stop, late=late)
         if late and not complete:
             yield Notice(f"--time-limit: stopped after step {learner.step}; --resume goes on.")
             return
 
 
-def _keep(run: Run, stop: StopRequest, late: bool) -> Iterator[Event]:
-    """Samples, evaluation and state, where they are due after this step."""
+def _keep(
+    run: Run, stop: StopRequest, *, resumed: bool = False, late: bool = False
+) -> Iterator[Event]:
+    """Samples, evaluation and state, where they are due after this step.
+
+    A signal cuts the first two short; the resumed run, which comes here before its first step,
+    makes up for them. Raises Stopped.
+    """
     request, step = run.request, run.learner.step
-    complete = step == request.steps
-    if step % request.sample_every == 0 or complete:
-        yield Wrote(str(write_samples(request.out, run.averaged, step, run.device)), "samples")
+    complete = step >= request.steps
     at_save = step % request.save_every == 0 or complete
+    samples = request.out / "samples" / f"step-{step:08d}.png"
+    at_samples = step % request.sample_every == 0 or complete
+    if at_samples and not (resumed and samples.exists()) and write_samples(samples, run, stop):
+        yield Wrote(str(samples), "samples")
     if at_save:
-        add_evaluation(run.learner, run.data, run.averaged, run.device)
-    stopped_by = stop.name
-    if at_save or late or stopped_by:
+        add_evaluation(run, stop)
+    if at_save or resumed or late or stop:
         _save(run)
-    if stopped_by and not complete:
+    cut = (at_samples and not samples.exists()) or (at_save and not is_evaluated(run.learner))
+    if stop and (cut or not complete):
         raise Stopped(
-            f"{stopped_by}: stopped after step {step} of {request.steps}, state saved.",
+            f"{stop.name}: stopped after step {step} of {request.steps}, state saved.",
             "The same command with --resume goes on.",
         )
 
 
 def _save(run: Run) -> None:
-    request, data, learner = run.request, run.data, run.learner
-    save_state(request.out / "state", learner, run.identity, data.fingerprint)
-    about = {"data": data.fingerprint, "pictures": len(data.training), "steps": learner.step}
-    write_checkpoint(request.out, run.averaged, run.identity | about, request.weights_dtype)
-    write_report(request.out, learner.metrics)
+    """The state, then what follows from it."""
+    request, learner = run.request, run.learner
+    about = run.record["settings"] | {
+        "parameters": run.model.parameters,
+        "data": run.data.fingerprint,
+        "pictures": len(run.data.training),
+        "steps": learner.step,
+    }
+    try:
+        save_state(request.out / "state", learner, run.record)
+        write_checkpoint(request.out, run.averaged, about, request.weights_dtype)
+        write_report(request.out, learner.metrics)
+    except StorageError as error:
+        raise StorageError(
+            error.cause, f"{error.remedy} --resume goes on from the last saved state."
+        ) from error

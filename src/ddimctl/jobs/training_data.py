@@ -1,6 +1,6 @@
 """The pictures of a training run, and everything random about them."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +27,8 @@ class Batch(NamedTuple):
     labels: Tensor | None
 
 
-def read_data(request: TrainRequest) -> Generator[Event, None, Dataset]:
-    """The data set that is asked for, and what to say of it."""
+def read_data(request: TrainRequest, check: Callable[[], None]) -> Generator[Event, None, Dataset]:
+    """The data set that is asked for, and what to say of it. check may raise to end the reading."""
 
     def read(report: Any) -> Dataset:
         return load_dataset(
@@ -42,7 +42,7 @@ def read_data(request: TrainRequest) -> Generator[Event, None, Dataset]:
             on_progress=report,
         )
 
-    data = yield from with_progress("reading", "pictures", read)
+    data = yield from with_progress("reading", "pictures", read, check)
     if data.skipped:
         named = "; ".join(f"{name}: {reason}" for name, reason in data.skipped[:5])
         more = f"; and {len(data.skipped) - 5} more" if len(data.skipped) > 5 else ""

@@ -48,7 +48,7 @@ def learning_rate(request: TrainRequest, step: int) -> float:
 def _backward(run: Run) -> float:
     """Gradients of the mean loss over a batch, in grad_accum passes; returns that loss."""
     request, model = run.request, run.model
-    part = request.batch_size // request.grad_accum
+    part = request.micro_batch
     total = torch.zeros((), device=run.device)
     for micro in range(request.grad_accum):
         first = run.learner.step * request.batch_size + micro * part
