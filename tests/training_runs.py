@@ -24,9 +24,9 @@ OPTIONS = (
 )
 TIMING = ("seconds", "images_per_second")
 
-# Kills the process at the nth time that something is renamed to, or unlinked at, a path that ends
-# so; before it happens or after.
-KILL = """
+# Sends the process a signal at the nth time that something is renamed to, or unlinked at, a path
+# that ends so; before it happens or after.
+_SIGNAL_AT = """
 import os, pathlib, signal
 seen = 0
 
@@ -37,10 +37,10 @@ def deadly(original, place):
         seen += path.endswith({suffix!r})
         at = path.endswith({suffix!r}) and seen == {nth}
         if at and {when!r} == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.{name})
         result = original(self, *rest, **named)
-        if at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if at and {when!r} == "after":
+            os.kill(os.getpid(), signal.{name})
         return result
     return call
 
@@ -48,6 +48,11 @@ path = pathlib.Path
 path.replace = deadly(path.replace, lambda old, new: new)
 path.unlink = deadly(path.unlink, lambda old, *rest: old)
 """
+
+
+def signal_at(suffix: str, nth: int, when: str, name: str = "SIGKILL") -> str:
+    """The fault, for a fork, of a signal at that instant."""
+    return _SIGNAL_AT.format(suffix=suffix, nth=nth, when=when, name=name)
 
 
 def make_pictures(folder: Path) -> Path:

@@ -8,7 +8,7 @@ import pytest
 
 import ddimctl
 from ddimctl.errors import CheckpointError
-from training_runs import KILL, NETWORK, OPTIONS, assert_same_run, make_network, make_pictures
+from training_runs import NETWORK, OPTIONS, assert_same_run, make_network, make_pictures, signal_at
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def whole(run_in, tmp_path_factory):
 )
 def test_a_killed_run_resumes_to_every_bit(run_in, whole, tmp_path, suffix, nth, when):
     out = tmp_path / "run"
-    fault = KILL.format(suffix=suffix, nth=nth, when=when)
+    fault = signal_at(suffix, nth, when)
     assert run_in(out, fault=fault).code == -signal.SIGKILL
     if (out / "checkpoint/unet/diffusion_pytorch_model.safetensors").exists():
         ddimctl.load_checkpoint(out / "checkpoint")
@@ -59,7 +59,7 @@ def test_a_run_in_bf16_resumes_to_every_bit(run_in, tmp_path):
     out, other = tmp_path / "run", tmp_path / "whole"
     options = ("--precision", "bf16", "--prediction", "v", "--loss-weighting", "min-snr")
     assert run_in(other, *options).code == 0
-    fault = KILL.format(suffix="state/step-00000004.pt", nth=1, when="before")
+    fault = signal_at("state/step-00000004.pt", 1, "before")
     assert run_in(out, *options, fault=fault).code == -signal.SIGKILL
     assert run_in(out, *options, "--resume").code == 0
     assert_same_run(out, other)
@@ -70,12 +70,10 @@ def test_weights_of_another_run_are_never_beside_its_configs(run_in, whole, tmp_
     network = tmp_path / "wider.json"
     network.write_text(json.dumps(NETWORK | {"block_out_channels": [16, 16]}))
     options = ("--model", network, "--force", "--steps", 1)
-    for suffix in ("unet/config.json", "ddimctl.json", ".safetensors"):
+    for suffix in ("unet/config.json", "ddimctl.json", ".safetensors"):  # the last is removed first
         out = tmp_path / suffix.replace("/", "-")
         shutil.copytree(whole, out)
-        fault = KILL.format(suffix=f"checkpoint/{suffix}", nth=1, when="after")
-        if suffix == ".safetensors":  # its removal, before anything is written
-            fault = fault.replace("checkpoint/", "")
+        fault = signal_at(suffix, 1, "after")
         assert run_in(out, *options, fault=fault).code == -signal.SIGKILL
         with pytest.raises(CheckpointError, match="weights"):
             ddimctl.load_checkpoint(out / "checkpoint")
@@ -88,7 +86,7 @@ def test_weights_of_another_run_are_never_beside_its_configs(run_in, whole, tmp_
 def test_what_killed_runs_were_writing_does_not_pile_up(run_in, tmp_path):
     out = tmp_path / "run"
     for _ in range(2):
-        fault = KILL.format(suffix="state/step-00000002.pt", nth=1, when="before")
+        fault = signal_at("state/step-00000002.pt", 1, "before")
         assert run_in(out, "--resume", fault=fault).code == -signal.SIGKILL
         assert len(list((out / "state").iterdir())) == 1
     assert run_in(out, "--resume").code == 0
