@@ -98,7 +98,7 @@ def flip_bit(path, at):
 def test_a_flipped_bit_anywhere_is_found_which_torch_would_not(copied):
     path = copied / "state" / "step-00000004.pt"
     size, unseen = path.stat().st_size, 0
-    for at in [*random.Random(0).sample(range(size), 20), size - 1]:
+    for at in [*random.Random(0).sample(range(size), 12), size - 1]:
         flip_bit(path, at)
         state, damaged = training_state.load_newest_state(copied / "state")
         assert state["step"] == 2
@@ -109,7 +109,7 @@ def test_a_flipped_bit_anywhere_is_found_which_torch_would_not(copied):
         except Exception:
             pass
         flip_bit(path, at)
-    assert unseen > 10
+    assert unseen > 6
     assert training_state.load_newest_state(copied / "state")[0]["step"] == 4
 
 
@@ -290,20 +290,28 @@ def test_a_second_signal_while_the_state_is_written_leaves_the_one_before(
 # memory
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+    ids=["CUDA", "CPU"],
+)
 def test_out_of_memory_names_the_parts_to_try_and_they_work(
-    finish, request_for, tmp_path, monkeypatch
+    finish, request_for, tmp_path, monkeypatch, error
 ):
     original = training_update.make_batch
 
     def too_large(request, data, model, first, count, device):
         if count > 4 and first >= 3 * 8:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise error
         return original(request, data, model, first, count, device)
 
     monkeypatch.setattr(training_update, "make_batch", too_large)
-    with pytest.raises(DeviceError, match="out of memory") as error:
+    with pytest.raises(DeviceError, match="out of memory") as told:
         finish(train(request_for()))
-    assert error.value.remedy == (
+    assert told.value.remedy == (
         "It had 8 pictures at once: --resume with --grad-accum 2 takes 4 at once."
     )
     assert states(tmp_path / "run") == ["step-00000002.pt"]
