@@ -12,7 +12,7 @@ import pytest
 import ddimctl
 from training_runs import OPTIONS, assert_same_run, make_network, make_pictures
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 # Kills the process before the nth time that a file is synced, renamed or removed, or after the last
 # bytes of a file are written and before they are synced, which is the same instant.
@@ -81,11 +81,11 @@ def test_killed_between_any_two_files(forks, command, tmp_path):
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_killed_at_random_instants(forks, command, tmp_path, settings):
-    options = ("--steps", "12", "--sample-every", "6", *SETTINGS[settings])
+    options = ("--steps", "8", "--sample-every", "4", *SETTINGS[settings])
     whole = forks(*command(tmp_path / "whole", *options))
     assert whole.code == 0, whole.text
     instant, kills, out = random.Random(settings), 0, tmp_path / "run"
-    while kills < 10:
+    while kills < 7:
         delay = instant.uniform(0, 0.8 * whole.seconds)
         ended = forks(*command(out, *options, "--resume"), kill_after=delay)
         if ended.code == 0:  # it came to its end; a new one takes the other kills
@@ -103,7 +103,7 @@ def test_asked_to_stop_at_random_instants_in_processes_of_their_own(
     command, clean_env, tmp_path, run_cli
 ):
     """SIGTERM and SIGUSR1 as a cluster sends them: 75 within seconds, and nothing is lost."""
-    options = ("--steps", "400", "--save-every", "200", "--sample-every", "200")
+    options = ("--steps", "100", "--save-every", "50", "--sample-every", "50")
     environment = clean_env | {"OMP_NUM_THREADS": "1"}
     instant, out, stops = random.Random(0), tmp_path / "run", 0
     for turn in range(12):
@@ -118,7 +118,7 @@ def test_asked_to_stop_at_random_instants_in_processes_of_their_own(
         process.send_signal((signal.SIGTERM, signal.SIGUSR1)[turn % 2])
         begun = time.monotonic()
         text = process.communicate(timeout=60)[1]
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 30  # 4 on an idle machine, where diffusers is imported
         if process.returncode == 0:
             break
         assert process.returncode == 75, text

@@ -49,7 +49,7 @@ class Run:
 
 
 def open_run(request: TrainRequest, stop: StopRequest) -> Generator[Event, None, Run]:
-    """The run in request.out to go on with, or a new one, for which earlier states are removed.
+    """The run in request.out to go on with, or a new one; --force removes the states of another.
 
     Raises Stopped when a signal came before the first step.
     """
@@ -80,7 +80,7 @@ def open_run(request: TrainRequest, stop: StopRequest) -> Generator[Event, None,
         restore(learner, state)
         yield Notice(f"going on from step {learner.step}.")
         yield from _new_end(state["run"]["steps"], request)
-    else:
+    elif request.force:
         _forget_earlier_run(request.out)
     if request.compile:
         unet.compile()
