@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shutil import rmtree
@@ -13,7 +14,9 @@ _SERVER = """
 import json, os, signal, sys, time, traceback
 import torch
 torch.set_num_threads(1)  # a fork would wait for ever on the threads of its parent
+import torch._dynamo  # which optimizers import
 import ddimctl.jobs.interpolate, ddimctl.jobs.invert, ddimctl.jobs.reconstruct, ddimctl.jobs.sample
+import ddimctl.jobs.train
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.cli.main import main
 load_checkpoint(os.environ["DDIMCTL_CKPT"])  # and with it what is imported late
@@ -47,12 +50,17 @@ for line in sys.stdin:
 
 
 class Ended(NamedTuple):
-    """How a command ended: its code (negative: the signal), its output, and its peak in MiB."""
+    """How a command ended: its code (negative: the signal), its output, its peak in MiB, its time."""
 
     code: int
     stdout: str
     stderr: str
     peak: float
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        return self.stdout + self.stderr
 
 
 class Forks:
@@ -79,7 +87,7 @@ class Forks:
     def run(
         self,
         *arguments: object,
-        cwd: Path,
+        cwd: Path | None = None,
         prelude: str = "",
         kill_after: float | None = None,
     ) -> Ended:
@@ -91,16 +99,18 @@ class Forks:
         order = {
             "arguments": list(map(str, arguments)),
             "prelude": prelude,
-            "cwd": str(cwd),
+            "cwd": str(cwd or self._folder),
             "kill_after": kill_after,
             "stdout": str(outputs[0]),
             "stderr": str(outputs[1]),
         }
+        begun = time.monotonic()
         self._server.stdin.write(json.dumps(order) + "\n")
         self._server.stdin.flush()
         code, peak = map(int, self._server.stdout.readline().split())
         unit = 2**20 if sys.platform == "darwin" else 2**10
-        return Ended(code, *(path.read_text() for path in outputs), peak / unit)
+        texts = [path.read_text() for path in outputs]
+        return Ended(code, *texts, peak / unit, time.monotonic() - begun)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -12,8 +12,9 @@ from PIL import Image
 import ddimctl
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.errors import NumericsError, RequestError, Stopped
-from ddimctl.jobs import train as train_module
+from ddimctl.jobs import training_update
 from ddimctl.jobs.train import train
+from ddimctl.jobs.training_model import model_to_train
 from ddimctl.jobs.training_request import TrainRequest
 
 CLASSES = ("left", "right")
@@ -157,7 +158,7 @@ def weights_before(request_for):
     from ddimctl.files.datasets import load_dataset
 
     request = request_for()
-    unet = train_module._model(request, load_dataset(request.data)).unet
+    unet = model_to_train(request, load_dataset(request.data)).unet
     return torch.cat([weight.detach().flatten() for weight in unet.parameters()])
 
 
@@ -264,19 +265,19 @@ def test_the_paper_s_architectures_have_its_numbers_of_parameters():
 def test_updates_whose_gradient_is_not_finite_are_skipped_and_counted(
     finish, request_for, tmp_path, monkeypatch
 ):
-    original, calls = train_module.add_noise, []
+    original, calls = training_update.add_noise, []
 
     def sometimes_infinite(x_0, eps, t, schedule):
         calls.append(1)
         return original(x_0, eps, t, schedule) * (torch.inf if len(calls) == 2 else 1)
 
-    monkeypatch.setattr(train_module, "add_noise", sometimes_infinite)
+    monkeypatch.setattr(training_update, "add_noise", sometimes_infinite)
     finish(train(request_for()))
     assert metrics(tmp_path / "run")[-1]["skipped"] == 1
     assert weights(tmp_path / "run").isfinite().all()
 
-    monkeypatch.setattr(train_module, "SKIP_LIMIT", 2)
-    monkeypatch.setattr(train_module, "add_noise", lambda *a: original(*a) * torch.nan)
+    monkeypatch.setattr(training_update, "SKIP_LIMIT", 2)
+    monkeypatch.setattr(training_update, "add_noise", lambda *a: original(*a) * torch.nan)
     with pytest.raises(NumericsError, match="not finite in 3 updates in a row"):
         finish(train(request_for("bad")))
 

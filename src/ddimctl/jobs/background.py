@@ -3,17 +3,26 @@
 import queue
 import threading
 from collections.abc import Callable, Generator
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from ddimctl.jobs.events import Event, Progress
 
 R = TypeVar("R")
 
 
+_POLL: Final = 0.2  # seconds
+
+
 def with_progress(
-    phase: str, unit: str, work: Callable[[Callable[[int, int], None]], R]
+    phase: str,
+    unit: str,
+    work: Callable[[Callable[[int, int], None]], R],
+    check: Callable[[], None] = lambda: None,
 ) -> Generator[Event, None, R]:
-    """Run work(report) in a thread and yield a Progress for each report(done, total)."""
+    """Run work(report) in a thread and yield a Progress for each report(done, total).
+
+    check is called several times a second meanwhile; when it raises, the work is left behind.
+    """
     reports: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
     outcome: list[R] = []
     failure: list[BaseException] = []
@@ -28,7 +37,14 @@ def with_progress(
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    while (report := reports.get()) is not None:
+    while True:
+        check()
+        try:
+            report = reports.get(timeout=_POLL)
+        except queue.Empty:
+            continue
+        if report is None:
+            break
         yield Progress(phase, *report, unit)
     thread.join()
     if failure:

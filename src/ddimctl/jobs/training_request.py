@@ -9,9 +9,17 @@ from ddimctl.diffusion.objective import WEIGHTINGS
 from ddimctl.diffusion.predictions import PREDICTIONS
 from ddimctl.errors import RequestError
 
-# what may change when a run goes on: where things are, for how long, and how often it reports
-_NOT_IDENTITY: Final = ("data", "out", "steps", "time_limit", "save_every", "sample_every", "log_every",
-                 "strict", "resume", "force", "device", "init", "weights_dtype")  # fmt: skip
+# What may change when a run goes on; everything else decides the weights.
+FREE_ON_RESUME: Final = frozenset(
+    (
+        *("data", "out", "init", "model"),  # where things are: contents and network are compared
+        *("device", "compile", "grad_accum"),  # how it is computed: the same but for rounding and,
+        # with another grad_accum, the masks of dropout
+        *("steps", "time_limit"),  # for how long
+        *("save_every", "sample_every", "log_every", "weights_dtype"),  # what is told of it
+        *("strict", "resume", "force"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,11 @@ class TrainRequest:
     resume: bool = False
     force: bool = False
 
+    @property
+    def micro_batch(self) -> int:
+        """Pictures in memory at once."""
+        return self.batch_size // self.grad_accum
+
 
 def check_request(request: TrainRequest) -> None:
     """Raise RequestError for settings that cannot be."""
@@ -103,24 +116,58 @@ def check_request(request: TrainRequest) -> None:
         raise RequestError("--init brings its own network.", "Leave --model out.")
 
 
-def identity_of(request: TrainRequest, precision: str) -> dict[str, Any]:
+def memory_remedy(request: TrainRequest) -> str:
+    """What to do when a pass over a part of a batch does not fit in memory."""
+    batch, parts = request.batch_size, request.grad_accum
+    if request.micro_batch == 1:
+        return "One picture at once is too much for it: use a smaller --model or --image-size."
+    more = next(n for n in range(parts + 1, batch + 1) if batch % n == 0)
+    return (
+        f"It had {request.micro_batch} pictures at once: --resume with --grad-accum {more} "
+        f"takes {batch // more} at once."
+    )
+
+
+def settings_of(request: TrainRequest, precision: str) -> dict[str, Any]:
     """The settings that decide the weights, as JSON gives them back."""
-    settings = {k: v for k, v in asdict(request).items() if k not in _NOT_IDENTITY}
-    identity: dict[str, Any] = json.loads(json.dumps(settings | {"precision": precision}))
-    return identity
+    settings = {k: v for k, v in asdict(request).items() if k not in FREE_ON_RESUME}
+    plain: dict[str, Any] = json.loads(json.dumps(settings | {"precision": precision}))
+    return plain
 
 
-def check_same_run(state: dict[str, Any], identity: dict[str, Any], fingerprint: str) -> None:
-    """Raise RequestError, with the difference, unless the state is of a run with this identity."""
+def check_same_run(was: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise RequestError, with the differences, unless both are records of one run.
+
+    A record holds plain values under "settings", "network" (its config) and "data".
+    """
     changed = [
-        f"--{name.replace('_', '-')} was {state['identity'].get(name)}, is {value}"
-        for name, value in identity.items()
-        if state["identity"].get(name) != value
+        *_changes("--", was["settings"], now["settings"]),
+        *_changes("the network's ", was["network"], now["network"]),
     ]
-    if state["data"] != fingerprint:
-        changed.append("the data set is another")
+    if was["data"] != now["data"]:
+        changed.append(
+            f"the data set is another: it had {_data_words(was['data'])}, "
+            f"has {_data_words(now['data'])}"
+        )
     if changed:
         raise RequestError(
             f"--resume: not the run that was begun: {'; '.join(changed)}.",
             "Repeat the first command, or begin again with --force.",
         )
+
+
+def _changes(prefix: str, was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    flags = [
+        f"{prefix}{name.replace('_', '-')}" if prefix == "--" else f"{prefix}{name}"
+        for name in names
+    ]
+    return [
+        f"{flag} was {was.get(name)}, is {now.get(name)}"
+        for flag, name in zip(flags, names, strict=True)
+    ]
+
+
+def _data_words(data: dict[str, Any]) -> str:
+    words = f"{data['pictures']} pictures to learn from and {data['held_out']} held out"
+    return f"{words} (fingerprint {data['fingerprint'][:12]})"

@@ -1,17 +1,26 @@
 """What a training run is at one instant, and its way to disk and back."""
 
+import hashlib
+import pickle
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ddimctl.errors import DataError
-from ddimctl.files.atomic import open_atomic
+from ddimctl.files.atomic import open_atomic, storage_errors
 
 KEPT_STATES: Final = 2
+FORMAT_VERSION: Final = 2
+# After the zip of torch.save: torch.load checks none of the zip's own CRCs.
+_SEAL: Final = struct.Struct("<8s32s")  # magic, sha256 of everything before
+_MAGIC: Final = b"ddimstat"
+_PLAIN: Final = ("step", "skipped", "skipped_in_a_row", "loss_sum", "loss_count", "metrics")
+_MODULES: Final = ("unet", "ema", "optimizer")
 
 _Weights = tuple[Tensor, ...] | list[Tensor]
 
@@ -51,54 +60,129 @@ def make_learner(unet: nn.Module, ema_decay: float, weight_decay: float) -> Lear
     return Learner(unet, ema, optimizer)
 
 
-def save_state(folder: Path, learner: Learner, identity: dict[str, Any], fingerprint: str) -> None:
-    """Write folder/step-NNNNNNNN.pt and remove all but the newest states."""
+def save_state(folder: Path, learner: Learner, run: dict[str, Any]) -> None:
+    """Write folder/step-NNNNNNNN.pt, then remove what is older than the state before it.
+
+    run: what the state belongs to, plain values. Raises StorageError, with the earlier states kept.
+    """
     content = {
-        "format_version": 1,
-        "step": learner.step,
-        "skipped": learner.skipped,
-        "loss_sum": learner.loss_sum,
-        "loss_count": learner.loss_count,
-        "metrics": learner.metrics,
-        "unet": learner.unet.state_dict(),
-        "ema": learner.ema.state_dict(),
-        "optimizer": learner.optimizer.state_dict(),
-        "identity": identity,
-        "data": fingerprint,
+        "format_version": FORMAT_VERSION,
+        "run": run,
+        **{name: getattr(learner, name) for name in _PLAIN},
+        **{name: getattr(learner, name).state_dict() for name in _MODULES},
     }
-    with open_atomic(folder / f"step-{learner.step:08d}.pt") as file:
-        torch.save(content, file)
-    for old in sorted(folder.glob("step-*.pt"))[:-KEPT_STATES]:
-        old.unlink()
+    with open_atomic(_path(folder, learner.step)) as file:
+        hashed = _HashedFile(file)
+        try:
+            torch.save(content, cast(BinaryIO, hashed))
+        except RuntimeError as error:
+            # torch.save puts an error of its own in front of a second Ctrl-C
+            if isinstance(error.__context__, KeyboardInterrupt | SystemExit):
+                raise error.__context__ from None
+            raise
+        file.write(_SEAL.pack(_MAGIC, hashed.sha256.digest()))
+    # A damaged state of a later step does not count as one of those kept.
+    older = [step for step in saved_steps(folder) if step <= learner.step]
+    for step in older[:-KEPT_STATES]:
+        _remove(_path(folder, step))
 
 
-def newest_state(folder: Path) -> dict[str, Any] | None:
-    """The content of the newest state in the folder, on the CPU; None where there is none."""
-    found = sorted(folder.glob("step-*.pt"))
-    if not found:
-        return None
-    try:
-        state: dict[str, Any] = torch.load(found[-1], map_location="cpu", weights_only=True)
-    except Exception as error:
+def load_newest_state(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest state that is whole, on the CPU, and what is wrong with those newer than it.
+
+    None where there is no state at all. Raises DataError when all are damaged, or one is of
+    another format; nothing is removed.
+    """
+    damaged: list[str] = []
+    for step in reversed(saved_steps(folder)):
+        path = _path(folder, step)
+        try:
+            return _read(path), damaged
+        except (_Damaged, OSError) as error:
+            damaged.append(f"{path} is damaged: {error}.")
+    if damaged:
         raise DataError(
-            f"{found[-1]} is damaged: {error}.", "Remove it to go on from the state before it."
-        ) from error
-    return state
+            f"no state in {folder} is whole. {' '.join(damaged)}",
+            "Put a copy of one back, or begin again with --force.",
+        )
+    return None, []
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of which there are states, whole or not, ascending."""
+    names = (path.stem.removeprefix("step-") for path in folder.glob("step-*.pt"))
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def remove_states(folder: Path) -> None:
     """Forget the states of an earlier run."""
-    for old in folder.glob("step-*.pt"):
-        old.unlink()
+    for step in saved_steps(folder):
+        _remove(_path(folder, step))
 
 
 def restore(learner: Learner, state: dict[str, Any]) -> None:
     """Put a saved state back, bit for bit."""
-    learner.unet.load_state_dict(state["unet"])
-    learner.ema.load_state_dict(state["ema"])
-    learner.optimizer.load_state_dict(state["optimizer"])
-    learner.step = state["step"]
-    learner.skipped = state["skipped"]
-    learner.loss_sum = state["loss_sum"]
-    learner.loss_count = state["loss_count"]
-    learner.metrics = state["metrics"]
+    for name in _MODULES:
+        getattr(learner, name).load_state_dict(state[name])
+    for name in _PLAIN:
+        setattr(learner, name, state[name])
+
+
+class _Damaged(Exception):  # noqa: N818, never seen outside
+    """Why a state cannot be trusted."""
+
+
+class _HashedFile:
+    """A file that hashes what it is given to write."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        _check_seal(file, path.stat().st_size - _SEAL.size)
+        file.seek(0)
+        try:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise DataError(f"{path} is not a state of ddimctl train.") from error
+    version = state.get("format_version") if isinstance(state, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path} has the format version {version}, not {FORMAT_VERSION}.",
+            "Go on with the version of ddimctl that began the run, or begin again with --force.",
+        )
+    return state
+
+
+def _check_seal(file: BinaryIO, length: int) -> None:
+    """Raise _Damaged unless the file's first bytes have the hash that follows them."""
+    if length < 0:
+        raise _Damaged("it is cut short")
+    sha256 = hashlib.sha256()
+    left = length
+    while left and (block := file.read(min(left, 2**20))):
+        sha256.update(block)
+        left -= len(block)
+    magic, digest = _SEAL.unpack(file.read(_SEAL.size))
+    if magic != _MAGIC:
+        raise _Damaged("it has no checksum at its end, so it is cut short or not of this version")
+    if digest != sha256.digest():
+        raise _Damaged("its content does not have its checksum")
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.pt"
+
+
+def _remove(path: Path) -> None:
+    with storage_errors(path):
+        path.unlink()

@@ -1,0 +1,150 @@
+"""A training run: everything that it needs at hand, made anew or from a saved state."""
+
+import json
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddimctl.checkpoints import Checkpoint
+from ddimctl.errors import RequestError, Stopped
+from ddimctl.files.atomic import clean_temporaries, storage_errors
+from ddimctl.files.datasets import Dataset
+from ddimctl.jobs.events import Event, Notice
+from ddimctl.jobs.training_data import read_data
+from ddimctl.jobs.training_model import model_to_train
+from ddimctl.jobs.training_request import TrainRequest, check_same_run, settings_of
+from ddimctl.jobs.training_state import (
+    Learner,
+    load_newest_state,
+    make_learner,
+    remove_states,
+    restore,
+    saved_steps,
+)
+from ddimctl.runtime.device import prepare_for_training, resolve_device, resolve_precision
+from ddimctl.runtime.signals import StopRequest
+
+_FOLDERS = (".", "state", "samples", "checkpoint", "checkpoint/unet", "checkpoint/scheduler")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, on what and where.
+
+    model: the checkpoint whose unet learns.  averaged: the same with the EMA of its weights.
+    record: what the run is known by when it is resumed, as check_same_run wants it.
+    """
+
+    request: TrainRequest
+    device: torch.device
+    precision: str
+    data: Dataset
+    model: Checkpoint
+    averaged: Checkpoint
+    learner: Learner
+    record: dict[str, Any]
+
+
+def open_run(request: TrainRequest, stop: StopRequest) -> Generator[Event, None, Run]:
+    """The run in request.out to go on with, or a new one; --force removes the states of another.
+
+    Raises Stopped when a signal came before the first step.
+    """
+
+    def check_stop() -> None:
+        if stop:
+            raise Stopped(
+                f"{stop.name}: stopped before the first step; what was saved is still there.",
+                "The same command with --resume goes on.",
+            )
+
+    device = resolve_device(request.device)
+    precision = resolve_precision(request.precision, device)
+    for folder in _FOLDERS:  # what a killed run was writing
+        if (request.out / folder).is_dir():
+            clean_temporaries(request.out / folder)
+    state = yield from _state_to_go_on_from(request)
+    data = yield from read_data(request, check_stop)
+    model = model_to_train(request, data)
+    check_stop()
+    yield from map(Notice, model.provenance.notes)
+    record = _record(request, precision, data, model)
+    if state is not None:
+        check_same_run(state["run"], record)
+    unet = prepare_for_training(model.unet, device)
+    learner = make_learner(unet, request.ema, request.weight_decay)
+    if state is not None:
+        restore(learner, state)
+        yield Notice(f"going on from step {learner.step}.")
+        yield from _new_end(state["run"]["steps"], request)
+    elif request.force:
+        _forget_earlier_run(request.out)
+    if request.compile:
+        unet.compile()
+    averaged = replace(model, unet=learner.ema.module)
+    return Run(request, device, precision, data, model, averaged, learner, record)
+
+
+def _state_to_go_on_from(
+    request: TrainRequest,
+) -> Generator[Event, None, dict[str, Any] | None]:
+    """The state to go on from, or None to begin."""
+    steps = saved_steps(request.out / "state")
+    if request.resume and steps:
+        state, damaged = load_newest_state(request.out / "state")
+        for problem in damaged:
+            yield Notice(f"{problem} It is left out for the one before.")
+        return state
+    if request.force:
+        return None
+    if steps:
+        raise RequestError(
+            f"{request.out} holds a run at step {steps[-1]}.",
+            "Go on with --resume, begin again with --force, or name another --out.",
+        )
+    if (request.out / "checkpoint").exists():
+        raise RequestError(
+            f"{request.out} holds a checkpoint, but no state to go on from.",
+            "Write over it with --force, or name another --out.",
+        )
+    return None
+
+
+def _forget_earlier_run(out: Path) -> None:
+    """Remove states and samples; the checkpoint stays until the first save writes over it."""
+    remove_states(out / "state")
+    for grid in (out / "samples").glob("step-*.png"):
+        with storage_errors(grid):
+            grid.unlink()
+
+
+def _record(
+    request: TrainRequest, precision: str, data: Dataset, model: Checkpoint
+) -> dict[str, Any]:
+    settings = settings_of(request, precision) | {
+        "prediction": model.prediction,  # that of --init, where it brings one
+        "schedule": model.schedule.settings,
+    }
+    config = json.loads(model.unet.to_json_string())  # type: ignore[operator]
+    pictures = {
+        "pictures": len(data.training),
+        "held_out": len(data.held_out),
+        "fingerprint": data.fingerprint,
+    }
+    network = {name: value for name, value in config.items() if not name.startswith("_")}
+    return {
+        "settings": settings,
+        "network": network,
+        "data": pictures,
+        "steps": request.steps,
+    }
+
+
+def _new_end(steps: int, request: TrainRequest) -> Generator[Event, None, None]:
+    if steps != request.steps and request.lr_decay == "cosine":
+        yield Notice(
+            f"--steps was {steps}, is {request.steps}: the learning rate decays to that from here."
+        )
