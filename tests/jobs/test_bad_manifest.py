@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -125,6 +126,8 @@ def test_any_other_manifest_is_refused_and_nothing_is_touched(run):
         b'{"command": "sample", "command": "train"}',
         b'{"command": "sample", "settings": {"batch_size": NaN}}',
         b'{"command": "sample", "settings": {"batch_size": 1' + b"0" * 5000 + b"}}",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
     ],
 )
 def test_what_is_no_manifest_is_refused_by_name(run, content):
@@ -138,3 +141,10 @@ def test_what_is_no_manifest_is_refused_by_name(run, content):
         assert tree(run.out) == before
     finally:
         path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.touch() or os.truncate(path, 2**40)])
+def test_a_manifest_that_never_ends_is_not_read(tmp_path, make):
+    make(tmp_path / "manifest.json")
+    with pytest.raises(DataError, match="is not the manifest"):
+        read_manifest(SampleRequest(out=tmp_path, resume=True), LAYOUT)

@@ -129,7 +129,8 @@ def _check_room(out: Path, photos: Sequence[Photo], force: bool) -> None:
     if force:
         return
     for photo in photos:
-        for path in map(Path, _paths(out, photo).values()):
+        made = _paths(out, photo)
+        for path in (Path(made["latents"]), Path(made["comparison"])):
             if path.exists() and path != photo.path:
                 raise RequestError(
                     f"{path} exists already.", "Write over it with --force, or name another --out."

@@ -129,7 +129,7 @@ def _index_path() -> Path:
 def _read_index() -> dict[str, str]:
     try:
         index = json.loads(_index_path().read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(index, dict):
         return {}

@@ -11,11 +11,13 @@ import torch
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError
+from ddimctl.files.untrusted import check_plain_file
 from ddimctl.jobs.batch_groups import Smaller, read_smaller
 from ddimctl.jobs.records import latent_sha256
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest
 
 NAME: Final = "manifest.json"
+_LARGEST: Final = 2**30  # bytes
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,13 @@ def read_manifest(request: SampleRequest, layout: Layout) -> dict[str, Any] | No
     path = request.out / NAME
     if request.resume and path.exists():
         try:
+            check_plain_file(path)
+            if path.stat().st_size > _LARGEST:
+                raise ValueError("no run has so many images")
             manifest = json.loads(path.read_text("utf-8"))
             if _is_manifest(manifest, layout.command):
                 return dict(manifest)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError, DataError):
             pass
         raise DataError(
             f"{path} is not the manifest of a run of `ddimctl {layout.command}`.",
