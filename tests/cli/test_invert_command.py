@@ -100,7 +100,7 @@ def test_a_bad_file_is_named_the_rest_is_done_and_the_code_is_1(
     assert code == 1
     assert out.splitlines() == ["good.pt", "good.inversion.png"]
     assert "text.png is not a picture" in err
-    assert "error: 2 of 3 pictures could not be read." in err
+    assert "error: 2 of 3 pictures could not be inverted." in err
 
 
 def test_json_is_one_object(run_here, tiny_checkpoint, tmp_path):
