@@ -14,6 +14,7 @@ from ddimctl.errors import DataError, RequestError
 from ddimctl.files.atomic import PREFIX, create_numbered_folder, make_folder, write_json
 from ddimctl.files.dataset_cache import hash_json
 from ddimctl.files.reference import save_reference
+from ddimctl.jobs.evaluation_cells import Cell, make_cells
 from ddimctl.jobs.evaluation_report import FILES, SHOWN, Report, combine, write_report
 from ddimctl.jobs.events import Event, Notice, Progress
 from ddimctl.jobs.measuring import (
@@ -25,7 +26,7 @@ from ddimctl.jobs.measuring import (
     measure_pictures,
     open_reference,
 )
-from ddimctl.jobs.presets import PRESETS, Row, paper_timesteps
+from ddimctl.jobs.presets import PRESETS, Row
 from ddimctl.jobs.recall import open_checkpoint
 from ddimctl.jobs.sample import sample
 from ddimctl.jobs.sampling_plan import SampleRequest, make_plan
@@ -70,21 +71,6 @@ class EvaluateResult:
     settings: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """One run of `sample`: a place in the table, and which of its repeats."""
-
-    row: Row
-    steps: int
-    repeat: int
-    evaluations: int
-    request: SampleRequest
-
-    @property
-    def key(self) -> tuple[Row, int]:
-        return self.row, self.steps
-
-
 def evaluate(request: EvaluateRequest) -> Generator[Event, None, EvaluateResult]:
     """Sample every cell, score it, and write the report, which grows with each finished cell.
 
@@ -101,7 +87,14 @@ def evaluate(request: EvaluateRequest) -> Generator[Event, None, EvaluateResult]
     precision = resolve_precision(sampling.precision or "auto", device)
     checkpoint = open_checkpoint(sampling, {}, device, precision)
     yield from map(Notice, checkpoint.provenance.notes)
-    cells = _cells(request, checkpoint)
+    cells = make_cells(
+        sampling,
+        request.rows,
+        request.steps,
+        request.repeats,
+        request.preset,
+        checkpoint.schedule.num_train_timesteps,
+    )
     settings = _settle(request, checkpoint, cells, device, precision)
     if settings["evaluations"] != settings["steps"]:
         yield Notice(
@@ -127,7 +120,7 @@ def evaluate(request: EvaluateRequest) -> Generator[Event, None, EvaluateResult]
     rows: list[dict[str, Any]] = []
     for number, cell in enumerate(cells):
         yield Progress("cells", number, len(cells), "cells")
-        folder = out / CELLS / _name(cell)
+        folder = out / CELLS / cell.name
         score = yield from _score(cell, folder, measure, target, how, device)
         found.setdefault(cell.key, []).append(score)
         rows = [
@@ -156,39 +149,10 @@ def _check_room(sampling: SampleRequest) -> None:
         )
 
 
-def _cells(request: EvaluateRequest, checkpoint: Checkpoint) -> list[_Cell]:
-    """Every run: those of few steps first, and all of a column before the next."""
-    sampling, T = request.sampling, checkpoint.schedule.num_train_timesteps
-    preset = PRESETS[request.preset] if request.preset else None
-    cells = []
-    for steps in request.steps:
-        tau: Any = paper_timesteps(preset.squared, steps, T) if preset else sampling.tau
-        shared = replace(
-            sampling,
-            tau=tau,
-            steps=None if isinstance(tau, tuple) else steps,
-            save=("grid", "images"),
-            resume=sampling.resume,
-        )
-        for row in request.rows:
-            own = (
-                replace(shared, variance=row, eta=None)
-                if isinstance(row, str)
-                else replace(shared, eta=row, variance=None)
-            )
-            if preset and row == "large" and sampling.clip is None:
-                own = replace(own, clip="static")  # as the sampler that those numbers are of
-            count = len(tau) if isinstance(tau, tuple) else steps
-            for repeat in range(request.repeats):
-                seeds = tuple(seed + repeat * len(sampling.seeds) for seed in sampling.seeds)
-                cells.append(_Cell(row, steps, repeat, count, replace(own, seeds=seeds)))
-    return cells
-
-
 def _settle(
     request: EvaluateRequest,
     checkpoint: Checkpoint,
-    cells: Sequence[_Cell],
+    cells: Sequence[Cell],
     device: torch.device,
     precision: str,
 ) -> dict[str, Any]:
@@ -245,7 +209,7 @@ def _target(
 
 
 def _score(
-    cell: _Cell,
+    cell: Cell,
     folder: Path,
     measure: Measure,
     target: Measured,
@@ -285,7 +249,7 @@ def _read_score(path: Path, identity: str) -> dict[str, float] | None:
 
 
 def _row(
-    cell: _Cell, pictures: int, found: Sequence[Mapping[str, float]], preset: str | None
+    cell: Cell, pictures: int, found: Sequence[Mapping[str, float]], preset: str | None
 ) -> dict[str, Any]:
     """The table's row of a cell, from the scores of its repeats."""
     is_eta = isinstance(cell.row, float)
@@ -302,21 +266,16 @@ def _row(
 
 
 def _shown(
-    out: Path, cells: Sequence[_Cell], seeds: Sequence[int]
+    out: Path, cells: Sequence[Cell], seeds: Sequence[int]
 ) -> Iterator[tuple[Row, int, list[Path]]]:
     """(row, S, files): the pictures of the first seeds in each cell."""
     names = [f"{seed:06d}" for seed in seeds[:SHOWN]]
     for cell in cells:
         if cell.repeat == 0:
-            images = out / CELLS / _name(cell) / "images"
+            images = out / CELLS / cell.name / "images"
             files = [images / f"{name}.{cell.request.format}" for name in names]
             yield cell.row, cell.steps, files
 
 
 def _listed(values: Sequence[int]) -> str:
     return ", ".join(map(str, values))
-
-
-def _name(cell: _Cell) -> str:
-    kind = cell.row if isinstance(cell.row, str) else f"eta{cell.row:g}"
-    return f"{kind}-S{cell.steps}" + (f"-repeat{cell.repeat + 1}" if cell.repeat else "")

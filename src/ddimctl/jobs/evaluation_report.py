@@ -191,7 +191,9 @@ def _page(report: Report, found: Sequence[Table], curve: bytes, seeds: bytes) ->
         key: value for key, value in settings.items() if key not in ("checkpoint", "reference")
     }
     facts |= {f"checkpoint {key}": value for key, value in settings["checkpoint"].items()}
-    facts |= {f"data {key}": compared[key] for key in ("data", "size", "channels", "background")}
+    facts |= {
+        f"data {key}": compared[key] for key in ("fingerprint", "size", "channels", "background")
+    }
     parts = [
         f"<h1>{escape(name)}</h1>",
         f"<p>{escape(' '.join(notes))} Lower is better.</p>",

@@ -89,7 +89,7 @@ def measure_pictures(
         "kind": "reference",
         "format_version": 1,
         "pictures": count,
-        "data": data.fingerprint,
+        "fingerprint": data.fingerprint,
         "size": [height, width],
         "channels": channels,
         "background": list(how.background),

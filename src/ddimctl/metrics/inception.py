@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
+from ddimctl.diffusion.float32 import ieee_float32
 from ddimctl.errors import DataError, RequestError
 
 DIMENSIONS: Final = 2048
@@ -55,7 +56,7 @@ def load_inception(weights: Path | None, device: torch.device) -> Extractor:
     network.to(device)
 
     def features(pictures: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(), ieee_float32():  # the same features on CPU and CUDA
             found: Tensor = network(pictures)[0]
         return found.float()
 
@@ -71,7 +72,8 @@ def _read_weights(path: Path | None, url: str) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise RequestError(f"--inception {path}: there is no such file.") from error
     except _READING_ERRORS as error:
-        raise _wrong(path, " ".join(str(error).split())[:200]) from error
+        why = "the file is damaged, or holds more than plain tensors"
+        raise _wrong(path, why if path else " ".join(str(error).split())) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise _wrong(path, "they are no table of tensors")
     return state
