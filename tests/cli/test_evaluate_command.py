@@ -109,7 +109,7 @@ def test_a_kept_reference_and_pictures_that_exist(run_here, data, tmp_path):
     assert (code, out) == (0, "data.reference.safetensors\n"), err
     code, out, err = run_here("evaluate", "--samples", data, "--reference", out.strip())
     assert code == 0, err
-    assert re.search(r"^swd +0$", out, re.MULTILINE)
+    assert re.search(r"^swd \(not FID\) +0$", out, re.MULTILINE)
     before = sorted(tmp_path.iterdir())
     code, out, err = run_here("evaluate", "--samples", data, "--data", data, "-n", 3, "--json")
     assert code == 0, err
@@ -143,10 +143,12 @@ def test_help_names_every_option_with_a_text(command, capsys, monkeypatch):
 
 def test_words_are_those_of_the_layers():
     from ddimctl.diffusion.steps import VARIANCES
+    from ddimctl.diffusion.timesteps import KINDS
     from ddimctl.jobs.presets import PRESETS
     from ddimctl.metrics.measure import METRICS
 
     assert typing.get_args(evaluate_options.Metric) == METRICS
+    assert typing.get_args(evaluate_options.Kind) == KINDS
     assert typing.get_args(evaluate_options.PresetName) == tuple(PRESETS)
     assert ("eta", *typing.get_args(evaluate_options.AddedVariance)) == tuple(VARIANCES)
 

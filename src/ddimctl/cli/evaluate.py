@@ -10,7 +10,6 @@ from ddimctl.cli import options as o
 from ddimctl.cli import parse
 from ddimctl.cli import sample_options as s
 from ddimctl.cli.console import print_result, run_job, say
-from ddimctl.cli.invert_options import TauKind
 from ddimctl.cli.listing import listing
 from ddimctl.errors import RequestError
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 NUMBER: Final = 10_000
 STEPS: Final = "10,20,50,100"
 ETAS: Final = "0,0.2,0.5,1"
+_NAMES: Final = {"swd": "swd (not FID)"}
 
 
 def evaluate(
@@ -44,7 +44,7 @@ def evaluate(
     steps: own.StepsList = None,
     eta: own.Etas = None,
     variance: own.Variances = None,
-    tau: TauKind | None = None,
+    tau: own.TauKind = None,
     clip: s.ClipTo = None,
     guidance: s.Guidance = None,
     out: s.Out = None,
@@ -197,7 +197,7 @@ def _score(
         "samples": result.samples,
         "reference": result.reference,
     }
-    shown = {name: f"{value:.4g}" for name, value in result.scores.items()}
+    shown = {_NAMES.get(name, name): f"{value:.4g}" for name, value in result.scores.items()}
     print_result(listing(shown), record, json)
 
 

@@ -15,6 +15,7 @@ from ddimctl.cli.sample_options import IMAGES, METHOD
 SCORES = "Scores"
 
 Metric = Literal["swd", "fid", "kid"]
+Kind = Literal["linspace", "trailing", "uniform", "quadratic"]
 AddedVariance = Literal["large", "learned"]
 PresetName = Literal["paper-cifar10", "paper-celeba", "paper-bedroom", "paper-church"]
 
@@ -55,7 +56,7 @@ Metrics = Annotated[
         panel=SCORES,
         metavar="LIST",
         show_default="swd; with --preset all",
-        text="Any of swd (needs nothing), fid, kid (need 'ddimctl[fid]').",
+        text="Any of swd (needs nothing), fid and kid (need the extra named fid).",
     ),
 ]
 Inception = Annotated[
@@ -98,6 +99,12 @@ StepsList = Annotated[
         metavar="LIST",
         show_default="10,20,50,100",
         text="Numbers of steps: the table's columns.",
+    ),
+]
+TauKind = Annotated[
+    Kind | None,
+    option(
+        "--tau", panel=METHOD, show_default="linspace; a preset's own", text="Visited timesteps."
     ),
 ]
 Etas = Annotated[
