@@ -433,10 +433,15 @@ def test_a_reference_brings_its_preparation(finish, data, reference):
         finish(scoring.score(ScoreRequest(data, reference=path, size=(9, 9))))
 
 
-def test_a_signal_stops_the_measuring(data, finish, monkeypatch):
+@pytest.mark.parametrize("resumable", [True, False])
+def test_a_signal_in_the_measuring_is_resumable_only_where_something_is_kept(
+    resumable, data, request_for, monkeypatch
+):
     monkeypatch.setattr(measuring, "_BATCH", 2)
     job = scoring.score(ScoreRequest(data, data, size=(16, 16)))
-    with pytest.raises(Stopped, match="SIGTERM"):
+    if resumable:
+        job = evaluate(request_for())
+    with pytest.raises(Stopped if resumable else KeyboardInterrupt):
         for event in job:
             if getattr(event, "phase", "") == "measuring":
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGINT)

@@ -201,7 +201,9 @@ def _target(
                 known = open_reference(out / REFERENCE, measure)
             except (DataError, RequestError):  # of other metrics, or damaged: measured again
                 known = None
-        found = yield from measure_pictures(request.data, how, measure, device, known=known)
+        found = yield from measure_pictures(
+            request.data, how, measure, device, known=known, resumable=True
+        )
         if found is not known:
             save_reference(out / REFERENCE, found.summary, found.facts)
     yield from few_pictures(found.facts["pictures"], "the data")
@@ -232,6 +234,7 @@ def _score(
             device,
             limit=len(cell.request.seeds),
             cache_dir=pixels,
+            resumable=True,
         )
     finally:
         shutil.rmtree(pixels, ignore_errors=True)

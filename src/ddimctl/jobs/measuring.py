@@ -1,6 +1,7 @@
 """Pictures of a folder or a zip, prepared as for training and measured; and references to them."""
 
 from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from ddimctl.metrics.inception import DIMENSIONS, load_inception
 from ddimctl.metrics.measure import METRICS, Measure, Summary, summarize
 from ddimctl.metrics.sliced import BINS, DIRECTIONS, PATCH, level_sizes
 from ddimctl.runtime.device import memory_errors, resolve_device
-from ddimctl.runtime.signals import stop_on_signals
+from ddimctl.runtime.signals import StopRequest, stop_on_signals
 
 ENOUGH: Final = 10_000
 """Below so many pictures on a side, scores say more of the number than of the pictures."""
@@ -68,11 +69,13 @@ def measure_pictures(
     limit: int | None = None,
     cache_dir: Path | None = None,
     known: Measured | None = None,
+    resumable: bool = False,
 ) -> Generator[Event, None, Measured]:
     """Read, prepare and measure the pictures; the first `limit` by name, and then exactly so many.
 
     cache_dir: see load_dataset.  known: returned instead where it is of the same pictures,
-    preparation and metrics. Raises RequestError, DataError; Stopped when a signal ended it.
+    preparation and metrics.  resumable: whether a signal leaves something to go on with.
+    Raises RequestError, DataError; Stopped when a signal ended what is resumable.
     """
     data: Dataset = yield from with_progress(
         "reading",
@@ -101,7 +104,8 @@ def measure_pictures(
     level_sizes(height, width)  # raises for pictures that are too small
     batches = (data.pixels[at : min(at + _BATCH, count)] for at in range(0, count, _BATCH))
     walk = summarize(batches, count, measure, device)
-    with stop_on_signals() as stop, memory_errors("Use --device cpu."):
+    signals = stop_on_signals() if resumable else nullcontext(StopRequest())
+    with signals as stop, memory_errors("Use --device cpu."):
         while True:
             try:
                 done = next(walk)
@@ -110,7 +114,8 @@ def measure_pictures(
             yield Progress("measuring", done, count, "pictures")
             if stop and done < count:
                 raise Stopped(
-                    f"{stop.name}: stopped while measuring.", "Repeat the command, with --resume."
+                    f"{stop.name}: stopped while measuring {source}.",
+                    "The same command with --resume goes on.",
                 )
 
 

@@ -53,7 +53,7 @@ class ScoreResult:
 def score(request: ScoreRequest) -> Generator[Event, None, ScoreResult]:
     """Compare pictures with a data set or a reference to one.
 
-    Raises RequestError, DataError (fewer samples than asked for, unreadable ones); Stopped.
+    Raises RequestError, DataError (fewer samples than asked for, unreadable ones).
     """
     if (request.data is None) == (request.reference is None):
         raise RequestError(
