@@ -14,11 +14,13 @@ import typer
 
 from ddimctl.cli import console
 from ddimctl.cli.convert import convert
+from ddimctl.cli.evaluate import evaluate
 from ddimctl.cli.info import info
 from ddimctl.cli.interpolate import interpolate
 from ddimctl.cli.invert import invert
 from ddimctl.cli.options import Debug, Version, debugging
 from ddimctl.cli.reconstruct import reconstruct
+from ddimctl.cli.reference import reference
 from ddimctl.cli.sample import sample
 from ddimctl.cli.train import train
 from ddimctl.errors import DdimctlError, Stopped
@@ -35,6 +37,8 @@ app.command()(sample)
 app.command()(invert)
 app.command()(interpolate)
 app.command()(reconstruct)
+app.command()(evaluate)
+app.command()(reference)
 app.command()(train)
 app.command()(info)
 app.command()(convert)

@@ -105,6 +105,18 @@ def parse_counts(text: str, option: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, words)))
 
 
+def parse_numbers(text: str, option: str, low: float, high: float) -> tuple[float, ...]:
+    """Numbers in low ... high, such as "0,0.2,1", in the order given, each once."""
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if not re.fullmatch(_NUMBER, word) or not low <= float(word) <= high:
+            raise RequestError(
+                f"{option}: {_quoted(word)} is not a number in {low:g} ... {high:g}.",
+                f"Write {option} {low:g},{high:g}, for example.",
+            )
+    return tuple(dict.fromkeys(map(float, words)))
+
+
 def parse_choices(text: str, option: str, choices: Sequence[str]) -> tuple[str, ...]:
     """Some of the choices, in the choices' order, from a comma list."""
     chosen = {word.strip() for word in text.split(",")}

@@ -1,0 +1,220 @@
+"""`ddimctl evaluate`: how good samples are, as a table over eta and S (the paper's Table 1)."""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+from ddimctl.cli import evaluate_options as own
+from ddimctl.cli import options as o
+from ddimctl.cli import parse
+from ddimctl.cli import sample_options as s
+from ddimctl.cli.console import print_result, run_job, say
+from ddimctl.cli.listing import listing
+from ddimctl.errors import RequestError
+
+if TYPE_CHECKING:
+    from ddimctl.jobs.evaluation_report import Table
+
+NUMBER: Final = 10_000
+STEPS: Final = "10,20,50,100"
+ETAS: Final = "0,0.2,0.5,1"
+_NAMES: Final = {"swd": "swd (not FID)"}
+
+
+def evaluate(
+    data: own.Data = None,
+    reference: own.Reference = None,
+    samples: own.Samples = None,
+    metric: own.Metrics = None,
+    inception: own.Inception = None,
+    background: own.Background = None,
+    repeats: own.Repeats = 1,
+    ckpt: o.Ckpt = None,
+    revision: o.Revision = None,
+    variant: o.Variant = None,
+    weights: o.WeightsOf = "auto",
+    model_flags: o.ModelFlags = None,
+    allow_nonfinite: o.AllowNonfinite = False,
+    num: own.Number = None,
+    seed: s.Seed = None,
+    classes: s.Classes = None,
+    size: s.Size = None,
+    preset: own.Preset = None,
+    steps: own.StepsList = None,
+    eta: own.Etas = None,
+    variance: own.Variances = None,
+    tau: own.TauKind = None,
+    clip: s.ClipTo = None,
+    guidance: s.Guidance = None,
+    out: s.Out = None,
+    resume: own.Resume = False,
+    force: o.Force = False,
+    dry_run: s.DryRun = False,
+    json: o.Json = False,
+    batch_size: s.BatchSize = None,
+    device: o.Device = "auto",
+    precision: o.Compute = None,
+    deterministic: s.Deterministic = False,
+    compile: o.Compile = False,
+    debug: o.Debug = False,
+) -> None:
+    """Sample at several eta and S and score against a data set (the paper's Table 1).
+
+    Writes table.csv, table.json, curve.png, seeds.png, index.html, and the samples. With --samples,
+    scores pictures that exist already.
+    """
+    if (data is None) == (reference is None):
+        raise RequestError(
+            "there must be one thing to compare with.", "Name --data or --reference."
+        )
+    common: dict[str, Any] = {
+        "data": data,
+        "reference": reference,
+        "metrics": parse.parse_choices(
+            metric or ("swd,fid,kid" if preset else "swd"), "--metric", get_args(own.Metric)
+        ),
+        "inception": inception,
+        "background": parse.parse_colour(background, "--background") if background else None,
+    }
+    shape = parse.parse_size(size, "--size") if size is not None else None
+    if samples is not None:
+        _only_samples(
+            {
+                "--ckpt": ckpt, "--preset": preset, "--steps": steps, "--eta": eta,
+                "--variance": variance, "--tau": tau, "--clip": clip, "--guidance": guidance,
+                "--class": classes, "--seed": seed, "--out": out, "--resume": resume or None,
+            }
+        )  # fmt: skip
+        _score(samples, num, shape, device, json, common)
+        return
+    if preset and ckpt is None:
+        _ask_for_checkpoint(preset)
+    if preset and tau:
+        raise RequestError(
+            "--preset brings the paper's own timesteps; --tau names others.", "Leave one out."
+        )
+    count, first = num or (50_000 if preset else NUMBER), seed or 0
+    if first + count * repeats - 1 > parse.MAX_SEED:
+        raise RequestError(f"--seed {first}: seeds end at 2^63 - 1.", "Begin lower.")
+    table: dict[str, Any] = {
+        "steps": parse.parse_counts(steps or STEPS, "--steps"),
+        "rows": _rows(eta, variance, preset),
+    }
+    how: dict[str, Any] = {
+        "flags": parse.parse_flags(model_flags),
+        "classes": parse.parse_classes(classes) if classes is not None else None,
+    }
+    from ddimctl.jobs.evaluate import EvaluateRequest
+    from ddimctl.jobs.evaluate import evaluate as job
+    from ddimctl.jobs.sampling_plan import SampleRequest
+
+    sampling = SampleRequest(
+        out=out,
+        ckpt=ckpt,
+        revision=revision,
+        variant=variant,
+        weights=weights,
+        allow_nonfinite=allow_nonfinite,
+        seeds=tuple(range(first, first + count)),
+        size=shape,
+        tau=tau,
+        clip=clip,
+        guidance=guidance,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        resume=resume,
+        force=force,
+        dry_run=dry_run,
+        deterministic=deterministic,
+        compile=compile,
+        **how,
+    )
+    result = run_job(
+        job(EvaluateRequest(sampling, repeats=repeats, preset=preset, **table, **common))
+    )
+    record: dict[str, Any] = {
+        "out": None if result.out is None else str(result.out),
+        "settings": result.settings,
+        "rows": list(result.rows),
+    }
+    if dry_run:
+        print_result(listing(record), record, json)
+        return
+    from ddimctl.jobs.evaluation_report import tables
+
+    lines = [line for table in tables(result.rows) for line in ("", *_text(table))][1:]
+    print_result(lines, record, json)
+    say("wrote", f"{result.out} (index.html, table.csv, table.json, curve.png, seeds.png, cells)")
+
+
+def _rows(eta: str | None, variance: str | None, preset: str | None) -> tuple[float | str, ...]:
+    """The table's rows: --eta and --variance, else the preset's, else the paper's etas."""
+    if preset and eta is None and variance is None:
+        from ddimctl.jobs.presets import PRESETS
+
+        return (*PRESETS[preset].etas, *PRESETS[preset].variances)
+    etas = parse.parse_numbers(eta or ETAS, "--eta", 0, 1)
+    if variance is None:
+        return etas
+    return (*etas, *parse.parse_choices(variance, "--variance", get_args(own.AddedVariance)))
+
+
+def _ask_for_checkpoint(preset: str) -> None:
+    from ddimctl.jobs.presets import PRESETS
+
+    found = PRESETS[preset]
+    raise RequestError(
+        f"--preset {preset} needs the checkpoint of those numbers, and as data {found.data}.",
+        f"Name it with --ckpt: {found.checkpoint}.",
+    )
+
+
+def _only_samples(given: Mapping[str, object]) -> None:
+    for option, value in given.items():
+        if value is not None:
+            raise RequestError(
+                f"--samples scores pictures that exist already; {option} is about making them.",
+                "Leave one side out.",
+            )
+
+
+def _score(
+    samples: Path,
+    count: int | None,
+    size: tuple[int, int] | None,
+    device: str,
+    json: bool,
+    common: Mapping[str, Any],
+) -> None:
+    from ddimctl.jobs.score import ScoreRequest
+    from ddimctl.jobs.score import score as job
+
+    result = run_job(job(ScoreRequest(samples, count=count, size=size, device=device, **common)))
+    record = {
+        "scores": result.scores,
+        "samples": result.samples,
+        "reference": result.reference,
+    }
+    shown = {_NAMES.get(name, name): f"{value:.4g}" for name, value in result.scores.items()}
+    print_result(listing(shown), record, json)
+
+
+def _text(table: "Table") -> list[str]:
+    """The table in aligned columns, under its title."""
+    cells = [table.columns, *table.lines]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    return [table.title, *("  ".join(_padded(line, widths)).rstrip() for line in cells)]
+
+
+def _padded(line: Sequence[str], widths: Sequence[int]) -> list[str]:
+    first, *others = (
+        " " * (width - _width(text)) for text, width in zip(line, widths, strict=True)
+    )
+    return [line[0] + first, *(space + text for space, text in zip(others, line[1:], strict=True))]
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal; the hat of σ̂ takes none."""
+    return sum(not unicodedata.combining(char) for char in text)

@@ -1,0 +1,54 @@
+"""The reference file: what is kept of a data set to score samples against, as .safetensors."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ddimctl.errors import DataError, RequestError
+from ddimctl.files.atomic import write_bytes
+
+SUFFIX: Final = ".safetensors"
+_LARGEST: Final = 2**30  # bytes: many times what any metric keeps
+_DTYPES: Final = (torch.int64, torch.float32, torch.float64)
+_REMEDY: Final = "Make one with: ddimctl reference DATA."
+
+
+def save_reference(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write the tensors, and the facts about them (plain values) into the header.
+
+    Raises RequestError for another suffix, StorageError when the disk refuses.
+    """
+    if path.suffix.lower() != SUFFIX:
+        raise RequestError(f"{path}: a reference file ends in {SUFFIX}.", f"Name it NAME{SUFFIX}.")
+    text = json.dumps(facts, allow_nan=False)
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, save(whole, {"ddimctl": text}))
+
+
+def load_reference(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, finite, and the facts of a file that a stranger may have written.
+
+    Raises RequestError where there is none, DataError for what is no reference file.
+    """
+    if not path.is_file():
+        raise RequestError(f"{path}: there is no such file.", _REMEDY)
+    if path.stat().st_size > _LARGEST:
+        raise DataError(f"{path} is too large for a reference file.", _REMEDY)
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("ddimctl", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as a reference file.", _REMEDY) from error
+    if not isinstance(facts, dict) or facts.get("kind") != "reference":
+        raise DataError(f"{path} is no reference file.", _REMEDY)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES or not bool(tensor.isfinite().all()):
+            raise DataError(f"{path}: its '{name}' is damaged.", _REMEDY)
+    return tensors, facts

@@ -1,0 +1,160 @@
+"""`ddimctl evaluate` and `reference` as scripts see them."""
+
+import json
+import re
+import subprocess
+import sys
+import typing
+
+import pytest
+
+from ddimctl.cli import evaluate_options
+from ddimctl.cli.main import main
+from ddimctl.cli.parse import parse_numbers
+from ddimctl.errors import RequestError
+
+HEAVY = re.compile(r"\b(torch|diffusers|numpy|PIL|huggingface_hub|safetensors)\b")
+
+
+@pytest.fixture
+def run_here(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def data(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "data").mkdir()
+    for seed in range(6):
+        picture = image.linear_gradient("L").rotate(30 * seed).resize((16, 16))
+        picture.convert("RGB").save(tmp_path / f"data/{seed}.png")
+    return "data"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate"],
+        ["evaluate", "--data", "d", "--reference", "r"],
+        ["evaluate", "--data", "d", "--steps", "0"],
+        ["evaluate", "--data", "d", "--eta", "2"],
+        ["evaluate", "--data", "d", "--eta", "nan"],
+        ["evaluate", "--data", "d", "--variance", "small"],
+        ["evaluate", "--data", "d", "--metric", "is"],
+        ["evaluate", "--data", "d", "-n", "1"],
+        ["evaluate", "--data", "d", "--preset", "paper-mnist"],
+        ["evaluate", "--data", "d", "--preset", "paper-cifar10"],
+        ["evaluate", "--data", "d", "--preset", "paper-church", "--ckpt", "x", "--tau", "uniform"],
+        ["evaluate", "--data", "d", "--samples", "s", "--eta", "0"],
+        ["evaluate", "--data", "d", "--samples", "s", "--out", "o"],
+        ["evaluate", "--data", "d", "--background", "pink"],
+        ["reference"],
+        ["reference", "d", "--metric", "psnr"],
+        ["reference", "d", "--channels", "4"],
+        ["reference", "d", "--size", "big"],
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_are_two_lines_and_import_nothing_heavy(arguments, clean_env, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "ddimctl", *arguments],
+        env=clean_env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    imports = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 2
+    assert [line for line in imports if HEAVY.search(line)] == []
+    assert len(said) == 2
+    assert said[0].startswith("error: ")
+    assert done.stdout == ""
+
+
+def test_the_table_is_printed_and_a_page_written(run_cli, tiny_checkpoint, data, tmp_path):
+    command = ("evaluate", "--ckpt", tiny_checkpoint, "--data", data, "--out", "out")
+    command = (*command, "-n", 8, "--steps", "2,3", "--eta", "0")
+    code, out, err = run_cli(*command)
+    assert code == 0, err
+    title, head, line = out.splitlines()
+    assert title.endswith("(not FID)")
+    assert head.split() == ["S", "2", "3"]
+    assert re.fullmatch(r"η = 0 +[\d.]+ +[\d.]+", line)
+    assert "wrote: out (index.html" in err
+    assert "cells: 2/2 cells" in err
+    for name in ("index.html", "table.csv", "table.json", "curve.png", "seeds.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 0
+    assert len(list((tmp_path / "out/cells/eta0-S2/images").iterdir())) == 8
+
+    code, out, err = run_cli(*command)
+    assert (code, out) == (2, "")
+    assert "--resume" in err
+    code, out, err = run_cli(*command, "--resume", "--json")
+    assert code == 0, err
+    record = json.loads(out)
+    assert record["out"] == "out"
+    assert [row["steps"] for row in record["rows"]] == [2, 3]
+    assert [f"{row['swd']:.4g}" for row in record["rows"]] == line.split()[3:]
+
+
+def test_a_kept_reference_and_pictures_that_exist(run_here, data, tmp_path):
+    code, out, err = run_here("reference", data)
+    assert (code, out) == (0, "data.reference.safetensors\n"), err
+    code, out, err = run_here("evaluate", "--samples", data, "--reference", out.strip())
+    assert code == 0, err
+    assert re.search(r"^swd \(not FID\) +0$", out, re.MULTILINE)
+    before = sorted(tmp_path.iterdir())
+    code, out, err = run_here("evaluate", "--samples", data, "--data", data, "-n", 3, "--json")
+    assert code == 0, err
+    record = json.loads(out)
+    assert record["scores"]["swd"] > 0
+    assert (record["samples"]["pictures"], record["reference"]["pictures"]) == (3, 6)
+    assert sorted(tmp_path.iterdir()) == before
+    code, out, err = run_here("evaluate", "--samples", data, "--data", data, "-n", 7)
+    assert (code, out) == (1, "")
+    assert "holds 6 pictures, not 7" in err
+
+
+def test_a_dry_run_says_what_it_would_cost(run_here, tiny_checkpoint, data, tmp_path):
+    command = ("evaluate", "--ckpt", tiny_checkpoint, "--data", data, "--dry-run")
+    code, out, err = run_here(*command, "--variance", "large", "-n", 100)
+    assert code == 0, err
+    assert re.search(r"^ *evaluations in all +90,000$", out, re.MULTILINE)
+    assert re.search(r"^ *rows +0\.0, 0\.2, 0\.5, 1\.0, large$", out, re.MULTILINE)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "reference"])
+def test_help_names_every_option_with_a_text(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main([command, "--help"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if re.match(r"│ [ *]*--", line)]
+    assert len(rows) >= 5
+    for row in rows:
+        assert re.search(r"--[a-z-]+.*?\s{2,}\S.*\s{2,}\S", row), row
+
+
+def test_words_are_those_of_the_layers():
+    from ddimctl.diffusion.steps import VARIANCES
+    from ddimctl.diffusion.timesteps import KINDS
+    from ddimctl.jobs.presets import PRESETS
+    from ddimctl.metrics.measure import METRICS
+
+    assert typing.get_args(evaluate_options.Metric) == METRICS
+    assert typing.get_args(evaluate_options.Kind) == KINDS
+    assert typing.get_args(evaluate_options.PresetName) == tuple(PRESETS)
+    assert ("eta", *typing.get_args(evaluate_options.AddedVariance)) == tuple(VARIANCES)
+
+
+def test_numbers_are_in_their_range():
+    assert parse_numbers("1, 0,0.2,1", "--eta", 0, 1) == (1.0, 0.0, 0.2)
+    for text in ("", "1.1", "-0.1", "nan", "0,,1", "1e-3"):
+        with pytest.raises(RequestError, match=r"not a number in 0 \.\.\. 1"):
+            parse_numbers(text, "--eta", 0, 1)
