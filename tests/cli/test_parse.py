@@ -64,7 +64,7 @@ def test_written_seeds_read_back(seeds):
     assert parse.parse_seeds(",".join(map(str, seeds))) == tuple(seeds)
 
 
-@pytest.mark.parametrize("kind", ["linspace", "trailing", "uniform", "quadratic"])
+@pytest.mark.parametrize("kind", ["linspace", "trailing", "uniform", "quadratic", "auto"])
 def test_tau_kind_is_itself(kind):
     assert parse.parse_tau(kind) == kind
 

@@ -140,7 +140,7 @@ def test_help_names_every_option_with_a_text(command, capsys, monkeypatch):
 
 def test_word_lists_are_those_of_the_layers():
     from ddimctl.checkpoints.load import WEIGHTS
-    from ddimctl.diffusion import noise, objective, paths, predictions, schedules, steps
+    from ddimctl.diffusion import multistep, noise, objective, paths, predictions, schedules, steps
     from ddimctl.files import video
     from ddimctl.files.images import FORMATS
     from ddimctl.jobs.sampling_store import SAVES
@@ -151,6 +151,7 @@ def test_word_lists_are_those_of_the_layers():
         (sample_options.Clip, predictions.CLIPS),
         (train_options.ScheduleKind, schedules.KINDS),
         (sample_options.Variance, steps.VARIANCES),
+        (sample_options.Solver, multistep.SOLVERS),
         (train_options.Weighting, objective.WEIGHTINGS),
         (options.Precision, ("auto", *PRECISIONS)),
         (options.Weights, WEIGHTS),

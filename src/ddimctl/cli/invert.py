@@ -27,7 +27,7 @@ def invert(
     size: s.Size = None,
     classes: own.Class = None,
     steps: own.Steps = None,
-    tau: s.Tau = None,
+    tau: own.Tau = None,
     method: own.MethodOf = "exact",
     tolerance: own.Tolerance = 1e-6,
     out: own.Out = None,

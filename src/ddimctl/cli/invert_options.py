@@ -43,6 +43,17 @@ Steps = Annotated[
         text="Of the way down that is inverted; more come nearer.",
     ),
 ]
+Tau = Annotated[
+    str | None,
+    option(
+        "--tau",
+        panel=INVERSION,
+        show_default="linspace",
+        metavar="KIND|LIST",
+        text="Visited timesteps: linspace, trailing, uniform, quadratic, a list such as 0,250,999, "
+        "or a file of them.",
+    ),
+]
 MethodOf = Annotated[
     Method,
     option(

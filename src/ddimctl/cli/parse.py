@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from ddimctl.diffusion.timesteps import KINDS
+from ddimctl.diffusion.timesteps import AUTO, KINDS
 from ddimctl.errors import RequestError
 
 MAX_SEED: Final = 2**63 - 1
@@ -52,12 +52,12 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def parse_tau(text: str, steps: int | None = None) -> str | tuple[int, ...]:
-    """A kind of timesteps, or explicit ones: "0,250,999", or the name of a file that holds them.
+    """A kind of timesteps, "auto", or explicit ones: "0,250,999", or the name of a file that holds them.
 
     steps: how many --steps asks for, which a list must not contradict. Their range is checked
     where the checkpoint's T is known.
     """
-    if text in KINDS:
+    if text in (*KINDS, AUTO):
         return text
     tau = _listed_timesteps(text)
     if steps not in (None, len(tau)):

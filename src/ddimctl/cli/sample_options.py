@@ -16,6 +16,7 @@ IMAGES = "Which images"
 
 Variance = Literal["eta", "large", "learned"]
 Clip = Literal["none", "static", "dynamic"]
+Solver = Literal["ddim", "ipndm", "dpm++2m"]
 ImageFormat = Literal["png", "webp"]
 
 Steps = Annotated[
@@ -36,8 +37,8 @@ Tau = Annotated[
         panel=METHOD,
         show_default="linspace",
         metavar="KIND|LIST",
-        text="Visited timesteps: linspace, trailing, uniform, quadratic, a list such as 0,250,999, "
-        "or a file of them.",
+        text="Visited timesteps: linspace, trailing, uniform, quadratic, auto (chosen for this "
+        "checkpoint), a list such as 0,250,999, or a file of them.",
     ),
 ]
 Eta = Annotated[
@@ -59,6 +60,15 @@ VarianceOf = Annotated[
         panel=METHOD,
         show_default="eta",
         text="Of that noise: by --eta, the paper's large one, or the network's own.",
+    ),
+]
+SolverOf = Annotated[
+    Solver | None,
+    option(
+        "--solver",
+        panel=METHOD,
+        show_default="ddim",
+        text="How to step: ddim, or a higher order of it without noise, nearer in few steps.",
     ),
 ]
 ClipTo = Annotated[

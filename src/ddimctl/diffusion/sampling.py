@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddimctl.diffusion.multistep import check_solver, make_correction
 from ddimctl.diffusion.predictions import Denoiser, Model, make_denoiser
 from ddimctl.diffusion.schedules import CLEAN, Schedule
 from ddimctl.diffusion.steps import (
@@ -42,16 +43,19 @@ def trajectory(
     *,
     eta: float = 0.0,
     variance: str = "eta",
+    solver: str = "ddim",
     noise: Noise | None = None,
     labels: Tensor | None = None,
 ) -> Iterator[Step]:
-    """Walk tau down, yielding each step: eq. 12 from tau_S to tau_1 and then to alpha_bar = 1.
+    """Walk tau down, yielding each step: eq. 12 from tau_S to tau_1 and then to alpha_bar = 1, or a
+    multistep solver's higher order of it.
 
     x_T: (N, C, H, W) at level timesteps[-1]. timesteps: tau, ascending. eta, variance: as
-    check_variance allows; noise is needed where they are not eta = 0. labels: (N,), int64.
+    check_variance allows; noise is needed where they are not eta = 0. solver: one of SOLVERS; other
+    than ddim, it allows eta = 0 only. labels: (N,), int64.
     The caller owns progress, storage, and the decision to stop.
     """
-    x = x_T
+    x, correct = x_T, make_correction(solver)
     for t, t_next in pairwise([*reversed(timesteps), CLEAN]):
         found = denoise(x, t, labels)
         level, level_next = schedule(t), schedule(t_next)
@@ -69,6 +73,8 @@ def trajectory(
                 raise RequestError(f"eta = {eta:g} needs noise.", "Pass noise=, (t, x) -> z.")
             drawn = scale * noise(t, x)
         x = ddim_step(found.x_0, found.eps, level_next, sigma, drawn)
+        if correct is not None:
+            x = x + correct(found, level, level_next)
         yield Step(t, t_next, x, found.x_0)
 
 
@@ -79,17 +85,19 @@ def sample(
     timesteps: Sequence[int],
     eta: float = 0.0,
     variance: str = "eta",
+    solver: str = "ddim",
     clip: str = "none",
     labels: Tensor | None = None,
     guidance: float = 1.0,
     noise: Noise | None = None,
 ) -> Tensor:
-    """x_0 (N, C, H, W), nominally in [-1, 1], from x_T (N, C, H, W).
+    """x_0 (N, C, H, W), nominally in [-1, 1], from x_T (N, C, H, W). Settings as trajectory's.
 
     Raises RequestError for settings that do not fit the model, NumericsError when the result is
     not finite.
     """
     check_variance(variance, eta, model.learned_variance)
+    check_solver(solver, eta, variance)
     denoise = make_denoiser(model, guidance, clip)
     x = x_T
     with torch.inference_mode():
@@ -100,6 +108,7 @@ def sample(
             timesteps,
             eta=eta,
             variance=variance,
+            solver=solver,
             noise=noise,
             labels=labels,
         ):

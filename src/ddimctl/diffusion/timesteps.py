@@ -7,6 +7,8 @@ from typing import Final
 from ddimctl.errors import RequestError
 
 KINDS: Final = ("linspace", "trailing", "uniform", "quadratic")
+AUTO: Final = "auto"
+"""The kind that a search for one checkpoint makes (tau_search), not this module."""
 
 
 def timesteps(kind: str, steps: int, num_train_timesteps: int = 1000) -> tuple[int, ...]:

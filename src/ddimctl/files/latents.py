@@ -239,6 +239,8 @@ _KNOWN: Final[Mapping[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("steps", "top"), _is_count),
     **dict.fromkeys(("timesteps", "labels", "seeds"), _are_counts),
     **dict.fromkeys(("eta", "guidance"), _is_number),
-    **dict.fromkeys(("tau", "variance", "clip", "precision", "method", "prediction"), _is_text),
+    **dict.fromkeys(
+        ("tau", "variance", "solver", "clip", "precision", "method", "prediction"), _is_text
+    ),
     **dict.fromkeys(("checkpoint", "schedule"), lambda value: isinstance(value, dict)),
 }

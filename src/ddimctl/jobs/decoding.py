@@ -163,6 +163,7 @@ def _walk(
             plan.tau,
             eta=settings["eta"],
             variance=settings["variance"],
+            solver=settings["solver"],
             noise=lambda t, x: seeded_noise(seeds, x.shape[1:], t, device),
             labels=labels,
         ):

@@ -18,6 +18,7 @@ from ddimctl.errors import RequestError
 from ddimctl.files.grids import GRID_LIMIT
 from ddimctl.files.latents import LatentFile
 from ddimctl.files.video import check_video
+from ddimctl.jobs.auto_timesteps import settle_timesteps
 from ddimctl.jobs.decoding import decode
 from ddimctl.jobs.events import Event, Notice
 from ddimctl.jobs.interpolation_inputs import (
@@ -117,6 +118,7 @@ def _interpolate(request: InterpolateRequest) -> Generator[Event, None, Interpol
     checkpoint = open_checkpoint(decoding, known, device, precision)
     yield from map(Notice, checkpoint.provenance.notes)
     plan = _plan(request, decoding, inputs, known, checkpoint, device, precision)
+    plan = yield from settle_timesteps(decoding, plan, checkpoint, device)
     if _has_pictures(inputs):
         check_invertible(plan, checkpoint)
     if decoding.dry_run:

@@ -13,7 +13,7 @@ from ddimctl.files.images import read_picture
 from ddimctl.files.latents import SUFFIXES, load_latents
 from ddimctl.jobs.sampling_plan import class_index, drawn_labels
 
-_ANNOUNCED: Final = ("steps", "tau", "clip", "guidance", "precision")
+_ANNOUNCED: Final = ("steps", "tau", "solver", "clip", "guidance", "precision")
 _OF_ONE_FILE: Final = ("labels", "seeds", "method", "eta", "variance")
 
 

@@ -46,7 +46,7 @@ class InvertRequest:
     photos: files and folders.  method: exact, fixed-point or naive.  tolerance: of each step.
     fit: crop, pad or stretch to the size.  decoding: checkpoint, steps (None is 50), tau, class,
     size, device and folder (None is the current one), as for sampling from the latents; its
-    seeds, eta, variance, clip, guidance and save are not used.
+    seeds, eta, variance, solver, clip, guidance and save are not used.
     """
 
     photos: tuple[Path, ...]

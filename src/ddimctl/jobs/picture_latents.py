@@ -35,7 +35,7 @@ class Inverted(NamedTuple):
 
 def check_invertible(plan: Plan, checkpoint: Checkpoint) -> None:
     """Raise RequestError unless the plan's decoding can be inverted exactly."""
-    for option, plain in (("guidance", 1.0), ("clip", "none")):
+    for option, plain in (("solver", "ddim"), ("guidance", 1.0), ("clip", "none")):
         if plan.settings[option] != plain:
             raise RequestError(
                 f"a picture's latent cannot be found with {option} {plan.settings[option]}.",

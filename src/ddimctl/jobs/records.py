@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
+from ddimctl.diffusion.timesteps import KINDS
 from ddimctl.files.grids import GRID_LIMIT
 from ddimctl.jobs.sampling_plan import Plan
 
@@ -33,7 +34,7 @@ def latents_metadata(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
 def image_text(plan: Plan, checkpoint: Checkpoint, i: int | None) -> dict[str, Any]:
     """The settings that a picture carries: image i's, or the whole grid's when i is None."""
     settings = {key: value for key, value in plan.settings.items() if key != "batch_size"}
-    if settings["tau"] != "explicit":  # kind and steps say it in two words
+    if settings["tau"] in KINDS:  # kind and steps say it in two words
         del settings["timesteps"]
     text = {"ddimctl": version("ddimctl"), "checkpoint": checkpoint.provenance.record(), **settings}
     if i is None:

@@ -121,11 +121,17 @@ def inversion_plan(
         classes=classes,
         eta=0.0,
         variance="eta",
+        solver="ddim",
         clip="none",
         guidance=1.0,
         latents=None,
     )
     plan = replace(make_plan(settled, checkpoint, None, device, precision), method=method)
+    if plan.searched:
+        raise RequestError(
+            "--tau auto is chosen for sampling; its last step is too long to invert well.",
+            "Use --tau linspace.",
+        )
     plan = replace(plan, labels=labels or plan.labels)
     check_inversion(checkpoint.schedule, plan.tau, method, tolerance)
     return plan

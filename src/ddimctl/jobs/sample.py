@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from ddimctl.diffusion.inversion import METHODS
 from ddimctl.errors import RequestError
 from ddimctl.files.atomic import check_writable
 from ddimctl.files.images import FORMATS
 from ddimctl.files.latents import LatentFile, load_latents
+from ddimctl.jobs.auto_timesteps import settle_timesteps
 from ddimctl.jobs.decoding import decode
 from ddimctl.jobs.events import Event, Notice
 from ddimctl.jobs.output_paths import bytes_needed
@@ -72,6 +74,9 @@ def _sample(request: SampleRequest) -> Generator[Event, None, SampleResult]:
     checkpoint = open_checkpoint(request, known, device, precision)
     yield from map(Notice, checkpoint.provenance.notes)
     plan = make_plan(request, checkpoint, latents, device, precision)
+    if plan.method in METHODS and plan.settings["solver"] != "ddim":
+        yield Notice("the latents were inverted for --solver ddim; another only comes near.")
+    plan = yield from settle_timesteps(request, plan, checkpoint, device)
     if request.dry_run:
         return SampleResult(request.out, {}, plan.settings, plan.seeds, 0.0)
 

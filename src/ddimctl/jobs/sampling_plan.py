@@ -10,9 +10,11 @@ from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion import noise
+from ddimctl.diffusion.multistep import check_solver
 from ddimctl.diffusion.predictions import CLIPS
 from ddimctl.diffusion.steps import check_variance
-from ddimctl.diffusion.timesteps import explicit_timesteps, timesteps
+from ddimctl.diffusion.tau_search import check_search
+from ddimctl.diffusion.timesteps import AUTO, explicit_timesteps, timesteps
 from ddimctl.errors import RequestError
 from ddimctl.files.latents import LatentFile
 
@@ -28,7 +30,7 @@ class SampleRequest:
     out: the folder, or None for the next numbered one under runs/.
     ckpt: hub id, path, or None for the latents' checkpoint or the bundled one.
     flags: name and value of what its files do not say.
-    tau: a kind, or the timesteps themselves.  seeds: one image each, unless latents is given.
+    tau: a kind, "auto", or the timesteps themselves.  seeds: one image each, unless latents is given.
     classes: names or indices; image i gets classes[seed mod length].
     latents: a file of x_T to decode.  size: (H, W).  save: which outputs, of SAVES.
     yes: whether a checkpoint that the latents name may be fetched from the hub.
@@ -46,6 +48,7 @@ class SampleRequest:
     tau: str | tuple[int, ...] | None = None
     eta: float | None = None
     variance: str | None = None
+    solver: str | None = None
     clip: str | None = None
     seeds: tuple[int, ...] = tuple(range(16))
     batch_size: int | None = None
@@ -77,6 +80,7 @@ class Plan:
     seeds: one per image, for its noise.  labels: one per image, or None.
     x_T: (N, C, H, W) when latents are decoded, else None (drawn from the seeds).
     method: how the x_T came about, SEEDED or what a latent file says.
+    searched: tau only stands in for one of its length, which --tau auto has yet to find.
     """
 
     settings: dict[str, Any]
@@ -88,6 +92,7 @@ class Plan:
     labels: tuple[int, ...] | None
     x_T: Tensor | None
     method: str
+    searched: bool = False
 
     @property
     def count(self) -> int:
@@ -126,11 +131,13 @@ def make_plan(
     own_eta = None if request.variance else known.get("eta")
     eta = _first(request.eta, own_eta, 0.0 if variance == "eta" else 1.0)
     check_variance(variance, eta, checkpoint.learned_variance)
+    solver = _first(request.solver, known.get("solver"), "ddim")
+    check_solver(solver, eta, variance)
     clip = _first(request.clip, known.get("clip"), "none")
     if clip not in CLIPS:
         raise RequestError(f"unknown clipping '{clip}'.", f"Choose one of {', '.join(CLIPS)}.")
 
-    kind, tau = _timesteps(request, known, checkpoint.schedule.num_train_timesteps)
+    kind, tau, searched = _timesteps(request, known, checkpoint.schedule.num_train_timesteps)
     _check_zero_snr(checkpoint, tau)
     if known.get("schedule", checkpoint.schedule.settings) != checkpoint.schedule.settings:
         raise RequestError(
@@ -156,6 +163,7 @@ def make_plan(
         "timesteps": list(tau),
         "eta": eta,
         "variance": variance,
+        "solver": solver,
         "clip": clip,
         "guidance": guidance,
         "size": list(shape[1:]),
@@ -164,7 +172,7 @@ def make_plan(
     }
     x_T = latents.latents if latents else None
     method = str(known.get("method", "unknown")) if latents else SEEDED
-    return Plan(settings, tau, shape, batch_size, names, seeds, labels, x_T, method)
+    return Plan(settings, tau, shape, batch_size, names, seeds, labels, x_T, method, searched)
 
 
 def default_batch_size(shape: tuple[int, int, int], device: torch.device) -> int:
@@ -175,11 +183,13 @@ def default_batch_size(shape: tuple[int, int, int], device: torch.device) -> int
 
 def _timesteps(
     request: SampleRequest, known: Mapping[str, Any], T: int
-) -> tuple[str, tuple[int, ...]]:
-    """(kind, tau): an explicit list sets S; a kind or S of the request replaces the latents' list."""
+) -> tuple[str, tuple[int, ...], bool]:
+    """(kind, tau, whether tau is yet to be found): an explicit list sets S; a kind or S of the request
+    replaces the latents' list.
+    """
     asked = request.tau
     if asked is None and request.steps is None and "timesteps" in known:
-        return known.get("tau", "explicit"), explicit_timesteps(known["timesteps"], T)
+        return known.get("tau", "explicit"), explicit_timesteps(known["timesteps"], T), False
     if isinstance(asked, tuple):
         tau = explicit_timesteps(asked, T)
         if request.steps not in (None, len(tau)):
@@ -187,12 +197,15 @@ def _timesteps(
                 f"--steps {request.steps} contradicts --tau, which lists {len(tau)} timesteps.",
                 "Leave --steps out.",
             )
-        return "explicit", tau
+        return "explicit", tau, False
     kind = asked or known.get("tau", "linspace")
     if kind == "explicit":  # the latents' own list, but the request wants another length
         kind = "linspace"
     steps = request.steps or known.get("steps", DEFAULT_STEPS)
-    return kind, timesteps(kind, steps, T)
+    if kind == AUTO:
+        check_search(steps, T)
+        return kind, timesteps("linspace", steps, T), True
+    return kind, timesteps(kind, steps, T), False
 
 
 def _check_zero_snr(checkpoint: Checkpoint, tau: Sequence[int]) -> None:

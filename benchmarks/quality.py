@@ -1,0 +1,149 @@
+"""How near few steps come to a thousand: the tables of docs/quality.md, for any checkpoint.
+
+    python benchmarks/quality.py
+
+Pictures of the same seeds and classes, each compared with what DDIM makes of it in all T steps, by
+the root mean square error of pictures in [0, 1], and by the PSNR that this is; medians. Everything
+measured is kept in --keep, so that the same command goes on where it was stopped.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import ddimctl
+from ddimctl.checkpoints import Checkpoint
+from ddimctl.diffusion.multistep import SOLVERS
+from ddimctl.diffusion.tau_search import FINE
+from ddimctl.diffusion.timesteps import AUTO, KINDS
+from ddimctl.files.atomic import write_json
+from ddimctl.files.latents import load_latents, save_samples
+from ddimctl.jobs.auto_timesteps import settle_timesteps
+from ddimctl.jobs.recall import open_checkpoint
+from ddimctl.jobs.sampling_plan import Plan, SampleRequest, make_plan
+from ddimctl.runtime.device import resolve_device
+
+BATCH = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--ckpt", help="instead of the bundled one")
+    parser.add_argument("--seeds", type=int, default=32, help="pictures compared (32)")
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 8, 10, 15, 20, 40, 100])
+    parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS))
+    parser.add_argument("--tau", nargs="+", choices=[*KINDS, AUTO], default=[*KINDS, AUTO])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--keep", type=Path, default=Path("quality"), help="folder (quality/)")
+    options = parser.parse_args()
+
+    device = resolve_device(options.device)
+    request = SampleRequest(ckpt=options.ckpt, seeds=tuple(range(options.seeds)), batch_size=BATCH)
+    checkpoint = open_checkpoint(request, {}, device, "fp32")
+    reference = thousand_steps(request, checkpoint, options.keep, device)
+    rows = {}
+    for solver in options.solvers:
+        for tau in options.tau:
+            kept = options.keep / f"{solver}-{tau}-{options.seeds}.json"
+            known = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+            for steps in options.steps:
+                if str(steps) in known or (tau == AUTO and steps > FINE // 2):
+                    continue
+                asked = {"solver": solver, "tau": tau, "steps": steps}
+                found = pictures(planned(request, checkpoint, device, **asked), checkpoint, device)
+                known[str(steps)] = distances(found, reference).median().item()
+                write_json(kept, known)
+                print(f"{solver} {tau} {steps}: {known[str(steps)]:.4f}", flush=True)
+            rows[solver, tau] = [known.get(str(steps)) for steps in options.steps]
+    print_table(
+        "RMSE", options.steps, {key: [f"{x:.4f}" for x in row] for key, row in rows.items()}
+    )
+    psnr = {key: [f"{-20 * math.log10(x):.1f}" for x in row] for key, row in rows.items()}
+    print_table("PSNR, dB", options.steps, psnr)
+
+
+def thousand_steps(
+    request: SampleRequest, checkpoint: Checkpoint, keep: Path, device: torch.device
+) -> Tensor:
+    """The pictures (N, C, H, W) in [0, 1] that DDIM makes in all T steps."""
+    path = keep / f"reference-{len(request.seeds)}.pt"
+    name = checkpoint.provenance.sha256
+    if path.exists():
+        samples, metadata = load_latents(path, key="samples")
+        if metadata.get("checkpoint", {}).get("sha256") == name:
+            return as_pictures(samples)
+    print("the reference, once; minutes on a CPU", flush=True)
+    T = checkpoint.schedule.num_train_timesteps
+    plan = planned(request, checkpoint, device, steps=T, tau="linspace", solver="ddim")
+    samples = decode(plan, checkpoint, device)
+    save_samples(path, samples, {"checkpoint": {"sha256": name}})
+    return as_pictures(samples)
+
+
+def planned(
+    request: SampleRequest,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    steps: int,
+    tau: str,
+    solver: str,
+) -> Plan:
+    """As `ddimctl sample` would, timesteps searched for where they have to be."""
+    asked = SampleRequest(**{**vars(request), "steps": steps, "tau": tau, "solver": solver})
+    plan = make_plan(asked, checkpoint, None, device, "fp32")
+    job = settle_timesteps(asked, plan, checkpoint, device)
+    while True:
+        try:
+            next(job)
+        except StopIteration as end:
+            settled: Plan = end.value
+            return settled
+
+
+def decode(plan: Plan, checkpoint: Checkpoint, device: torch.device) -> Tensor:
+    """x_0 (N, C, H, W) of every image of the plan, on the CPU."""
+    done = []
+    for first in range(0, plan.count, BATCH):
+        group = range(first, min(first + BATCH, plan.count))
+        labels = None
+        if plan.labels is not None:
+            labels = torch.tensor([plan.labels[i] for i in group], device=device)
+        x_0 = ddimctl.sample(
+            checkpoint,
+            plan.start(group, device),
+            timesteps=plan.tau,
+            solver=plan.settings["solver"],
+            labels=labels,
+        )
+        done.append(x_0.cpu())
+    return torch.cat(done)
+
+
+def pictures(plan: Plan, checkpoint: Checkpoint, device: torch.device) -> Tensor:
+    return as_pictures(decode(plan, checkpoint, device))
+
+
+def as_pictures(x_0: Tensor) -> Tensor:
+    """From [-1, 1] nominal to [0, 1], clamped as files are, not rounded."""
+    return (x_0.double().clamp(-1, 1) + 1) / 2
+
+
+def distances(found: Tensor, reference: Tensor) -> Tensor:
+    """(N,): the root mean square error of each picture."""
+    return (found - reference).square().flatten(1).mean(1).sqrt()
+
+
+def print_table(what: str, steps: Sequence[int], rows: dict[tuple[str, str], list[str]]) -> None:
+    print(f"\n{what}\n\n| solver | τ | {' | '.join(f'S = {S}' for S in steps)} |")
+    print("|---|---|" + "---|" * len(steps))
+    for (solver, tau), cells in rows.items():
+        print(f"| {solver} | {tau} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

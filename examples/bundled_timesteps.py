@@ -1,0 +1,50 @@
+"""The timesteps of --tau auto for the checkpoint in the package: writes the file beside it.
+
+    python examples/bundled_timesteps.py
+
+One survey of 3840 evaluations, then a search for every solver and number of steps; some minutes.
+"""
+
+import json
+
+import torch
+
+from ddimctl.checkpoints.load import BUNDLED
+from ddimctl.diffusion.multistep import SOLVERS
+from ddimctl.diffusion.tau_search import FINE, choose_timesteps
+from ddimctl.files.atomic import write_bytes
+from ddimctl.jobs.auto_timesteps import BUNDLED_FILE, search_key, survey_checkpoint
+from ddimctl.jobs.recall import open_checkpoint
+from ddimctl.jobs.sampling_plan import SampleRequest, make_plan
+
+STEPS = range(1, FINE // 2 + 1)
+
+device = torch.device("cpu")
+request = SampleRequest(ckpt=str(BUNDLED))
+checkpoint = open_checkpoint(request, {}, device, "fp32")
+plan = make_plan(request, checkpoint, None, device, "fp32")
+job = survey_checkpoint(plan, checkpoint, batch_size=16, device=device)
+while True:
+    try:
+        next(job)
+    except StopIteration as end:
+        survey = end.value
+        break
+found: dict[str, dict[str, list[int]]] = {}
+for solver in SOLVERS:
+    found[solver] = {}
+    for steps in STEPS:
+        found[solver][str(steps)] = list(
+            choose_timesteps(survey, checkpoint.schedule, steps, solver)
+        )
+        print(solver, steps, *found[solver][str(steps)], flush=True)
+lines = [
+    f'"{solver}": {{\n'
+    + ",\n".join(f'"{steps}": {json.dumps(tau)}' for steps, tau in kinds.items())
+    + "\n}"
+    for solver, kinds in found.items()
+]
+key = search_key(plan, checkpoint)
+text = f'{{"key": "{key}",\n"timesteps": {{\n' + ",\n".join(lines) + "\n}}\n"
+write_bytes(BUNDLED_FILE, text.encode())
+print(BUNDLED_FILE)

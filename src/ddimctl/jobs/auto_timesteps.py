@@ -1,0 +1,157 @@
+"""--tau auto: timesteps chosen for a checkpoint, by a survey that is kept in the user's cache.
+
+The checkpoint in the package has its timesteps beside it: examples/bundled_timesteps.py makes them.
+"""
+
+import json
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ddimctl.checkpoints import Checkpoint
+from ddimctl.checkpoints.load import BUNDLED
+from ddimctl.diffusion.float32 import ieee_float32
+from ddimctl.diffusion.noise import seeded_noise
+from ddimctl.diffusion.predictions import make_denoiser
+from ddimctl.diffusion.tau_search import Survey, choose_timesteps, survey, survey_evaluations
+from ddimctl.diffusion.timesteps import explicit_timesteps
+from ddimctl.errors import StorageError
+from ddimctl.files.atomic import write_json
+from ddimctl.files.datasets import user_cache
+from ddimctl.jobs.events import Event, Notice, Progress
+from ddimctl.jobs.records import sha256_hex
+from ddimctl.jobs.sampling_plan import Plan, SampleRequest, default_batch_size, drawn_labels
+from ddimctl.runtime.device import memory_errors
+
+BUNDLED_FILE: Final = BUNDLED / "timesteps.json"
+IMAGES: Final = 32
+_FIRST_SEED: Final = 2**32  # away from those that pictures are made of
+_DIGITS: Final = 9
+_VERSION: Final = 1
+
+
+def settle_timesteps(
+    request: SampleRequest, plan: Plan, checkpoint: Checkpoint, device: torch.device
+) -> Generator[Event, None, Plan]:
+    """The plan with the timesteps of --tau auto, looked up or found; any other plan as it is.
+
+    With request.dry_run they are only looked up, and left out where they are not known.
+    """
+    if not plan.searched:
+        return plan
+    key, solver, steps = search_key(plan, checkpoint), plan.settings["solver"], len(plan.tau)
+    T = checkpoint.schedule.num_train_timesteps
+    if tau := _bundled_timesteps(key, solver, steps, T):
+        return _settled(plan, tau)
+    cache = user_cache() / "timesteps" / f"{key}.json" if key else None
+    found = None if cache is None else _kept(cache)
+    if found is None:
+        evaluations = IMAGES * survey_evaluations(T)
+        does = "takes" if request.dry_run else "is found once, with"
+        yield Notice(f"--tau auto {does} {evaluations} evaluations for this checkpoint.")
+        if request.dry_run:
+            settings = {k: v for k, v in plan.settings.items() if k != "timesteps"}
+            return replace(plan, settings=settings)
+        batch_size = request.batch_size or default_batch_size(plan.shape, device)
+        with memory_errors("Use a smaller --batch-size."):
+            found = yield from survey_checkpoint(plan, checkpoint, batch_size, device)
+        if cache is not None:
+            _keep(cache, found)
+    return _settled(plan, choose_timesteps(found, checkpoint.schedule, steps, solver))
+
+
+def survey_checkpoint(
+    plan: Plan, checkpoint: Checkpoint, batch_size: int, device: torch.device
+) -> Generator[Event, None, Survey]:
+    """Survey the checkpoint with the plan's guidance, clipping and size, of classes as drawn."""
+    seeds = [_FIRST_SEED + i for i in range(IMAGES)]
+    labels = None if checkpoint.num_classes is None else drawn_labels(seeds, checkpoint)
+
+    def start(images: range) -> tuple[Tensor, Tensor | None]:
+        x_T = seeded_noise([seeds[i] for i in images], plan.shape, device=device)
+        own = None if labels is None else torch.tensor([labels[i] for i in images], device=device)
+        return x_T, own
+
+    denoise = make_denoiser(checkpoint, plan.settings["guidance"], plan.settings["clip"])
+    walk = survey(denoise, checkpoint.schedule, start, IMAGES, batch_size)
+    batches = -(-IMAGES // batch_size)
+    total = batches * survey_evaluations(checkpoint.schedule.num_train_timesteps)
+    done = 0
+    with torch.inference_mode(), ieee_float32():
+        while True:
+            try:
+                next(walk)
+            except StopIteration as end:
+                found: Survey = end.value
+                return _rounded(found)  # as it will be read again
+            done += 1
+            yield Progress("choosing timesteps", done, total, "steps")
+
+
+def search_key(plan: Plan, checkpoint: Checkpoint) -> str:
+    """The hash of all that a survey depends on; empty for a network that is in no file."""
+    if not checkpoint.provenance.sha256:
+        return ""
+    depends = {
+        "version": _VERSION,
+        "checkpoint": checkpoint.provenance.sha256,
+        "weights": checkpoint.provenance.weights,
+        "flags": dict(checkpoint.provenance.flags),
+        "schedule": checkpoint.schedule.settings,
+        "prediction": checkpoint.prediction,
+        **{name: plan.settings[name] for name in ("guidance", "clip", "size")},
+    }
+    return sha256_hex(json.dumps(depends, sort_keys=True).encode())
+
+
+def _settled(plan: Plan, tau: tuple[int, ...]) -> Plan:
+    settings = plan.settings | {"timesteps": list(tau)}
+    return replace(plan, settings=settings, tau=tau, searched=False)
+
+
+def _bundled_timesteps(key: str, solver: str, steps: int, T: int) -> tuple[int, ...] | None:
+    """Those in the package for the survey of this key, or None."""
+    known = json.loads(BUNDLED_FILE.read_text("utf-8"))
+    if known["key"] != key or str(steps) not in known["timesteps"][solver]:
+        return None
+    return explicit_timesteps(known["timesteps"][solver][str(steps)], T)
+
+
+def _kept(path: Path) -> Survey | None:
+    """The survey in the cache, or None where it is missing or damaged: it is made again."""
+    try:
+        known = json.loads(path.read_text("utf-8"))
+        timesteps = tuple(map(int, known["timesteps"]))
+        products = torch.tensor(known["products"], dtype=torch.float64)
+        response = torch.tensor(known["response"], dtype=torch.float64)
+    except (OSError, LookupError, TypeError, ValueError):
+        return None
+    N = len(timesteps)
+    fits = products.shape == (2 * N, 2 * N) and response.shape == (N,)
+    return Survey(timesteps, products, response) if fits else None
+
+
+def _keep(path: Path, found: Survey) -> None:
+    try:
+        write_json(
+            path,
+            {
+                "timesteps": list(found.timesteps),
+                "products": found.products.tolist(),
+                "response": found.response.tolist(),
+            },
+        )
+    except StorageError:  # a read-only home: the next run makes it again
+        return
+
+
+def _rounded(found: Survey) -> Survey:
+    def each(numbers: Tensor) -> Tensor:
+        short = [float(f"{x:.{_DIGITS}g}") for x in numbers.flatten().tolist()]
+        return torch.tensor(short, dtype=torch.float64).view_as(numbers)
+
+    return Survey(found.timesteps, each(found.products), each(found.response))

@@ -1,0 +1,123 @@
+import math
+
+import pytest
+import torch
+from gaussian import GaussianModel
+
+from ddimctl.diffusion.multistep import SOLVERS
+from ddimctl.diffusion.predictions import make_denoiser
+from ddimctl.diffusion.sampling import sample
+from ddimctl.diffusion.schedules import make_schedule
+from ddimctl.diffusion.tau_search import (
+    FINE,
+    Survey,
+    check_search,
+    choose_timesteps,
+    survey,
+    survey_evaluations,
+)
+from ddimctl.diffusion.timesteps import timesteps
+from ddimctl.errors import NumericsError, RequestError
+
+
+def noisy(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def surveyed(model, x_T, batch_size=4):
+    """The survey, and how many evaluations of a batch it told of."""
+    walk = survey(
+        make_denoiser(model),
+        model.schedule,
+        lambda images: (x_T[images.start : images.stop], None),
+        len(x_T),
+        batch_size,
+    )
+    told = 0
+    while True:
+        try:
+            next(walk)
+        except StopIteration as end:
+            return end.value, told
+        told += 1
+
+
+@pytest.fixture(scope="module")
+def gaussian() -> tuple[GaussianModel, torch.Tensor, Survey]:
+    model, x_T = GaussianModel(make_schedule("cosine")), noisy(8, 1, 4, 4)
+    return model, x_T, surveyed(model, x_T)[0]
+
+
+def test_a_survey_asks_as_often_as_it_says():
+    x_T = noisy(5, 1, 2, 2)
+    _, told = surveyed(GaussianModel(), x_T, batch_size=2)
+    assert told == 3 * survey_evaluations(1000)
+
+
+def test_the_response_is_the_networks_derivative(gaussian):
+    """For Gaussian data x_0 = sqrt(alpha_bar) s^2 / variance x, at every level."""
+    model, _, found = gaussian
+    for t, response in zip(found.timesteps, found.response.tolist(), strict=True):
+        level = model.schedule(t)
+        exact = math.sqrt(level) * model.deviation**2 / model.variance(level)
+        if 100 < t < 900:  # beyond, it bends between the levels that the coarse walk saw
+            assert response == pytest.approx(exact, rel=0.02)
+
+
+def test_products_are_means_of_the_fine_walk(gaussian):
+    model, x_T, found = gaussian
+    N, top = len(found.timesteps), found.timesteps[-1]
+    assert found.timesteps == timesteps("linspace", FINE)
+    eps = make_denoiser(model)(x_T, top, None).eps
+    assert float(found.products[2 * N - 1, 2 * N - 1]) == pytest.approx(float((eps**2).mean()))
+    torch.testing.assert_close(found.products, found.products.T)
+
+
+def test_batches_make_no_difference(gaussian):
+    model, x_T, found = gaussian
+    again, _ = surveyed(model, x_T, batch_size=3)
+    torch.testing.assert_close(again.products, found.products)
+    torch.testing.assert_close(again.response, found.response)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("S", [3, 5, 8])
+def test_chosen_timesteps_end_nearer_than_every_plain_kind(gaussian, solver, S):
+    model, x_T, found = gaussian
+    reference = sample(model, x_T, timesteps=timesteps("linspace", 1000))
+
+    def distance(tau):
+        return float((sample(model, x_T, timesteps=tau, solver=solver) - reference).norm())
+
+    chosen = choose_timesteps(found, model.schedule, S, solver)
+    assert len(chosen) == S
+    assert chosen[-1] == 999
+    assert list(chosen) == sorted(set(chosen))
+    plain = [distance(timesteps(kind, S)) for kind in ("linspace", "trailing")]
+    assert distance(chosen) < min(plain) / (1.2 if solver == "ddim" or S == 3 else 3)
+
+
+def test_the_choice_is_the_solvers_own(gaussian):
+    model, _, found = gaussian
+    chosen = {solver: choose_timesteps(found, model.schedule, 6, solver) for solver in SOLVERS}
+    assert len(set(chosen.values())) == len(SOLVERS)
+
+
+def test_one_step_leaves_no_choice(gaussian):
+    model, _, found = gaussian
+    assert choose_timesteps(found, model.schedule, 1, "ddim") == (999,)
+
+
+@pytest.mark.parametrize(("steps", "T"), [(0, 1000), (51, 1000), (6, 10)])
+def test_more_steps_than_there_is_choice_are_refused(steps, T):
+    with pytest.raises(RequestError, match="too few for --steps"):
+        check_search(steps, T)
+
+
+def test_a_network_that_is_not_finite_is_refused():
+    class Broken(GaussianModel):
+        def network(self, x, t, labels=None):
+            return torch.full_like(x, math.nan)
+
+    with pytest.raises(NumericsError, match="not finite"):
+        surveyed(Broken(), noisy(2, 1, 2, 2))
