@@ -47,6 +47,7 @@ def train(
     device: o.Device = "auto",
     precision: o.Compute = None,
     compile: o.Compile = False,
+    config: o.Config = None,
     debug: o.Debug = False,
 ) -> None:
     """Train a checkpoint on a folder or a zip of pictures.
