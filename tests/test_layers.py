@@ -29,6 +29,7 @@ HOMES = {
     "huggingface_hub": {"checkpoints"},
     "PIL": {"files"},
     "av": {"files"},
+    "tensorboard": set(),
 }
 ENTRY_POINTS = {"__init__", "__main__"}  # they hand names on and belong to no layer
 

@@ -211,6 +211,7 @@ def test_word_lists_are_those_of_the_layers():
     from ddimctl.diffusion import noise, objective, paths, predictions, schedules, steps
     from ddimctl.files import video
     from ddimctl.files.images import FORMATS
+    from ddimctl.jobs import training_request
     from ddimctl.jobs.sampling_store import SAVES
     from ddimctl.runtime.device import PRECISIONS
 
@@ -223,6 +224,7 @@ def test_word_lists_are_those_of_the_layers():
         (options.Precision, ("auto", *PRECISIONS)),
         (options.Weights, WEIGHTS),
         (sample_options.ImageFormat, FORMATS),
+        (train_options.LogKind, training_request.LOGS),
         (interpolate_options.PathKind, paths.PATHS),
         (interpolate_options.VideoFormat, video.FORMATS),
     ]
