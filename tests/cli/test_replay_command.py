@@ -2,6 +2,7 @@
 
 import json
 
+from ddimctl.cli.main import main
 from ddimctl.files.images import encode_image, picture_pixels, read_image_text, read_picture
 from ddimctl.jobs.records import sha256_hex
 
@@ -17,23 +18,24 @@ def spoil(folder, levels):
     (folder / "manifest.json").write_text(json.dumps(record))
 
 
-def test_replay_says_how_pictures_compare(run_cli, tiny_checkpoint, tmp_path):
-    sample = ("sample", "--ckpt", tiny_checkpoint, "-n", 2, "--steps", 2, "--out", "old")
-    assert run_cli(*sample).code == 0
+def test_replay_says_how_pictures_compare(run_cli, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        return main([str(argument) for argument in arguments]), *capsys.readouterr()
+
+    assert run("sample", "--ckpt", tiny_checkpoint, "-n", 2, "--steps", 2, "--out", "old")[0] == 0
     code, out, err = run_cli("replay", "old", "--out", "new")
-    assert (code, out) == (
-        0,
-        "2 of 2 pictures have the same bytes.\nnew/manifest.json\n",
-    ), err
+    assert (code, out) == (0, "2 of 2 pictures have the same bytes.\nnew/manifest.json\n"), err
     assert (tmp_path / "new/grid.png").read_bytes() == (tmp_path / "old/grid.png").read_bytes()
 
     spoil(tmp_path / "old", 1)
-    code, out, err = run_cli("replay", "old/manifest.json", "--out", "new", "--force")
+    code, out, err = run("replay", "old/manifest.json", "--out", "new", "--force")
     assert code == 0, err
     assert out.splitlines()[1] == "1 of 2 pictures are equal within one level of 255."
 
     spoil(tmp_path / "old", 30)
-    code, out, err = run_cli("replay", "old", "--out", "new", "--force", "--json")
+    code, out, err = run("replay", "old", "--out", "new", "--force", "--json")
     assert code == 1
     images = json.loads(out)["images"]
     assert images[0] == {"name": "images/000000.png", "found": "same", "levels": 0}
@@ -42,9 +44,7 @@ def test_replay_says_how_pictures_compare(run_cli, tiny_checkpoint, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_replay_of_nothing_is_told(run_cli, tmp_path):
-    code, out, err = run_cli("replay", tmp_path)
-    assert (code, out) == (1, "")
-    assert (
-        err == f"error: {tmp_path}/manifest.json: there is no such file.\n  try: Check the path.\n"
-    )
+def test_replay_of_nothing_is_told(tmp_path, capsys):
+    assert main(["replay", str(tmp_path)]) == 1
+    cause = f"error: {tmp_path}/manifest.json: there is no such file.\n"
+    assert capsys.readouterr() == ("", f"{cause}  try: Check the path.\n")

@@ -166,16 +166,14 @@ def test_completion_is_shown_for_each_shell(shell, clean_env):
 
 @pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize("command", [command.__name__ for command in COMMANDS])
-def test_help_ends_with_examples_on_lines_of_their_own(command, columns, clean_env):
-    done = subprocess.run(
-        [sys.executable, "-m", "ddimctl", command, "--help"],
-        env=clean_env | {"COLUMNS": str(columns), "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-    )
-    lines = [line.strip() for line in done.stdout.splitlines()]
-    assert "\x1b" not in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= columns
+def test_help_ends_with_examples_on_lines_of_their_own(command, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert max(map(len, shown.splitlines())) <= columns
+    lines = [line.strip() for line in shown.splitlines()]
     end = [line for line in lines[lines.index("Examples:") :] if line]
     assert end[1:] == [
         line for what, example in EXAMPLES[command] for line in (f"# {what}", example)

@@ -220,6 +220,7 @@ def test_what_says_nothing_is_refused(recorded, again, tmp_path):
         (recorded / "grid.png", "is the grid of a run"),
         (tmp_path / "list.json", "is not the manifest"),
         (tmp_path, "no such file"),
+        (recorded / "latents.pt", "is a latent file"),
     ):
         with pytest.raises(DataError, match=words):
             again(source)

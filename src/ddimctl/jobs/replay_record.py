@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddimctl.errors import DataError
 from ddimctl.files.images import FORMATS, read_image_text
-from ddimctl.files.latents import load_latents, plain_metadata
+from ddimctl.files.latents import SUFFIXES, load_latents, plain_metadata
 from ddimctl.files.untrusted import check_plain_file, is_folder
 from ddimctl.jobs.batch_groups import Smaller, read_smaller
 from ddimctl.jobs.records import latent_sha256, sha256_hex
@@ -66,6 +66,11 @@ def read_record(source: Path) -> Record:
     """
     path = source / NAME if is_folder(source) else source
     check_plain_file(path)
+    if path.suffix.lower() in SUFFIXES:
+        raise DataError(
+            f"{path} is a latent file, not the record of a picture.",
+            f"Decode it with ddimctl sample --latents {path}.",
+        )
     return _from_manifest(path) if path.suffix.lower() == ".json" else _from_picture(path)
 
 
