@@ -22,7 +22,10 @@ os.environ.update(
     DDIMCTL_CACHE=f"{_CACHE.name}/ddimctl",
 )
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-for _name in ("DDIMCTL_CKPT", "DDIMCTL_DEBUG", "HF_TOKEN", "HF_ENDPOINT"):
+for _name in list(os.environ):  # each DDIMCTL_COMMAND_OPTION is an option
+    if _name.startswith("DDIMCTL_") and _name != "DDIMCTL_CACHE":
+        del os.environ[_name]
+for _name in ("HF_TOKEN", "HF_ENDPOINT"):
     os.environ.pop(_name, None)
 
 _PASSED_ON = (

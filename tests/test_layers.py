@@ -31,6 +31,7 @@ HOMES = {
     "PIL": {"files"},
     "av": {"files"},
     "torch_fidelity": {"metrics"},
+    "tensorboard": set(),
 }
 ENTRY_POINTS = {"__init__", "__main__"}  # they hand names on and belong to no layer
 

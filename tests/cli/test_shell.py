@@ -2,16 +2,19 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import typing
 
 import pytest
+import typer
 
 import ddimctl
 from ddimctl.cli import interpolate_options, options, parse, sample_options, train_options
-from ddimctl.cli.main import main
+from ddimctl.cli.examples import EXAMPLES
+from ddimctl.cli.main import COMMANDS, app, main
 from ddimctl.errors import (
     CheckpointError,
     DataError,
@@ -104,8 +107,19 @@ def test_help_and_usage_errors_import_nothing_heavy(arguments, code, clean_env, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", ["ddimctl sa", "ddimctl sample --st"])
-def test_completion_imports_nothing_heavy(words, clean_env):
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("ddimctl ", {"sample", "invert", "replay", "train", "info"}),
+        ("ddimctl re", {"reconstruct", "replay"}),
+        ("ddimctl sample --st", {"--steps"}),
+        ("ddimctl replay --", {"--ckpt", "--out", "--config"}),
+        ("ddimctl sample --clip ", {"none", "static", "dynamic"}),
+        ("ddimctl train data --lr-decay c", {"cosine", "constant"}),
+        ("ddimctl interpolate --video g", {"gif"}),
+    ],
+)
+def test_completion_of_words_imports_nothing_heavy(words, completed, clean_env):
     request = {
         "_DDIMCTL_COMPLETE": "complete_bash",
         "COMP_WORDS": words,
@@ -117,9 +131,9 @@ def test_completion_imports_nothing_heavy(words, clean_env):
         capture_output=True,
         text=True,
     )
-    last = words.split()[-1]
-    assert done.stdout.split()
-    assert all(word.startswith(last) for word in done.stdout.split())
+    found = set(done.stdout.split())
+    assert completed <= found
+    assert all(word.startswith(words.split(" ")[-1]) for word in found)
     assert not HEAVY.search(done.stderr)
 
 
@@ -138,11 +152,64 @@ def test_help_names_every_option_with_a_text(command, capsys, monkeypatch):
         assert re.search(r"--[a-z-]+.*?\s{2,}\S.*\s{2,}\S", row), row
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_shown_for_each_shell(shell, clean_env):
+    done = subprocess.run(
+        [sys.executable, "-m", "ddimctl"],
+        env=clean_env | {"_DDIMCTL_COMPLETE": f"source_{shell}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert "_DDIMCTL_COMPLETE=" in done.stdout
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("command", [command.__name__ for command in COMMANDS])
+def test_help_ends_with_examples_on_lines_of_their_own(command, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert max(map(len, shown.splitlines())) <= columns
+    lines = [line.strip() for line in shown.splitlines()]
+    end = [line for line in lines[lines.index("Examples:") :] if line]
+    assert end[1:] == [
+        line for what, example in EXAMPLES[command] for line in (f"# {what}", example)
+    ]
+
+
+@pytest.mark.parametrize("line", [line for pair in EXAMPLES.values() for _, line in pair])
+def test_examples_are_right(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, name, *arguments = shlex.split(line)
+    command = typer.main.get_command(app).commands[name]
+    assert command.make_context(name, arguments).params
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["smaple"], "no such command 'smaple'. Did you mean 'sample'?"),
+        (["sample", "--stepz", "3"], "no such option: --stepz. Did you mean '--steps'?"),
+        (["sample", "--clip", "statik"], "'static', 'dynamic'. Did you mean 'static'?"),
+        (["sample", "--save", "gird"], "unknown word 'gird'. Did you mean 'grid'?"),
+        (["sample", "--tau", "linspce"], "no file. Did you mean 'linspace'?"),
+        (["sample", "--clip", "qqq"], "is not one of 'none', 'static', 'dynamic'.\n"),
+    ],
+)
+def test_what_was_meant_is_asked(arguments, said, capsys):
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_word_lists_are_those_of_the_layers():
     from ddimctl.checkpoints.load import WEIGHTS
     from ddimctl.diffusion import multistep, noise, objective, paths, predictions, schedules, steps
     from ddimctl.files import video
     from ddimctl.files.images import FORMATS
+    from ddimctl.jobs import training_request
     from ddimctl.jobs.sampling_store import SAVES
     from ddimctl.runtime.device import PRECISIONS
 
@@ -156,6 +223,7 @@ def test_word_lists_are_those_of_the_layers():
         (options.Precision, ("auto", *PRECISIONS)),
         (options.Weights, WEIGHTS),
         (sample_options.ImageFormat, FORMATS),
+        (train_options.LogKind, training_request.LOGS),
         (interpolate_options.PathKind, paths.PATHS),
         (interpolate_options.VideoFormat, video.FORMATS),
     ]
@@ -175,7 +243,7 @@ def test_train_defaults_are_those_of_the_request():
     spelled = {"channels": int, "label_dropout": float, "holdout": float}
     defaults = {field.name: field.default for field in dataclasses.fields(TrainRequest)}
     for name, parameter in inspect.signature(train).parameters.items():
-        if name in ("data", "out", "background", "json", "debug", "precision"):
+        if name in ("data", "out", "background", "json", "config", "debug", "precision"):
             continue
         assert spelled.get(name, lambda value: value)(parameter.default) == defaults[name], name
 
@@ -243,7 +311,8 @@ def test_keyboard_interrupt_is_130(monkeypatch, capsys):
 WAITS = """
 import sys, time
 import ddimctl.checkpoints
-from ddimctl.cli.main import main
+from ddimctl.cli.examples import EXAMPLES
+from ddimctl.cli.main import COMMANDS, app, main
 
 def load(*_, **__):
     try:

@@ -30,6 +30,7 @@ def convert(
     weights_dtype: SavedWeights = "fp32",
     force: o.Force = False,
     json: o.Json = False,
+    config: o.Config = None,
     debug: o.Debug = False,
 ) -> None:
     """Write a checkpoint of any family as a folder that diffusers reads.

@@ -15,6 +15,7 @@ def info(
     size: o.TrainedSize = None,
     allow_nonfinite: o.AllowNonfinite = False,
     json: o.Json = False,
+    config: o.Config = None,
     debug: o.Debug = False,
 ) -> None:
     """Show what a checkpoint holds: family, sizes, prediction, schedule, classes, hash."""

@@ -53,6 +53,7 @@ def interpolate(
     precision: o.Compute = None,
     deterministic: s.Deterministic = False,
     compile: o.Compile = False,
+    config: o.Config = None,
     debug: o.Debug = False,
 ) -> None:
     """Draw what lies between latents, pictures or seeds.

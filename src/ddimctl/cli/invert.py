@@ -38,6 +38,7 @@ def invert(
     device: o.Device = "auto",
     precision: own.NetworkPrecision = "fp32",
     deterministic: s.Deterministic = False,
+    config: o.Config = None,
     debug: o.Debug = False,
 ) -> None:
     """Find the latents that pictures are decoded from.

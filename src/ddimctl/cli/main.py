@@ -15,13 +15,16 @@ import typer
 from ddimctl.cli import console
 from ddimctl.cli.convert import convert
 from ddimctl.cli.evaluate import evaluate
+from ddimctl.cli.examples import epilog
 from ddimctl.cli.info import info
 from ddimctl.cli.interpolate import interpolate
 from ddimctl.cli.invert import invert
-from ddimctl.cli.options import Debug, Version, debugging
+from ddimctl.cli.options import ConfigOfAll, Debug, Version, debugging
 from ddimctl.cli.reconstruct import reconstruct
 from ddimctl.cli.reference import reference
+from ddimctl.cli.replay import replay
 from ddimctl.cli.sample import sample
+from ddimctl.cli.suggest import usage_cause
 from ddimctl.cli.train import train
 from ddimctl.errors import DdimctlError, Stopped
 
@@ -33,22 +36,20 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command()(sample)
-app.command()(invert)
-app.command()(interpolate)
-app.command()(reconstruct)
-app.command()(evaluate)
-app.command()(reference)
-app.command()(train)
-app.command()(info)
-app.command()(convert)
+COMMANDS: Final = (
+    *(sample, invert, interpolate, reconstruct, evaluate, reference, replay),
+    *(train, info, convert),
+)
+for _command in COMMANDS:
+    app.command(epilog=epilog(_command.__name__))(_command)
 
 
 @app.callback()
-def ddimctl(version: Version = False, debug: Debug = False) -> None:
+def ddimctl(version: Version = False, config: ConfigOfAll = None, debug: Debug = False) -> None:
     """Denoising Diffusion Implicit Models: pictures from pretrained UNet checkpoints.
 
     Without --ckpt, a small checkpoint that comes with the program is used.
+    Every option is also an environment variable, such as DDIMCTL_SAMPLE_STEPS.
     """
 
 
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _usage_error(error: typer.TyperException) -> int:
     """Two lines for wrong usage, in the form of our own errors."""
-    cause = error.format_message().replace("Value error, ", "")
+    cause = usage_cause(error, error.format_message())
     if cause:  # it is empty where the help has been shown instead
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "ddimctl"

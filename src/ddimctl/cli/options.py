@@ -8,10 +8,13 @@ Where None is a default, the help says what takes its place.
 
 import math
 import os
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
+
+from ddimctl.cli.config import VARIABLE, use_config
 
 MODEL = "Checkpoint"
 OUTPUT = "Output"
@@ -73,6 +76,22 @@ Version = Annotated[
 Debug = Annotated[
     bool,
     Option("--debug", callback=_set_debug, is_eager=True, help="Show the traceback of an error."),
+]
+_CONFIG_TEXT = "A TOML file of options; flags and the environment come before it."
+Config = Annotated[
+    Path | None,
+    Option(
+        "--config",
+        callback=use_config,
+        is_eager=True,
+        metavar="FILE",
+        show_default=f"${VARIABLE}",
+        help=_CONFIG_TEXT,
+    ),
+]
+ConfigOfAll = Annotated[
+    Path | None,
+    Option("--config", metavar="FILE", show_default=f"${VARIABLE}", help=_CONFIG_TEXT),
 ]
 Json = Annotated[bool, option("--json", panel=OUTPUT, text="Print the result as a JSON object.")]
 Force = Annotated[bool, option("--force", panel=OUTPUT, text="Overwrite what is in --out.")]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from ddimctl.cli.suggest import did_you_mean
 from ddimctl.diffusion.timesteps import AUTO, KINDS
 from ddimctl.errors import RequestError
 
@@ -122,7 +123,8 @@ def parse_choices(text: str, option: str, choices: Sequence[str]) -> tuple[str, 
     chosen = {word.strip() for word in text.split(",")}
     for word in sorted(chosen - set(choices)):
         raise RequestError(
-            f"{option}: unknown word {_quoted(word)}.", f"Choose from {', '.join(choices)}."
+            f"{option}: unknown word {_quoted(word)}.{did_you_mean(word, choices)}",
+            f"Choose from {', '.join(choices)}.",
         )
     return tuple(choice for choice in choices if choice in chosen)
 
@@ -195,7 +197,8 @@ def _listed_timesteps(text: str) -> tuple[int, ...]:
     try:
         if not Path(text).is_file():
             raise RequestError(
-                f"--tau: {_quoted(text)} is no kind of timesteps, no list and no file.",
+                f"--tau: {_quoted(text)} is no kind of timesteps, no list and no file."
+                f"{did_you_mean(text, KINDS)}",
                 f"Choose {', '.join(KINDS)}, a list such as 0,250,999, or a file of integers.",
             )
         if Path(text).stat().st_size > MAX_TAU_BYTES:

@@ -47,6 +47,7 @@ def reconstruct(
     device: o.Device = "auto",
     precision: own.NetworkPrecision = "fp32",
     deterministic: s.Deterministic = False,
+    config: o.Config = None,
     debug: o.Debug = False,
 ) -> None:
     """Invert and decode the pictures of a data set, and tabulate the error (the paper's Table 2).

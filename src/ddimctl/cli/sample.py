@@ -52,6 +52,7 @@ def sample(
     precision: o.Compute = None,
     deterministic: own.Deterministic = False,
     compile: o.Compile = False,
+    config: o.Config = None,
     debug: o.Debug = False,
 ) -> None:
     """Draw pictures from a checkpoint.

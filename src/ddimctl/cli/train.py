@@ -40,6 +40,7 @@ def train(
     save_every: own.SaveEvery = 1000,
     sample_every: own.SampleEvery = 1000,
     log_every: own.LogEvery = 50,
+    log: own.Log = None,
     weights_dtype: own.SavedWeights = "fp32",
     resume: own.ResumeTraining = False,
     force: own.Restart = False,
@@ -47,6 +48,7 @@ def train(
     device: o.Device = "auto",
     precision: o.Compute = None,
     compile: o.Compile = False,
+    config: o.Config = None,
     debug: o.Debug = False,
 ) -> None:
     """Train a checkpoint on a folder or a zip of pictures.
@@ -93,6 +95,7 @@ def train(
         save_every=save_every,
         sample_every=sample_every,
         log_every=log_every,
+        log=log,
         resume=resume,
         force=force,
         **settings,

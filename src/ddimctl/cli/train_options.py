@@ -19,6 +19,7 @@ ScheduleKind = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
 Weighting = Literal["simple", "min-snr"]
 Decay = Literal["cosine", "constant"]
 SavedPrecision = Literal["fp32", "fp16"]
+LogKind = Literal["tensorboard"]
 Channels = Literal["1", "3"]
 
 Data = Annotated[
@@ -187,6 +188,10 @@ SampleEvery = Annotated[
 ]
 LogEvery = Annotated[
     int, option("--log-every", panel=RUN, min=1, metavar="N", text="Steps between metrics.")
+]
+Log = Annotated[
+    LogKind | None,
+    option("--log", panel=RUN, text="Curves and samples in RUN/tensorboard too, as they come."),
 ]
 SavedWeights = Annotated[
     SavedPrecision, option("--weights-dtype", panel=RUN, text="Of the checkpoint's file.")

@@ -74,7 +74,29 @@ def load_latents(path: Path, key: str = LATENTS) -> LatentFile:
         raise DataError(
             f"{path} cannot be read: {why}.", f"Give a latent file: {_SHAPE}."
         ) from error
-    return LatentFile(_checked(path, tensor), _plain(path, metadata))
+    return LatentFile(_checked(path, tensor), plain_metadata(path, metadata))
+
+
+def plain_metadata(path: Path, metadata: Any) -> dict[str, Any]:
+    """A stranger's settings, of a latent file or a manifest, if they are plain values of the right
+    types; anything else in them is not for us to carry on. Raises DataError naming the file.
+    """
+    size, chunks = 0, []
+    try:
+        for chunk in json.JSONEncoder(allow_nan=False).iterencode(metadata):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > _LARGEST_METADATA:  # a few bytes of pickle can stand for terabytes
+                raise DataError(f"{path}: its metadata is too large.")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: its metadata is not plain values.") from error
+    if not isinstance(metadata, dict):
+        raise DataError(f"{path}: its metadata is no table of names and values.")
+    known = cast(dict[str, Any], json.loads("".join(chunks)))
+    for name, is_right in _KNOWN.items():
+        if name in known and not is_right(known[name]):
+            raise DataError(f"{path}: its metadata has an impossible '{name}'.")
+    return known
 
 
 def _save(path: Path, key: str, tensor: Tensor, metadata: Mapping[str, Any]) -> None:
@@ -196,26 +218,6 @@ def _checked(path: Path, tensor: Any) -> Tensor:
         if not bool(latent.isfinite().all()):
             raise DataError(f"{path}: latent {index} has values that are not finite.")
     return latents
-
-
-def _plain(path: Path, metadata: Any) -> dict[str, Any]:
-    """The metadata if it is plain values; anything else in it is not for us to carry on."""
-    size, chunks = 0, []
-    try:
-        for chunk in json.JSONEncoder(allow_nan=False).iterencode(metadata):
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > _LARGEST_METADATA:  # a few bytes of pickle can stand for terabytes
-                raise DataError(f"{path}: its metadata is too large.")
-    except (TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: its metadata is not plain values.") from error
-    if not isinstance(metadata, dict):
-        raise DataError(f"{path}: its metadata is no table of names and values.")
-    known = cast(dict[str, Any], json.loads("".join(chunks)))
-    for name, is_right in _KNOWN.items():
-        if name in known and not is_right(known[name]):
-            raise DataError(f"{path}: its metadata has an impossible '{name}'.")
-    return known
 
 
 def _is_count(value: Any) -> bool:

@@ -100,7 +100,7 @@ def recall(record: Mapping[str, Any]) -> Recalled:
     if isinstance(name, str) and isinstance(revision, str) and is_hub_id(name):
         return Recalled(name, revision)
     raise RequestError(
-        f"the latents belong to the checkpoint '{name}', which is not where it was.",
+        f"this was made with the checkpoint '{name}', which is not where it was.",
         "Name it with --ckpt.",
     )
 
@@ -109,7 +109,7 @@ def verify(checkpoint: Checkpoint, record: Mapping[str, Any]) -> None:
     """Raise RequestError unless the checkpoint is the one that the record names."""
     if checkpoint.provenance.sha256 != record.get("sha256"):
         raise RequestError(
-            f"the latents belong to another version of '{record.get('name')}' than the one found.",
+            f"this was made with another version of '{record.get('name')}' than the one found.",
             "Name the checkpoint with --ckpt to use it all the same.",
         )
 

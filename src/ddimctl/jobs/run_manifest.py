@@ -5,6 +5,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -17,7 +18,8 @@ from ddimctl.jobs.records import latent_sha256
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest
 
 NAME: Final = "manifest.json"
-_LARGEST: Final = 2**30  # bytes
+_LARGEST: Final = 2**30  # bytes; no run has so many images
+_ALSO_RECORDED: Final = ("metadata", "deterministic", "compile")  # what else decides the bytes
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,13 @@ def read_manifest(request: SampleRequest, layout: Layout) -> dict[str, Any] | No
         return None
     path = request.out / NAME
     if request.resume and path.exists():
-        try:
-            check_plain_file(path)
-            if path.stat().st_size > _LARGEST:
-                raise ValueError("no run has so many images")
-            manifest = json.loads(path.read_text("utf-8"))
-            if _is_manifest(manifest, layout.command):
-                return dict(manifest)
-        except (OSError, ValueError, RecursionError, DataError):
-            pass
-        raise DataError(
-            f"{path} is not the manifest of a run of `ddimctl {layout.command}`.",
-            "Begin with --force.",
-        )
+        manifest = load_manifest(path)
+        if manifest is None or manifest["command"] != layout.command:
+            raise DataError(
+                f"{path} is not the manifest of a run of `ddimctl {layout.command}`.",
+                "Begin with --force.",
+            )
+        return manifest
     if request.force or not request.out.exists():
         return None
     if any(not entry.name.startswith(".") for entry in request.out.iterdir()):
@@ -79,9 +75,20 @@ def read_manifest(request: SampleRequest, layout: Layout) -> dict[str, Any] | No
     return None
 
 
-def _is_manifest(found: Any, command: str) -> bool:
-    """Whether a file that a stranger may have written has the parts that a resume reads."""
-    if not isinstance(found, dict) or found.get("command") != command:
+def load_manifest(path: Path) -> dict[str, Any] | None:
+    """A manifest with the parts that are read of it, or None: a stranger may have written it."""
+    try:
+        check_plain_file(path)
+        if path.stat().st_size > _LARGEST:
+            return None
+        manifest = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError, DataError):
+        return None
+    return dict(manifest) if _is_manifest(manifest) else None
+
+
+def _is_manifest(found: Any) -> bool:
+    if not isinstance(found, dict) or not isinstance(found.get("command"), str):
         return False
     settings, images = found.get("settings"), found.get("images")
     return (
@@ -119,16 +126,20 @@ def make_manifest(
         "prediction": checkpoint.prediction,
         "save": list(request.save),
         "format": request.format,
+        **{name: getattr(request, name) for name in _ALSO_RECORDED},
         "device": device,
         "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "diffusers", "pillow")},
-        },
+        "versions": versions(),
         "smaller_batches": [list(change) for change in smaller],
         **layout.details,
         "images": images or [image_record(plan, checkpoint, layout, i) for i in range(plan.count)],
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers and the files depend on."""
+    packages = ("torch", "diffusers", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def image_record(plan: Plan, checkpoint: Checkpoint, layout: Layout, i: int) -> dict[str, Any]:

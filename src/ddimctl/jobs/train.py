@@ -8,6 +8,7 @@ from pathlib import Path
 from ddimctl.errors import Stopped, StorageError
 from ddimctl.files.lock import folder_lock
 from ddimctl.jobs.events import Event, Notice, Progress, Wrote
+from ddimctl.jobs.training_log import training_log
 from ddimctl.jobs.training_report import (
     add_evaluation,
     add_record,
@@ -48,10 +49,13 @@ def train(request: TrainRequest) -> Generator[Event, None, TrainResult]:
         with memory_errors("Use a smaller --model or --image-size."):
             run = yield from open_run(request, stop)
         first = run.learner.step
-        with memory_errors(memory_remedy(request)):
+        with (
+            memory_errors(memory_remedy(request)),
+            training_log(request, first, run.learner.metrics) as logged,
+        ):
             if first:  # a killed run may have left files that are older than its state
-                yield from _keep(run, stop, resumed=True)
-            yield from _learn(run, stop)
+                yield from logged(_keep(run, stop, resumed=True))
+            yield from logged(_learn(run, stop))
     if first >= request.steps:
         yield Notice(f"complete already: {first} of {request.steps} steps.")
     last = run.learner.metrics[-1] if run.learner.metrics else {}

@@ -8,7 +8,9 @@ from typing import Any, Final
 from ddimctl.diffusion.objective import WEIGHTINGS
 from ddimctl.diffusion.predictions import PREDICTIONS
 from ddimctl.errors import RequestError
+from ddimctl.files.event_log import check_event_log
 
+LOGS: Final = ("tensorboard",)
 # What may change when a run goes on; everything else decides the weights.
 FREE_ON_RESUME: Final = frozenset(
     (
@@ -16,7 +18,7 @@ FREE_ON_RESUME: Final = frozenset(
         *("device", "compile", "grad_accum"),  # how it is computed: the same but for rounding and,
         # with another grad_accum, the masks of dropout
         *("steps", "time_limit"),  # for how long
-        *("save_every", "sample_every", "log_every", "weights_dtype"),  # what is told of it
+        *("save_every", "sample_every", "log_every", "log", "weights_dtype"),  # what is told of it
         *("strict", "resume", "force"),
     )
 )
@@ -28,6 +30,7 @@ class TrainRequest:
 
     data: a folder or zip of pictures.  out: the run's folder.
     batch_size: pictures in one update, which grad_accum splits into that many passes.
+    log: None or a word of LOGS, what shows the run besides its own files.
     model: a name in ARCHITECTURES or a config.json; init: a checkpoint to go on from instead.
     image_size: (H, W), or None for the pictures' own.  time_limit: seconds, or None.
     """
@@ -65,6 +68,7 @@ class TrainRequest:
     save_every: int = 1000
     sample_every: int = 1000
     log_every: int = 50
+    log: str | None = None
     resume: bool = False
     force: bool = False
 
@@ -104,12 +108,15 @@ def check_request(request: TrainRequest) -> None:
         ("lr_decay", ("cosine", "constant")),
         ("channels", (1, 3)),
         ("weights_dtype", ("fp32", "fp16")),
+        ("log", (None, *LOGS)),
     )
     for name, allowed in choices:
         if getattr(request, name) not in allowed:
             words = ", ".join(str(choice) for choice in allowed if choice is not None)
             flag = name.replace("_", "-")
             raise RequestError(f"--{flag} must be one of {words}.")
+    if request.log is not None:
+        check_event_log()
     if request.precision == "fp16":
         raise RequestError("training in fp16 underflows.", "Use --precision bf16 or fp32.")
     if request.init is not None and request.model is not None:

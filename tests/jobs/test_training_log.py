@@ -1,0 +1,105 @@
+"""--log tensorboard: what a run's event files say, read back with TensorBoard's own reader."""
+
+import io
+import os
+import signal
+
+import pytest
+from PIL import Image
+
+from ddimctl.errors import RequestError, Stopped
+from ddimctl.jobs import training_report
+from ddimctl.jobs.train import train
+from ddimctl.jobs.training_request import TrainRequest
+
+
+@pytest.fixture
+def request_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_report, "SAMPLE_STEPS", 1)
+    (tmp_path / "pictures").mkdir()
+    for i in range(8):
+        Image.new("RGB", (8, 8), (30 * i, 90, 200)).save(tmp_path / f"pictures/{i}.png")
+
+    def make(out="run", **settings):
+        settings = {
+            "steps": 6,
+            "batch_size": 2,
+            "save_every": 2,
+            "sample_every": 2,
+            "log_every": 1,
+            "model": "tiny",
+            "holdout": 0.25,
+            "log": "tensorboard",
+        } | settings
+        return TrainRequest(data=tmp_path / "pictures", out=tmp_path / out, **settings)
+
+    return make
+
+
+def is_step(event, step):
+    return getattr(event, "phase", "") == "training" and event.done == step
+
+
+def read(run):
+    """The curves as {tag: {step: value}}, each step once, and the steps of the samples."""
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = reader.EventAccumulator(str(run / "tensorboard"), {"images": 0, "scalars": 0})
+    log.Reload()
+    curves = {}
+    for tag in log.Tags()["scalars"]:
+        events = log.Scalars(tag)
+        curves[tag] = {event.step: event.value for event in events}
+        assert len(curves[tag]) == len(events), f"{tag} has a step twice"
+    pictures = log.Images("samples") if "samples" in log.Tags()["images"] else []
+    assert all(Image.open(io.BytesIO(each.encoded_image_string)).width > 8 for each in pictures)
+    return curves, [each.step for each in pictures]
+
+
+def test_curves_and_samples_are_those_of_the_run(finish, request_for, tmp_path):
+    pytest.importorskip("tensorboard")
+    finish(train(request_for()))
+    curves, pictures = read(tmp_path / "run")
+    assert pictures == [2, 4, 6]
+    assert set(curves) == {"loss", "train_loss", "holdout_loss", "lr", "images_per_second"}
+    assert list(curves["loss"]) == [1, 2, 3, 4, 5, 6]
+    assert list(curves["holdout_loss"]) == [2, 4, 6]
+
+
+def test_a_stopped_run_that_goes_on_has_each_step_once(finish, request_for, tmp_path):
+    pytest.importorskip("tensorboard")
+    finish(train(request_for("whole", steps=5)))
+    with pytest.raises(Stopped):
+        for event in train(request_for(steps=5)):
+            if is_step(event, 3):
+                os.kill(os.getpid(), signal.SIGTERM)
+    finish(train(request_for(steps=5, resume=True)))
+    whole, found = read(tmp_path / "whole"), read(tmp_path / "run")
+    assert found[1] == whole[1]
+    for tag in ("loss", "train_loss", "holdout_loss", "lr"):
+        assert found[0][tag] == pytest.approx(whole[0][tag]), tag
+
+
+def test_what_a_killed_run_logged_after_its_state_is_hidden(finish, request_for, tmp_path):
+    pytest.importorskip("tensorboard")
+    job = train(request_for())
+    for event in job:
+        if is_step(event, 5):
+            break  # the last state is of step 4
+    job.close()
+    assert list(read(tmp_path / "run")[0]["loss"]) == [1, 2, 3, 4, 5]
+    finish(train(request_for(resume=True)))
+    curves, pictures = read(tmp_path / "run")
+    assert list(curves["loss"]) == [1, 2, 3, 4, 5, 6]
+    assert (list(curves["holdout_loss"]), pictures) == ([2, 4, 6], [2, 4, 6])
+
+
+def test_without_tensorboard_the_remedy_is_told(request_for, monkeypatch, tmp_path):
+    monkeypatch.setattr("ddimctl.files.event_log.find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=r"ddimctl\[tensorboard\]"):
+        next(train(request_for()))
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_log_there_is_none(finish, request_for, tmp_path):
+    finish(train(request_for(steps=1, log=None)))
+    assert not (tmp_path / "run/tensorboard").exists()

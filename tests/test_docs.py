@@ -1,0 +1,82 @@
+"""The documents: what they name exists, what they quote is said, and what they show can be run."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+import ddimctl
+from ddimctl.cli.command_reference import reference
+from ddimctl.cli.main import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def each_page():
+    return pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def commands(page):
+    """Every `ddimctl ...` line of an indented block, with the lines that it goes on in."""
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    return re.findall(r"^    (ddimctl .+)$", text, re.MULTILINE)
+
+
+def test_the_reference_is_up_to_date():
+    assert (ROOT / "docs/commands.md").read_text("utf-8") == reference(), (
+        "python -m ddimctl.cli.command_reference > docs/commands.md"
+    )
+
+
+def test_the_reference_imports_no_torch():
+    code = "import sys, ddimctl.cli.command_reference as r; r.reference(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+@each_page()
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@each_page()
+def test_commands_are_right(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    group = typer.main.get_command(app)
+    for line in commands(page):
+        _, name, *arguments = shlex.split(line, comments=True)
+        if name.startswith("-"):
+            continue
+        if arguments != ["--help"]:
+            group.commands[name].make_context(name, arguments)
+
+
+def test_pages_show_commands():
+    shown = {page.name: len(commands(page)) for page in PAGES}
+    assert shown["quick-start.md"] >= 8
+    assert shown["recipes.md"] >= 10
+
+
+def test_troubleshooting_quotes_what_the_program_says():
+    sources = Path(ddimctl.__file__).parent.rglob("*.py")
+    said = "\n".join(re.sub(r'"\s*\n\s*f?"', "", source.read_text("utf-8")) for source in sources)
+    headings = re.findall(
+        r"^### (.+)$", (ROOT / "docs/troubleshooting.md").read_text("utf-8"), re.M
+    )
+    assert len(headings) >= 15
+    for heading in headings:
+        for words in re.findall("`([^`]+)`", heading):
+            assert words in said, words
+
+
+def test_every_page_is_linked_from_the_readme():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for page in PAGES[1:]:
+        assert f"(docs/{page.name})" in readme
