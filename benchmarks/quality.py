@@ -10,7 +10,7 @@ measured is kept in --keep, so that the same command goes on where it was stoppe
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -45,11 +45,12 @@ def main() -> None:
     device = resolve_device(options.device)
     request = SampleRequest(ckpt=options.ckpt, seeds=tuple(range(options.seeds)), batch_size=BATCH)
     checkpoint = open_checkpoint(request, {}, device, "fp32")
-    reference = thousand_steps(request, checkpoint, options.keep, device)
+    keep = options.keep / (checkpoint.provenance.sha256[:12] or "network")
+    reference = thousand_steps(request, checkpoint, keep, device)
     rows = {}
     for solver in options.solvers:
         for tau in options.tau:
-            kept = options.keep / f"{solver}-{tau}-{options.seeds}.json"
+            kept = keep / f"{solver}-{tau}-{options.seeds}.json"
             known = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
             for steps in options.steps:
                 if str(steps) in known or (tau == AUTO and steps > FINE // 2):
@@ -60,11 +61,8 @@ def main() -> None:
                 write_json(kept, known)
                 print(f"{solver} {tau} {steps}: {known[str(steps)]:.4f}", flush=True)
             rows[solver, tau] = [known.get(str(steps)) for steps in options.steps]
-    print_table(
-        "RMSE", options.steps, {key: [f"{x:.4f}" for x in row] for key, row in rows.items()}
-    )
-    psnr = {key: [f"{-20 * math.log10(x):.1f}" for x in row] for key, row in rows.items()}
-    print_table("PSNR, dB", options.steps, psnr)
+    print_table("RMSE", options.steps, rows, lambda rmse: f"{rmse:.4f}")
+    print_table("PSNR, dB", options.steps, rows, lambda rmse: f"{-20 * math.log10(rmse):.1f}")
 
 
 def thousand_steps(
@@ -72,16 +70,13 @@ def thousand_steps(
 ) -> Tensor:
     """The pictures (N, C, H, W) in [0, 1] that DDIM makes in all T steps."""
     path = keep / f"reference-{len(request.seeds)}.pt"
-    name = checkpoint.provenance.sha256
     if path.exists():
-        samples, metadata = load_latents(path, key="samples")
-        if metadata.get("checkpoint", {}).get("sha256") == name:
-            return as_pictures(samples)
+        return as_pictures(load_latents(path, key="samples").latents)
     print("the reference, once; minutes on a CPU", flush=True)
     T = checkpoint.schedule.num_train_timesteps
     plan = planned(request, checkpoint, device, steps=T, tau="linspace", solver="ddim")
     samples = decode(plan, checkpoint, device)
-    save_samples(path, samples, {"checkpoint": {"sha256": name}})
+    save_samples(path, samples, {})
     return as_pictures(samples)
 
 
@@ -138,10 +133,17 @@ def distances(found: Tensor, reference: Tensor) -> Tensor:
     return (found - reference).square().flatten(1).mean(1).sqrt()
 
 
-def print_table(what: str, steps: Sequence[int], rows: dict[tuple[str, str], list[str]]) -> None:
+def print_table(
+    what: str,
+    steps: Sequence[int],
+    rows: Mapping[tuple[str, str], Sequence[float | None]],
+    shown: Callable[[float], str],
+) -> None:
+    """As Markdown; – where there is no figure."""
     print(f"\n{what}\n\n| solver | τ | {' | '.join(f'S = {S}' for S in steps)} |")
     print("|---|---|" + "---|" * len(steps))
-    for (solver, tau), cells in rows.items():
+    for (solver, tau), figures in rows.items():
+        cells = ["–" if figure is None else shown(figure) for figure in figures]
         print(f"| {solver} | {tau} | {' | '.join(cells)} |")
 
 

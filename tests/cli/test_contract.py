@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from ddimctl.cli.main import main
+from ddimctl.files.images import picture_pixels, read_picture
 
 HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -78,6 +80,25 @@ def test_dry_run_prints_the_plan_and_writes_nothing(run_here, tiny_checkpoint, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_solver_makes_other_pictures_of_the_same_latents(run_cli, tiny_checkpoint, tmp_path):
+    for solver in ("ddim", "ipndm", "dpm++2m"):
+        code, out, err = run_cli(
+            "sample", "--ckpt", tiny_checkpoint, "-n", 1, "--steps", 4, "--solver", solver,
+            "--out", solver, "--json",
+        )  # fmt: skip
+        assert code == 0, err
+        assert json.loads(out)["settings"]["solver"] == solver
+    again = run_cli("sample", "--latents", "ipndm/latents.pt", "--out", "again")
+    assert again.code == 0, again.stderr
+    found = {
+        name: picture_pixels(read_picture(tmp_path / name / "images" / "000000.png", 3))
+        for name in ("ddim", "ipndm", "dpm++2m", "again")
+    }
+    assert torch.equal(found["ipndm"], found["again"])
+    assert not torch.equal(found["ddim"], found["ipndm"])
+    assert not torch.equal(found["dpm++2m"], found["ipndm"])
+
+
 def test_nothing_is_overwritten_without_force(run_here, tiny_checkpoint, tmp_path):
     assert sample(run_here, tiny_checkpoint, "--out", "out")[0] == 0
     before = (tmp_path / "out/manifest.json").read_bytes()
@@ -102,6 +123,9 @@ def test_resume_of_a_complete_run_is_done(run_here, tiny_checkpoint):
         ["--steps", "1001"],
         ["--tau", "0,1000"],
         ["--eta", "0.5", "--variance", "large"],
+        ["--solver", "ipndm", "--eta", "0.5"],
+        ["--solver", "dpm++2m", "--variance", "large"],
+        ["--tau", "auto", "--steps", "51"],
         ["--variance", "learned"],
         ["--class", "monster"],
         ["--guidance", "3"],
