@@ -57,6 +57,7 @@ def evaluate(
     precision: o.Compute = None,
     deterministic: s.Deterministic = False,
     compile: o.Compile = False,
+    config: o.Config = None,
     debug: o.Debug = False,
 ) -> None:
     """Sample at several eta and S and score against a data set (the paper's Table 1).

@@ -20,6 +20,7 @@ def reference(
     force: o.Force = False,
     json: o.Json = False,
     device: o.Device = "auto",
+    config: o.Config = None,
     debug: o.Debug = False,
 ) -> None:
     """Keep a data set's statistics, with how it was prepared, for evaluate --reference.
