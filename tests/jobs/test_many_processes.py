@@ -27,7 +27,9 @@ SAMPLE = [
     *("--out", "out"),
 ]
 # For a process: it notices a silent one sooner.
-IMPATIENT = "import ddimctl.runtime.ranks as r; r._SILENCE, r._GRACE, r._BEAT = 2.0, 2.0, 0.2\n"
+IMPATIENT = (
+    "import ddimctl.runtime.joined_ranks as r; r._SILENCE, r._GRACE, r._BEAT = 2.0, 2.0, 0.2\n"
+)
 # For a process: a fault in the n-th call of a function.
 FAULT = """
 import importlib, os, signal, time, torch

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
-from ddimctl.errors import DataError, RequestError, StorageError
+from ddimctl.errors import RequestError, StorageError
 from ddimctl.files.animation import encode_animation
 from ddimctl.files.atomic import (
     check_writable,
     clean_temporaries,
     make_folder,
-    open_atomic,
     storage_errors,
     sync_files,
     write_bytes,
@@ -35,22 +34,20 @@ from ddimctl.files.images import (
 )
 from ddimctl.files.latents import save_latents, save_samples
 from ddimctl.files.mapped import is_mapped, mapped_tensor
-from ddimctl.files.untrusted import check_plain_file
 from ddimctl.files.video import encode_video
 from ddimctl.jobs.batch_groups import (
     Group,
-    Smaller,
     batch_groups,
     bounded,
     dealt,
     halved,
-    merged,
     read_smaller,
 )
 from ddimctl.jobs.output_paths import OutputPaths, bytes_needed
 from ddimctl.jobs.records import image_text, latents_metadata, sha256_hex
 from ddimctl.jobs.run_manifest import Layout, check_same_run, image_record, make_manifest
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest
+from ddimctl.jobs.shared_work import read_pictures, share_work, with_parts, write_pictures
 from ddimctl.runtime.ranks import Ranks
 
 SAVES: Final = ("grid", "images", "latents", "samples", "trajectory")
@@ -88,7 +85,7 @@ class SampleStore:
         if not ranks.first:
             return
         if paths.smaller_parts():  # of processes that died with their run
-            self._merge_smaller_parts()
+            self._smaller = with_parts(self._smaller, paths.smaller_parts())
             write_json(paths.of("manifest"), self._manifest())
         paths.remove_rank_parts()
         if not (
@@ -127,22 +124,13 @@ class SampleStore:
                 _ = self._samples, self._samples_done
             ranks.add("all steps", len(found) * len(self._plan.tau))
             ranks.add("images", self._plan.count - sum(len(group.images) for group in found))
-        told: dict[str, Any] = ranks.share(
-            "missing groups",
-            {
-                "complete": complete,
-                "smaller": [list(change) for change in self._smaller],
-                "groups": [[g.images.start, g.images.stop, g.size] for g in found],
-            },
-        )
+        complete, self._smaller, groups = share_work(ranks, complete, self._smaller, found)
         if not self.paths.of("manifest").exists():
             raise StorageError(
                 f"{self.paths.of('manifest')}, which process 0 wrote, is not there.",
                 "All machines must reach the same --out, on a shared disk.",
             )
-        self._smaller = [Smaller(*change) for change in told["smaller"]]
-        groups = [Group(range(start, stop), size) for start, stop, size in told["groups"]]
-        return None if told["complete"] else groups
+        return None if complete else groups
 
     def take(self, groups: Sequence[Group]) -> list[Group]:
         """This process's share of what all have to make."""
@@ -218,17 +206,16 @@ class SampleStore:
         self.wait()
         pixels = {} if self.resumable else self._pixels  # else they are read from the disk
         if pixels or self._frames:
-            with open_atomic(self.paths.pictures_part(self._ranks.rank), sync=False) as file:
-                torch.save({"pixels": pixels, "frames": self._frames}, file)
+            write_pictures(self.paths.pictures_part(self._ranks.rank), pixels, self._frames)
 
     def finish(self) -> None:
         """Write what the run ends with, the manifest last."""
         self.wait()
-        self._merge_smaller_parts()
+        self._smaller = with_parts(self._smaller, self.paths.smaller_parts())
         for part in self.paths.pictures_parts():
-            found = torch.load(part, weights_only=True)
-            self._pixels |= found["pixels"]
-            self._frames |= found["frames"]
+            pixels, frames = read_pictures(part)
+            self._pixels |= pixels
+            self._frames |= frames
         save = self._request.save
         if "images" in save:
             sync_files([self._image_path(i) for i in range(self._plan.count)])
@@ -272,18 +259,6 @@ class SampleStore:
         ):
             return False
         return self.resumable and ("images" not in save or looks_whole(self._image_path(i)))
-
-    def _merge_smaller_parts(self) -> None:
-        """Take what other processes noted of their smaller batches into the record."""
-        for path in self.paths.smaller_parts():
-            try:
-                check_plain_file(path)
-                part = read_smaller(json.loads(path.read_text("utf-8")))
-            except (OSError, ValueError, RecursionError):
-                part = None
-            if not part:
-                raise DataError(f"{path} is not a record of ddimctl.", "Begin with --force.")
-            self._smaller = merged(self._smaller, part)
 
     def _manifest(self, images: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         return make_manifest(
