@@ -2,13 +2,15 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shutil import rmtree
-from typing import NamedTuple, Self
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self
 
 _SERVER = """
 import json, os, signal, sys, time, traceback
@@ -21,31 +23,40 @@ from ddimctl.checkpoints import load_checkpoint
 from ddimctl.cli.main import main
 load_checkpoint(os.environ["DDIMCTL_CKPT"])  # and with it what is imported late
 print("ready", flush=True)
-for line in sys.stdin:
-    order = json.loads(line)
+def begin(order):
     pid = os.fork()
-    if not pid:
-        code = 70
-        try:
-            for number, path in enumerate((os.devnull, order["stdout"], order["stderr"])):
-                flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-                os.dup2(os.open(path, flags), number)
-            os.chdir(order["cwd"])
-            exec(order["prelude"], {})
-            code = main(order["arguments"])
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    if order["kill_after"] is not None:
-        time.sleep(order["kill_after"])
-        os.kill(pid, signal.SIGKILL)  # which has not been waited for, and so is this one
-    _, status, usage = os.wait4(pid, 0)
-    print(os.waitstatus_to_exitcode(status), usage.ru_maxrss, flush=True)
+    if pid:
+        return pid
+    code = 70
+    try:
+        for number, path in enumerate((os.devnull, order["stdout"], order["stderr"])):
+            flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            os.dup2(os.open(path, flags), number)
+        os.chdir(order["cwd"])
+        os.environ.update(order["env"])
+        exec(order["prelude"], {})
+        code = main(order["arguments"])
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+for line in sys.stdin:
+    orders = json.loads(line)
+    started = [(begin(order), order) for order in orders]
+    for pid, order in started:
+        if order["kill_after"] is not None:
+            time.sleep(order["kill_after"])
+            os.kill(pid, signal.SIGKILL)  # which has not been waited for, and so is this one
+    ended = []
+    for pid, _ in started:
+        _, status, usage = os.wait4(pid, 0)
+        ended.append([os.waitstatus_to_exitcode(status), usage.ru_maxrss])
+    print(json.dumps(ended), flush=True)
 """
 
 
@@ -95,22 +106,74 @@ class Forks:
 
         prelude: Python that the new process runs first, to put faults into the program.
         """
-        outputs = [self._folder / "stdout", self._folder / "stderr"]
-        order = {
+        return self._run([self._order(arguments, cwd, prelude, kill_after, {})])[0]
+
+    def run_many(
+        self,
+        count: int,
+        *arguments: object,
+        cwd: Path,
+        preludes: Mapping[int, str] = MappingProxyType({}),
+        kill_after: Mapping[int, float] = MappingProxyType({}),
+        env: Mapping[str, str] = MappingProxyType({}),
+    ) -> list[Ended]:
+        """The same in many processes that are one run, with the variables that torchrun sets.
+
+        preludes, kill_after: of those with that rank.
+        """
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+        return self._run(
+            [
+                self._order(
+                    arguments,
+                    cwd,
+                    preludes.get(rank, ""),
+                    kill_after.get(rank),
+                    variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | dict(env),
+                )
+                for rank in range(count)
+            ]
+        )
+
+    def _order(
+        self,
+        arguments: Sequence[object],
+        cwd: Path | None,
+        prelude: str,
+        kill_after: float | None,
+        env: Mapping[str, str],
+    ) -> dict[str, Any]:
+        rank = env.get("RANK", "0")
+        return {
             "arguments": list(map(str, arguments)),
             "prelude": prelude,
             "cwd": str(cwd or self._folder),
             "kill_after": kill_after,
-            "stdout": str(outputs[0]),
-            "stderr": str(outputs[1]),
+            "env": dict(env),
+            "stdout": str(self._folder / f"stdout-{rank}"),
+            "stderr": str(self._folder / f"stderr-{rank}"),
         }
+
+    def _run(self, orders: Sequence[dict[str, Any]]) -> list[Ended]:
         begun = time.monotonic()
-        self._server.stdin.write(json.dumps(order) + "\n")
+        self._server.stdin.write(json.dumps(orders) + "\n")
         self._server.stdin.flush()
-        code, peak = map(int, self._server.stdout.readline().split())
+        results = json.loads(self._server.stdout.readline())
+        seconds = time.monotonic() - begun
         unit = 2**20 if sys.platform == "darwin" else 2**10
-        texts = [path.read_text() for path in outputs]
-        return Ended(code, *texts, peak / unit, time.monotonic() - begun)
+        return [
+            Ended(
+                code,
+                Path(order["stdout"]).read_text(),
+                Path(order["stderr"]).read_text(),
+                peak / unit,
+                seconds,
+            )
+            for order, (code, peak) in zip(orders, results, strict=True)
+        ]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

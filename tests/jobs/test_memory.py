@@ -14,7 +14,16 @@ from ddimctl.errors import DataError, DeviceError, NumericsError, Stopped
 from ddimctl.jobs import interpolate as interpolate_job
 from ddimctl.jobs import round_trip as trips
 from ddimctl.jobs import sample as sample_job
-from ddimctl.jobs.batch_groups import Group, Smaller, batch_groups, halved, read_smaller
+from ddimctl.jobs.batch_groups import (
+    Group,
+    Smaller,
+    batch_groups,
+    bounded,
+    dealt,
+    halved,
+    merged,
+    read_smaller,
+)
 from ddimctl.jobs.interpolate import InterpolateRequest, interpolate
 from ddimctl.jobs.invert import InvertRequest, invert
 from ddimctl.jobs.reconstruct import ReconstructRequest, reconstruct
@@ -279,3 +288,26 @@ def test_a_photo_without_a_finite_latent_is_told_and_the_others_go_on(
     frames = InterpolateRequest((photos[0], photos[1]), decoding=replace(decoding, force=True))
     with pytest.raises(NumericsError, match=r"1\.png: its latent"):
         finish(interpolate(frames))
+
+
+def test_stretches_of_several_processes_in_closed_form():
+    groups = list(batch_groups(22, 4, []))
+    stretches = [dealt(groups, rank, 3) for rank in range(3)]
+    assert [len(stretch) for stretch in stretches] == [2, 2, 2]
+    assert [group for stretch in stretches for group in stretch] == groups
+    assert [len(dealt(groups[:2], rank, 3)) for rank in range(3)] == [0, 1, 1]
+
+    # the second has no memory in its second group, the third in its first
+    second = halved(bounded([], 4, 16), Group(range(12, 16), 4), 16)
+    assert second == [Smaller(12, 2), Smaller(16, 4)]
+    third = halved(bounded([], 4, 22), Group(range(16, 20), 4), 22)
+    both = [Smaller(12, 2), Smaller(16, 2), Smaller(22, 4)]
+    assert merged(merged([], second), third) == merged(merged([], third), second) == both
+    assert merged(both, second) == merged(both, third) == both
+    assert [group.images for group in batch_groups(22, 4, both)][:4] == [
+        range(4), range(4, 8), range(8, 12), range(12, 14),
+    ]  # fmt: skip
+    # what was smaller before and after the stretch stays so
+    known = [Smaller(0, 2), Smaller(8, 4), Smaller(16, 1)]
+    again = halved(bounded(known, 4, 16), Group(range(8, 12), 4), 16)
+    assert merged(known, again[1:]) == [Smaller(0, 2), Smaller(8, 2), Smaller(16, 1)]

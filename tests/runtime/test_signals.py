@@ -24,6 +24,13 @@ def test_the_second_signal_ends_at_once():
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_signal_from_several_sides_is_one_request():
+    with stop_on_signals(once=False) as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.name == "SIGTERM"
+
+
 def test_afterwards_signals_mean_what_they_meant():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with stop_on_signals():

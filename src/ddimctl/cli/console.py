@@ -71,6 +71,21 @@ class QuietView(PlainView):
         """Show nothing."""
 
 
+class NoView(PlainView):
+    """Nothing: the first process speaks for all."""
+
+    def progress(self, event: Progress) -> None:
+        """Show nothing."""
+
+    def line(self, label: str, text: str) -> None:
+        """Show nothing."""
+
+
+def speaks() -> bool:
+    """Whether this process is the one that shows things: the first of torchrun's, or the only one."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
 def run_job(job: Generator[Event, None, R], *, quiet: bool = False) -> R:
     """Run a job to its end, showing its events on stderr, and return its result.
 
@@ -96,6 +111,8 @@ def print_result(lines: Iterable[str], record: Mapping[str, Any], as_json: bool)
 
     A reader that has gone away ends the program quietly. Raises StorageError for a full disk.
     """
+    if not speaks():
+        return
     text = json.dumps(record, allow_nan=False) if as_json else "\n".join(lines)
     try:
         sys.stdout.write(f"{text}\n")
@@ -109,13 +126,14 @@ def print_result(lines: Iterable[str], record: Mapping[str, Any], as_json: bool)
 
 def say(label: str, text: str) -> None:
     """A labelled line on stderr."""
-    _stderr(f"{_styled(label)}: {printable(text)}")
+    if speaks():
+        _stderr(f"{_styled(label)}: {printable(text)}")
 
 
 def complain(label: str, cause: str, remedy: str) -> None:
     """The two lines of an error on stderr."""
     say(label, cause)
-    if remedy:
+    if remedy and speaks():
         _stderr(f"  try: {printable(remedy)}")
 
 
@@ -134,6 +152,8 @@ def is_terminal() -> bool:
 
 
 def _view(quiet: bool) -> View:
+    if not speaks():
+        return NoView()
     if quiet:
         return QuietView()
     if not is_terminal():

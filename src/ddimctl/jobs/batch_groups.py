@@ -29,12 +29,39 @@ def batch_groups(count: int, batch_size: int, smaller: Sequence[Smaller]) -> Ite
         start = stop
 
 
-def halved(smaller: Sequence[Smaller], group: Group) -> list[Smaller]:
-    """The changes of size after this group was too large: it and all that follow have at most half."""
+def dealt(groups: Sequence[Group], rank: int, count: int) -> list[Group]:
+    """The share of one of `count` processes: a stretch of the groups, as long as the others'."""
+    return list(groups[len(groups) * rank // count : len(groups) * (rank + 1) // count])
+
+
+def bounded(smaller: Sequence[Smaller], batch_size: int, stop: int) -> list[Smaller]:
+    """The same changes with one at image `stop`, where a stretch ends, to the size there is."""
+    if any(change.start == stop for change in smaller):
+        return list(smaller)
+    sizes = [change.size for change in smaller if change.start < stop]
+    return sorted([*smaller, Smaller(stop, sizes[-1] if sizes else batch_size)])
+
+
+def halved(smaller: Sequence[Smaller], group: Group, stop: int | None = None) -> list[Smaller]:
+    """The changes of size after this group was too large: it and all that follow have at most half.
+
+    stop: where the stretch of those that follow ends, if not with the last; from there on all
+    stays as it was.
+    """
     start, half = group.images.start, group.size // 2
     before = [change for change in smaller if change.start < start]
-    after = [change for change in smaller if change.start > start and change.size < half]
-    return [*before, Smaller(start, half), *after]
+    after = [change for change in smaller if change.start > start]
+    inside = [change for change in after if stop is None or change.start < stop]
+    small = [change for change in inside if change.size < half]
+    return [*before, Smaller(start, half), *small, *after[len(inside) :]]
+
+
+def merged(smaller: Sequence[Smaller], stretch: Sequence[Smaller]) -> list[Smaller]:
+    """The changes with those of a stretch in place of theirs; its last is where it ends."""
+    first, last = stretch[0].start, stretch[-1].start
+    rest = [change for change in smaller if not first <= change.start < last]
+    ends = any(change.start == last for change in rest)
+    return sorted([*rest, *stretch[: len(stretch) - ends]])
 
 
 def read_smaller(found: Any) -> list[Smaller] | None:

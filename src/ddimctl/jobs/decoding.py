@@ -1,10 +1,12 @@
 """Decoding: every x_T of a plan down its trajectory and into the output folder."""
 
+import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import torch
 from torch import Tensor
@@ -22,7 +24,10 @@ from ddimctl.jobs.run_manifest import Layout
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest
 from ddimctl.jobs.sampling_store import SampleStore, open_store
 from ddimctl.runtime.device import device_name, free_memory, is_out_of_memory, memory_errors
+from ddimctl.runtime.ranks import Ranks
 from ddimctl.runtime.signals import StopRequest, stop_on_signals
+
+_POLL: Final = 0.1  # seconds
 
 
 def decode(
@@ -32,44 +37,62 @@ def decode(
     device: torch.device,
     layout: Layout,
     recorded: dict[str, Any] | None,
+    ranks: Ranks | None = None,
 ) -> Generator[Event, None, tuple[Path, dict[str, Path]]]:
     """Make the images of the plan that are not yet there; returns the folder and its outputs by kind.
 
     request.out is the run's own folder (run_folder). recorded: the manifest of the run to go on
-    with, or None. Raises RequestError when that was another run, StorageError, NumericsError with
-    the image and the step; DeviceError when there is no memory for one image; Stopped when a
-    signal ended the run, which --resume goes on with.
+    with, or None; the first process's alone counts. Raises RequestError when that was another
+    run, StorageError, NumericsError with the image and the step; DeviceError when there is no
+    memory for one image; Stopped when a signal ended the run, which --resume goes on with.
     """
-    with open_store(request, plan, checkpoint, device_name(device), layout, recorded) as store:
-        if store.is_complete(recorded):
-            store.paths.remove_parts()
+    name, ranks = device_name(device), ranks or Ranks()
+    with open_store(request, plan, checkpoint, name, layout, recorded, ranks) as store:
+        groups = store.all_missing_groups(recorded)
+        if groups is None:
             yield Notice(f"complete already: {plan.count} images.")
-        else:
-            if "grid" in request.save and plan.count > GRID_LIMIT:
-                yield Notice(f"the grid shows the first {GRID_LIMIT} of {plan.count} images.")
-            with stop_on_signals() as stop, _resumable_errors(store):
-                yield from _run_groups(plan, checkpoint, store, device, stop)
-                _finish(store, stop)
+            return store.paths.out, store.outputs()
+        if "grid" in request.save and plan.count > GRID_LIMIT:
+            yield Notice(f"the grid shows the first {GRID_LIMIT} of {plan.count} images.")
+        if 0 < len(groups) < ranks.count:
+            yield Notice(
+                f"{len(groups)} batches leave some of {ranks.count} processes without work; "
+                "a smaller --batch-size makes more."
+            )
+        with stop_on_signals(once=ranks.count == 1) as stop, _resumable_errors(store):
+            run = _Run(plan, checkpoint, store, device, ranks, stop)
+            yield from _run_groups(run, store.take(groups))
+            if ranks.first:
+                yield from _await_others(run)
+                _finish(run)
+            else:
+                store.hand_over()
+                ranks.add("finished", 1)
     return store.paths.out, store.outputs()
 
 
-def _run_groups(
-    plan: Plan, checkpoint: Checkpoint, store: SampleStore, device: torch.device, stop: StopRequest
-) -> Iterator[Event]:
-    """Make every missing group, in halves where the device has no memory for it."""
-    groups = deque(store.missing_groups())
-    done = plan.count - sum(len(group.images) for group in groups)
-    walked, steps = 0, len(plan.tau)
-    while groups:
-        group, exhausted = groups[0], False
+@dataclass
+class _Run:
+    plan: Plan
+    checkpoint: Checkpoint
+    store: SampleStore
+    device: torch.device
+    ranks: Ranks
+    stop: StopRequest
+    told: int = -1  # how many steps the last event said
+
+
+def _run_groups(run: _Run, groups: Sequence[Group]) -> Iterator[Event]:
+    """Make the groups, in halves where the device has no memory for them."""
+    left, steps = deque(groups), len(run.plan.tau)
+    while left:
+        group, walked, exhausted = left[0], 0, False
         try:
-            for index in _make_group(plan, checkpoint, store, group, device):
-                done += len(group.images) if index == steps - 1 else 0
-                facts = {"images": f"{done}/{plan.count}"}
-                total = walked + len(groups) * steps
-                yield Progress("sampling", walked + index + 1, total, "steps", facts)
-                if stop:
-                    _stop(store, stop, f"with {done} of {plan.count} images in {store.paths.out}")
+            for index in _make_group(run.plan, run.checkpoint, run.store, group, run.device):
+                walked += 1
+                run.ranks.add("steps", 1)
+                run.ranks.add("images", len(group.images) if index == steps - 1 else 0)
+                yield from _progress(run)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -80,15 +103,43 @@ def _run_groups(
                 ) from error
             exhausted = True
         if exhausted:  # and the error, which held the tensors of the step, is gone
-            free_memory(device)
-            store.halve(group)
-            groups = deque(store.missing_groups(group.images.start))
+            free_memory(run.device)
+            before, left = len(left), deque(run.store.halve(group))
+            run.ranks.add("steps", -walked)
+            run.ranks.add("all steps", steps * (len(left) - before))
             yield Notice(
                 f"out of memory with {group.size} images at a time; going on with {group.size // 2}."
             )
         else:
-            groups.popleft()
-            walked += steps
+            left.popleft()
+
+
+def _await_others(run: _Run) -> Iterator[Event]:
+    """Wait until the other processes have made their groups."""
+    finished = run.ranks.add("finished", 1)
+    while finished < run.ranks.count:
+        time.sleep(_POLL)
+        finished = run.ranks.add("finished", 0)
+        yield from _progress(run)
+
+
+def _progress(run: _Run) -> Iterator[Event]:
+    """How far all processes are, told by the first; ends the run where one has been told to stop."""
+    ranks, plan, store = run.ranks, run.plan, run.store
+    if ranks.first:
+        facts = {"images": f"{ranks.add('images', 0)}/{plan.count}"}
+        done, total = ranks.add("steps", 0), ranks.add("all steps", 0)
+        if done != run.told:
+            run.told = done
+            yield Progress("sampling", done, total, "steps", facts)
+    if run.stop:
+        images = ranks.add("images", 0)
+        _stop(run, f"with {images} of {plan.count} images in {store.paths.out}")
+    try:
+        ranks.check()
+    except Stopped:
+        store.wait()
+        raise
 
 
 def _make_group(
@@ -104,22 +155,22 @@ def _make_group(
         yield index
 
 
-def _finish(store: SampleStore, stop: StopRequest) -> None:
+def _finish(run: _Run) -> None:
     """Write what the run ends with; a signal breaks off at once, since all of it can be repeated."""
     try:
-        with stop.at_once():
-            store.finish()
+        with run.stop.at_once():
+            run.store.finish()
     except KeyboardInterrupt:
-        if not stop:
+        if not run.stop:
             raise
-        _stop(store, stop, f"with all images made, before all of {store.paths.out} was written")
+        _stop(run, f"with all images made, before all of {run.store.paths.out} was written")
 
 
-def _stop(store: SampleStore, stop: StopRequest, how_far: str) -> NoReturn:
-    if not store.resumable:
-        stop.pass_on()
-    store.wait()
-    raise Stopped(f"{stop.name}: stopped {how_far}.", _go_on(store))
+def _stop(run: _Run, how_far: str) -> NoReturn:
+    if not run.store.resumable:
+        run.stop.pass_on()
+    run.store.wait()
+    raise Stopped(f"{run.stop.name}: stopped {how_far}.", _go_on(run.store))
 
 
 @contextmanager

@@ -58,9 +58,30 @@ class OutputPaths:
         """The latents while they are drawn."""
         return self.out / ".latents.part"
 
+    def smaller_part(self, rank: int) -> Path:
+        """Where a process that is not the first notes its smaller batches."""
+        return self.out / f".smaller-{rank}.json"
+
+    def pictures_part(self, rank: int) -> Path:
+        """What a process that is not the first hands over, of pictures that have no file."""
+        return self.out / f".pictures-{rank}.pt"
+
+    def smaller_parts(self) -> list[Path]:
+        """Those that there are."""
+        return sorted(self.out.glob(".smaller-*.json"))
+
+    def pictures_parts(self) -> list[Path]:
+        """Those that there are."""
+        return sorted(self.out.glob(".pictures-*.pt"))
+
     def remove_parts(self) -> None:
         """Take away what was half done."""
         _remove([self.samples_part, self.samples_done, self.latents_part])
+        self.remove_rank_parts()
+
+    def remove_rank_parts(self) -> None:
+        """Take away what processes handed to the first."""
+        _remove([*self.smaller_parts(), *self.pictures_parts()])
 
     def remove_earlier_run(self) -> None:
         """Take away what an earlier run would leave among a new one's files; strangers' files stay."""

@@ -10,18 +10,38 @@ from ddimctl.errors import RequestError
 from ddimctl.files.atomic import clean_temporaries, create_numbered_folder
 from ddimctl.files.lock import folder_lock
 from ddimctl.jobs.sampling_plan import SampleRequest
+from ddimctl.runtime.ranks import Ranks, refuse_several
 
 RUNS: Final = Path("runs")
 
 
 @contextmanager
-def run_folder(request: SampleRequest, command: str) -> Iterator[SampleRequest]:
+def run_folder(
+    request: SampleRequest, command: str, ranks: Ranks | None = None
+) -> Iterator[SampleRequest]:
     """The request with its folder named, made and locked, and without strays of runs that died.
+
+    ranks: the processes that work in it together; the first finds, makes and locks it for all.
+    None for commands that run in one process.
 
     One that has none gets the next numbered folder. A folder made here in which nothing was
     written is removed again. With request.dry_run nothing is made or locked.
     Raises RequestError when another run is in the folder, StorageError.
     """
+    if ranks is None:
+        refuse_several(command)
+        ranks = Ranks()
+    if not ranks.first:
+        out = ranks.share("out", None)
+        yield request if out is None else replace(request, out=Path(out))
+        return
+    with _own_folder(request, command) as request:
+        ranks.share("out", None if request.out is None else str(request.out))
+        yield request
+
+
+@contextmanager
+def _own_folder(request: SampleRequest, command: str) -> Iterator[SampleRequest]:
     if request.out is not None and request.out.exists() and not request.out.is_dir():
         raise RequestError(f"--out {request.out} is a file.", "Name a folder.")
     if request.out is None and request.resume:

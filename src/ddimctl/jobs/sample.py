@@ -23,9 +23,9 @@ from ddimctl.jobs.sampling_store import SAVES
 from ddimctl.runtime.device import (
     make_deterministic,
     memory_errors,
-    resolve_device,
     resolve_precision,
 )
+from ddimctl.runtime.ranks import Ranks, joined
 
 LAYOUT: Final = Layout("sample", "images", 6)
 
@@ -48,28 +48,31 @@ def sample(request: SampleRequest) -> Generator[Event, None, SampleResult]:
     """Draw one image per seed (or decode each latent) and store what request.save names.
 
     Raises RequestError, CheckpointError, DataError, StorageError, DeviceError; NumericsError with
-    the seed and the step; Stopped when a signal ended the run, which --resume goes on with.
+    the seed and the step; Stopped when a signal ended the run, which --resume goes on with. Under
+    torchrun the processes make one run together, and each returns the result.
     """
     _check(request)
     with (
-        run_folder(request, LAYOUT.command) as request,
+        joined() as ranks,
+        run_folder(request, LAYOUT.command, ranks) as request,
         memory_errors("Use --precision bf16 or another --device."),
     ):
-        return (yield from _sample(request))
+        return (yield from _sample(request, ranks))
 
 
-def _sample(request: SampleRequest) -> Generator[Event, None, SampleResult]:
+def _sample(request: SampleRequest, ranks: Ranks) -> Generator[Event, None, SampleResult]:
     started = time.monotonic()
-    recorded = read_manifest(request, LAYOUT)
-    if recorded is not None:  # the same groups of images, whatever this machine would choose
-        request = replace(request, batch_size=recorded["settings"].get("batch_size"))
-    device = resolve_device(request.device)
+    recorded = read_manifest(request, LAYOUT) if ranks.first else None
+    # the same groups of images, whatever this machine would choose
+    batch_size = recorded["settings"]["batch_size"] if recorded else request.batch_size
+    request = replace(request, batch_size=ranks.share("batch size", batch_size))
+    device = ranks.device(request.device)
     if request.deterministic:
         make_deterministic()
     latents = load_latents(request.latents) if request.latents else None
     known = latents.metadata if latents else {}
     precision = resolve_precision(request.precision or known.get("precision") or "auto", device)
-    if request.out is not None and recorded is None:
+    if request.out is not None and recorded is None and ranks.first:
         check_writable(request.out, _least_space(request, latents))
     checkpoint = open_checkpoint(request, known, device, precision)
     yield from map(Notice, checkpoint.provenance.notes)
@@ -80,7 +83,7 @@ def _sample(request: SampleRequest) -> Generator[Event, None, SampleResult]:
     if request.dry_run:
         return SampleResult(request.out, {}, plan.settings, plan.seeds, 0.0)
 
-    out, outputs = yield from decode(request, plan, checkpoint, device, LAYOUT, recorded)
+    out, outputs = yield from decode(request, plan, checkpoint, device, LAYOUT, recorded, ranks)
     seconds = time.monotonic() - started
     return SampleResult(out, outputs, plan.settings, plan.seeds, seconds)
 

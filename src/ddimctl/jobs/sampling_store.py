@@ -1,7 +1,7 @@
 """The output folder of a sampling run: pictures as they come, then grid, latents and manifest."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
+from ddimctl.errors import RequestError, StorageError
 from ddimctl.files.animation import encode_animation
 from ddimctl.files.atomic import (
     check_writable,
@@ -34,11 +35,20 @@ from ddimctl.files.images import (
 from ddimctl.files.latents import save_latents, save_samples
 from ddimctl.files.mapped import is_mapped, mapped_tensor
 from ddimctl.files.video import encode_video
-from ddimctl.jobs.batch_groups import Group, batch_groups, halved, read_smaller
+from ddimctl.jobs.batch_groups import (
+    Group,
+    batch_groups,
+    bounded,
+    dealt,
+    halved,
+    read_smaller,
+)
 from ddimctl.jobs.output_paths import OutputPaths, bytes_needed
 from ddimctl.jobs.records import image_text, latents_metadata, sha256_hex
 from ddimctl.jobs.run_manifest import Layout, check_same_run, image_record, make_manifest
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest
+from ddimctl.jobs.shared_work import read_pictures, share_work, with_parts, write_pictures
+from ddimctl.runtime.ranks import Ranks
 
 SAVES: Final = ("grid", "images", "latents", "samples", "trajectory")
 TRAJECTORY_IMAGES: Final = 16
@@ -59,17 +69,25 @@ class SampleStore:
         paths: OutputPaths,
         writer: BackgroundWriter,
         recorded: dict[str, Any] | None,
+        ranks: Ranks,
     ) -> None:
-        self.paths = paths
+        self.paths, self._ranks = paths, ranks
         self._request, self._plan, self._checkpoint = request, plan, checkpoint
         self._device, self._layout, self._writer = device, layout, writer
         self._smaller = read_smaller((recorded or {}).get("smaller_batches", [])) or []
+        self._stretch: range | None = None  # the images of this process, if there are others
         self._digests: dict[int, str] = {}
         self._pixels: dict[int, Tensor] = {}
         self._frames: dict[int, list[Tensor]] = {}
         count, last = len(plan.tau), len(plan.tau) - 1
         shown = min(count, TRAJECTORY_FRAMES)
         self._shown_steps = {round(i * last / max(shown - 1, 1)) for i in range(shown)}
+        if not ranks.first:
+            return
+        if paths.smaller_parts():  # of processes that died with their run
+            self._smaller = with_parts(self._smaller, paths.smaller_parts())
+            write_json(paths.of("manifest"), self._manifest())
+        paths.remove_rank_parts()
         if not (
             is_mapped(paths.samples_part, (plan.count, *plan.shape))
             and is_mapped(paths.samples_done, (plan.count,), torch.uint8)
@@ -91,23 +109,66 @@ class SampleStore:
         """Whether a stopped run leaves anything that a resume can use."""
         return "images" in self._request.save or "samples" in self._request.save
 
-    def missing_groups(self, first: int = 0) -> Iterator[Group]:
-        """The batch groups from image `first` on of which anything is not yet on disk."""
+    def all_missing_groups(self, recorded: dict[str, Any] | None) -> list[Group] | None:
+        """What all processes have to make, as the first one finds it; None in a complete run.
+
+        Raises StorageError in a process that does not see the first one's folder.
+        """
+        ranks, found = self._ranks, list[Group]()
+        complete = ranks.first and self.is_complete(recorded)
+        if complete:
+            self.paths.remove_parts()
+        elif ranks.first:
+            found = list(self.missing_groups())
+            if "samples" in self._request.save:  # made before others use them
+                _ = self._samples, self._samples_done
+            ranks.add("all steps", len(found) * len(self._plan.tau))
+            ranks.add("images", self._plan.count - sum(len(group.images) for group in found))
+        complete, self._smaller, groups = share_work(ranks, complete, self._smaller, found)
+        if not self.paths.of("manifest").exists():
+            raise StorageError(
+                f"{self.paths.of('manifest')}, which process 0 wrote, is not there.",
+                "All machines must reach the same --out, on a shared disk.",
+            )
+        return None if complete else groups
+
+    def take(self, groups: Sequence[Group]) -> list[Group]:
+        """This process's share of what all have to make."""
+        ranks = self._ranks
+        mine = dealt(groups, ranks.rank, ranks.count)
+        if ranks.count > 1 and mine:
+            self._stretch = range(mine[0].images.start, mine[-1].images.stop)
+        return mine
+
+    def missing_groups(self, images: range | None = None) -> Iterator[Group]:
+        """The batch groups of which anything is not yet on disk, among those images or all."""
         again = "trajectory" in self._request.save and not self.paths.of("trajectory").exists()
         for group in batch_groups(self._plan.count, self._plan.batch_size, self._smaller):
             start = group.images.start
-            if start >= first and (
+            if (images is None or start in images) and (
                 (again and start < TRAJECTORY_IMAGES) or not all(map(self._is_stored, group.images))
             ):
                 yield group
 
-    def halve(self, group: Group) -> None:
+    def halve(self, group: Group) -> list[Group]:
         """Have the group, for which there was no memory, and those after it made in halves.
 
-        That is recorded before the first of their images is written: a resume makes the same.
+        Returns what this process then has to make. That is recorded before the first of their
+        images is written: a resume makes the same.
         """
-        self._smaller = halved(self._smaller, group)
-        write_json(self.paths.of("manifest"), self._manifest())
+        stretch = self._stretch or range(self._plan.count)
+        before, stop = self._smaller, None
+        if self._stretch:
+            stop = self._stretch.stop
+            before = bounded(before, self._plan.batch_size, stop)
+        self._smaller = halved(before, group, stop)
+        if self._ranks.first:
+            write_json(self.paths.of("manifest"), self._manifest())
+        else:
+            mine = [change for change in self._smaller if stretch.start <= change.start]
+            mine = [change for change in mine if change.start <= stretch.stop]
+            write_json(self.paths.smaller_part(self._ranks.rank), mine)
+        return list(self.missing_groups(range(group.images.start, stretch.stop)))
 
     def keep_step(self, images: range, index: int, x_0: Tensor) -> None:
         """Remember the predicted x_0 (n, C, H, W) of a step, if the animation shows it."""
@@ -140,9 +201,21 @@ class SampleStore:
         """Return when all that was kept is on disk."""
         self._writer.wait()
 
+    def hand_over(self) -> None:
+        """In a process that is not the first, after its last group: leave all to that one."""
+        self.wait()
+        pixels = {} if self.resumable else self._pixels  # else they are read from the disk
+        if pixels or self._frames:
+            write_pictures(self.paths.pictures_part(self._ranks.rank), pixels, self._frames)
+
     def finish(self) -> None:
         """Write what the run ends with, the manifest last."""
         self.wait()
+        self._smaller = with_parts(self._smaller, self.paths.smaller_parts())
+        for part in self.paths.pictures_parts():
+            pixels, frames = read_pictures(part)
+            self._pixels |= pixels
+            self._frames |= frames
         save = self._request.save
         if "images" in save:
             sync_files([self._image_path(i) for i in range(self._plan.count)])
@@ -195,7 +268,7 @@ class SampleStore:
             self._layout,
             self._device,
             images,
-            self._smaller,
+            [change for change in self._smaller if change.start < self._plan.count],
         )
 
     def _finished_record(self, i: int) -> dict[str, Any]:
@@ -284,16 +357,38 @@ def open_store(
     device: str,
     layout: Layout,
     recorded: dict[str, Any] | None,
+    ranks: Ranks,
 ) -> Iterator[SampleStore]:
-    """The store of a run, its manifest begun; waits for writes under way.
+    """The store of a run, its manifest begun by the first process; waits for writes under way.
 
     request.out: the run's own folder (run_folder). recorded: the manifest to go on from. Raises
     RequestError when it is of another run, StorageError also where space will clearly not do.
     """
+    if "samples" in request.save and ranks.machines:
+        raise RequestError(
+            "--save: float samples are collected from the processes of one machine only.",
+            "Leave samples out, or use one machine.",
+        )
+    paths = OutputPaths(request.out or Path(), layout, request.format)
+    if ranks.first:
+        _begin(request, plan, checkpoint, device, paths, recorded)
+    with BackgroundWriter() as writer:
+        yield SampleStore(request, plan, checkpoint, device, layout, paths, writer, recorded, ranks)
+
+
+def _begin(
+    request: SampleRequest,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    device: str,
+    paths: OutputPaths,
+    recorded: dict[str, Any] | None,
+) -> None:
+    """Check that the run can go on, or begin it: its manifest before all else."""
+    layout = paths.layout
     begun = make_manifest(request, plan, checkpoint, layout, device)
     if recorded is not None:
         check_same_run(recorded, begun, layout)
-    paths = OutputPaths(request.out or Path(), layout, request.format)
     needed = bytes_needed(request.save, plan.count, plan.shape)
     check_writable(paths.out, needed - paths.bytes_taken())
     if recorded is None:
@@ -304,5 +399,3 @@ def open_store(
     if "images" in request.save:
         make_folder(paths.of("images"))
         clean_temporaries(paths.of("images"))
-    with BackgroundWriter() as writer:
-        yield SampleStore(request, plan, checkpoint, device, layout, paths, writer, recorded)

@@ -1,11 +1,13 @@
 """Training a checkpoint with L_simple on a folder or a zip of pictures."""
 
+import signal
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ddimctl.errors import Stopped, StorageError
+from ddimctl.errors import DeviceError, Stopped, StorageError
 from ddimctl.files.lock import folder_lock
 from ddimctl.jobs.events import Event, Notice, Progress, Wrote
 from ddimctl.jobs.training_log import training_log
@@ -22,6 +24,7 @@ from ddimctl.jobs.training_run import Run, open_run
 from ddimctl.jobs.training_state import save_state
 from ddimctl.jobs.training_update import update
 from ddimctl.runtime.device import memory_errors
+from ddimctl.runtime.ranks import Ranks, joined
 from ddimctl.runtime.signals import StopRequest, stop_on_signals
 
 
@@ -42,18 +45,24 @@ def train(request: TrainRequest) -> Generator[Event, None, TrainResult]:
     that was stopped or killed and resumed is the run that was not. The state is written first and
     the other files follow from it: a resumed run writes them again. Raises RequestError,
     DataError, CheckpointError, StorageError, NumericsError, DeviceError where memory ends, and
-    Stopped when a signal ended it with its state saved.
+    Stopped when a signal ended it with its state saved. Under torchrun the processes make one run
+    together, and each returns the result.
     """
-    check_request(request)
-    with folder_lock(request.out, "train"), stop_on_signals() as stop:
+    with (
+        joined() as ranks,
+        _own_folder(request, ranks),
+        stop_on_signals(once=ranks.count == 1) as stop,
+    ):
         with memory_errors("Use a smaller --model or --image-size."):
-            run = yield from open_run(request, stop)
+            run = yield from open_run(request, stop, ranks)
         first = run.learner.step
+        shown = request if ranks.first else replace(request, log=None)
         with (
-            memory_errors(memory_remedy(request)),
-            training_log(request, first, run.learner.metrics) as logged,
+            memory_errors(memory_remedy(request, ranks.count)),
+            training_log(shown, first, run.learner.metrics) as logged,
         ):
-            if first:  # a killed run may have left files that are older than its state
+            # a killed run may have left files that are older than its state
+            if first and ranks.first:
                 yield from logged(_keep(run, stop, resumed=True))
             yield from logged(_learn(run, stop))
     if first >= request.steps:
@@ -63,6 +72,15 @@ def train(request: TrainRequest) -> Generator[Event, None, TrainResult]:
     return TrainResult(checkpoint, run.learner.step, last.get("loss"), last.get("holdout_loss"))
 
 
+@contextmanager
+def _own_folder(request: TrainRequest, ranks: Ranks) -> Iterator[None]:
+    """Within, the first process holds the folder for all."""
+    check_request(request, ranks.count)
+    with folder_lock(request.out, "train") if ranks.first else nullcontext():
+        ranks.share("folder", None)
+        yield
+
+
 def _learn(run: Run, stop: StopRequest) -> Iterator[Event]:
     """Updates until the last step, the time limit or a signal, with what is due after each."""
     request, learner = run.request, run.learner
@@ -70,7 +88,12 @@ def _learn(run: Run, stop: StopRequest) -> Iterator[Event]:
     facts: dict[str, str] = {}
     while learner.step < request.steps:
         begun = time.monotonic()
-        update(run)
+        try:
+            update(run)
+        except DeviceError:  # another process has died before this update was one
+            if run.ranks.first:
+                _save(run)
+            raise
         pictures += request.batch_size
         busy += time.monotonic() - begun  # reports and states are not training time
         complete = learner.step == request.steps
@@ -79,7 +102,11 @@ def _learn(run: Run, stop: StopRequest) -> Iterator[Event]:
             pictures, busy = 0, 0.0
         yield Progress("training", learner.step, request.steps, "steps", facts)
         late = request.time_limit is not None and time.monotonic() - started > request.time_limit
-        yield from _keep(run, stop, late=late)
+        late, stopping = _agree(run.ranks, late, stop)
+        if run.ranks.first:
+            yield from _keep(run, stop, late=late)
+        elif stopping and not complete:
+            raise Stopped(f"stopped after step {learner.step} of {request.steps}.")
         if late and not complete:
             yield Notice(f"--time-limit: stopped after step {learner.step}; --resume goes on.")
             return
@@ -90,7 +117,7 @@ def _keep(
 ) -> Iterator[Event]:
     """Samples, evaluation and state, where they are due after this step.
 
-    A signal cuts the first two short; the resumed run, which comes here before its first step,
+    By the first process alone. A signal cuts the first two short; the resumed run, which comes here before its first step,
     makes up for them. Raises Stopped.
     """
     request, step = run.request, run.learner.step
@@ -110,6 +137,14 @@ def _keep(
             f"{stop.name}: stopped after step {step} of {request.steps}, state saved.",
             "The same command with --resume goes on.",
         )
+
+
+def _agree(ranks: Ranks, late: bool, stop: StopRequest) -> tuple[bool, bool]:
+    """What any process knows, for all: whether it is late, and whether a signal has come."""
+    passed, number = ranks.highest([late, stop.signal or 0])
+    if number:
+        stop.signal = signal.Signals(number)
+    return bool(passed), bool(number)
 
 
 def _save(run: Run) -> None:

@@ -104,7 +104,7 @@ def evaluate_loss(run: Run, indices: Tensor, stop: StopRequest) -> float | None:
 
 def _batch_size(run: Run, most: int) -> int:
     """What fits where a part of a training batch does: no pass back keeps every layer's values."""
-    return min(4 * run.request.micro_batch, most)
+    return min(4 * run.micro_batch, most)
 
 
 @torch.inference_mode()

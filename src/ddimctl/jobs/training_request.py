@@ -28,8 +28,11 @@ FREE_ON_RESUME: Final = frozenset(
 class TrainRequest:
     """What to train, on what, and for how long.
 
+    Several processes share each update's pictures.
+
     data: a folder or zip of pictures.  out: the run's folder.
-    batch_size: pictures in one update, which grad_accum splits into that many passes.
+    batch_size: pictures in one update, which grad_accum splits into that many passes (each
+    process's share, where there are several).
     log: None or a word of LOGS, what shows the run besides its own files.
     model: a name in ARCHITECTURES or a config.json; init: a checkpoint to go on from instead.
     image_size: (H, W), or None for the pictures' own.  time_limit: seconds, or None.
@@ -72,14 +75,9 @@ class TrainRequest:
     resume: bool = False
     force: bool = False
 
-    @property
-    def micro_batch(self) -> int:
-        """Pictures in memory at once."""
-        return self.batch_size // self.grad_accum
 
-
-def check_request(request: TrainRequest) -> None:
-    """Raise RequestError for settings that cannot be."""
+def check_request(request: TrainRequest, processes: int) -> None:
+    """Raise RequestError for settings that cannot be, or not for so many processes."""
     positive = (
         "steps",
         "batch_size",
@@ -97,10 +95,11 @@ def check_request(request: TrainRequest) -> None:
         if not 0 <= getattr(request, name) < 1:
             flag = name.replace("_", "-")
             raise RequestError(f"--{flag} must be in [0, 1), not {getattr(request, name)}.")
-    if request.batch_size % request.grad_accum:
+    if request.batch_size % (request.grad_accum * processes):
+        among = f" in each of {processes} processes" if processes > 1 else ""
         raise RequestError(
             f"--batch-size {request.batch_size} does not divide by "
-            f"--grad-accum {request.grad_accum}."
+            f"--grad-accum {request.grad_accum}{among}."
         )
     choices = (
         ("loss_weighting", WEIGHTINGS),
@@ -123,14 +122,14 @@ def check_request(request: TrainRequest) -> None:
         raise RequestError("--init brings its own network.", "Leave --model out.")
 
 
-def memory_remedy(request: TrainRequest) -> str:
+def memory_remedy(request: TrainRequest, processes: int) -> str:
     """What to do when a pass over a part of a batch does not fit in memory."""
-    batch, parts = request.batch_size, request.grad_accum
-    if request.micro_batch == 1:
+    batch, parts = request.batch_size // processes, request.grad_accum
+    if batch == parts:
         return "One picture at once is too much for it: use a smaller --model or --image-size."
     more = next(n for n in range(parts + 1, batch + 1) if batch % n == 0)
     return (
-        f"It had {request.micro_batch} pictures at once: --resume with --grad-accum {more} "
+        f"It had {batch // parts} pictures at once: --resume with --grad-accum {more} "
         f"takes {batch // more} at once."
     )
 

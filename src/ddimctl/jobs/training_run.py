@@ -1,5 +1,6 @@
 """A training run: everything that it needs at hand, made anew or from a saved state."""
 
+import hashlib
 import json
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from ddimctl.checkpoints import Checkpoint
-from ddimctl.errors import RequestError, Stopped
+from ddimctl.errors import DataError, RequestError, Stopped
 from ddimctl.files.atomic import clean_temporaries, storage_errors
 from ddimctl.files.datasets import Dataset
 from ddimctl.jobs.events import Event, Notice
@@ -24,7 +25,8 @@ from ddimctl.jobs.training_state import (
     restore,
     saved_steps,
 )
-from ddimctl.runtime.device import prepare_for_training, resolve_device, resolve_precision
+from ddimctl.runtime.device import prepare_for_training, resolve_precision
+from ddimctl.runtime.ranks import Ranks
 from ddimctl.runtime.signals import StopRequest
 
 _FOLDERS = (".", "state", "samples", "checkpoint", "checkpoint/unet", "checkpoint/scheduler")
@@ -36,6 +38,7 @@ class Run:
 
     model: the checkpoint whose unet learns.  averaged: the same with the EMA of its weights.
     record: what the run is known by when it is resumed, as check_same_run wants it.
+    ranks: the processes that train it; the first has the averaged weights and writes.
     """
 
     request: TrainRequest
@@ -46,11 +49,18 @@ class Run:
     averaged: Checkpoint
     learner: Learner
     record: dict[str, Any]
+    ranks: Ranks
+
+    @property
+    def micro_batch(self) -> int:
+        """Pictures in a process's memory at once."""
+        return self.request.batch_size // (self.request.grad_accum * self.ranks.count)
 
 
-def open_run(request: TrainRequest, stop: StopRequest) -> Generator[Event, None, Run]:
+def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks) -> Generator[Event, None, Run]:
     """The run in request.out to go on with, or a new one; --force removes the states of another.
 
+    request.out is held by the first process.
     Raises Stopped when a signal came before the first step.
     """
 
@@ -61,17 +71,21 @@ def open_run(request: TrainRequest, stop: StopRequest) -> Generator[Event, None,
                 "The same command with --resume goes on.",
             )
 
-    device = resolve_device(request.device)
+    device = ranks.device(request.device)
     precision = resolve_precision(request.precision, device)
-    for folder in _FOLDERS:  # what a killed run was writing
+    for folder in _FOLDERS if ranks.first else ():  # what a killed run was writing
         if (request.out / folder).is_dir():
             clean_temporaries(request.out / folder)
     state = yield from _state_to_go_on_from(request)
+    if not ranks.first:  # then they find the pictures decoded, if they are on its machine
+        ranks.share("pictures", None)
     data = yield from read_data(request, check_stop)
+    if ranks.first:
+        ranks.share("pictures", None)
     model = model_to_train(request, data)
     check_stop()
     yield from map(Notice, model.provenance.notes)
-    record = _record(request, precision, data, model)
+    record = _record(request, precision, data, model) | {"processes": ranks.count}
     if state is not None:
         check_same_run(state["run"], record)
     unet = prepare_for_training(model.unet, device)
@@ -79,13 +93,14 @@ def open_run(request: TrainRequest, stop: StopRequest) -> Generator[Event, None,
     if state is not None:
         restore(learner, state)
         yield Notice(f"going on from step {learner.step}.")
-        yield from _new_end(state["run"]["steps"], request)
-    elif request.force:
+        yield from _changes(state["run"], record, request)
+    elif request.force and ranks.first:
         _forget_earlier_run(request.out)
+    _check_alike(ranks, learner, record)
     if request.compile:
         unet.compile()
     averaged = replace(model, unet=learner.ema.module)
-    return Run(request, device, precision, data, model, averaged, learner, record)
+    return Run(request, device, precision, data, model, averaged, learner, record, ranks)
 
 
 def _state_to_go_on_from(
@@ -143,7 +158,31 @@ def _record(
     }
 
 
-def _new_end(steps: int, request: TrainRequest) -> Generator[Event, None, None]:
+def _check_alike(ranks: Ranks, learner: Learner, record: dict[str, Any]) -> None:
+    """Raise DataError unless this process begins with what the first one begins with."""
+    sha256 = hashlib.sha256()
+    for weights in learner.unet.state_dict().values():
+        sha256.update(weights.float().contiguous().cpu().numpy().tobytes())
+    mine = {"weights": sha256.hexdigest(), "step": learner.step, "run": record}
+    mine = json.loads(json.dumps(mine))
+    theirs = ranks.share("beginning", mine)
+    if theirs != mine:
+        differs = [name for name in mine if mine[name] != theirs[name]]
+        raise DataError(
+            f"it does not begin as process 0 does: {', '.join(differs)} differ.",
+            "Give all the same command, and the same pictures and run on a shared disk.",
+        )
+
+
+def _changes(
+    was: dict[str, Any], now: dict[str, Any], request: TrainRequest
+) -> Generator[Event, None, None]:
+    steps, processes = was["steps"], was.get("processes", 1)
+    if processes != now["processes"]:
+        yield Notice(
+            f"the run had {processes} process{'es' * (processes > 1)}, has {now['processes']}: "
+            "the same but for rounding and the masks of dropout."
+        )
     if steps != request.steps and request.lr_decay == "cosine":
         yield Notice(
             f"--steps was {steps}, is {request.steps}: the learning rate decays to that from here."

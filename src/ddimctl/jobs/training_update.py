@@ -29,7 +29,8 @@ def update(run: Run) -> None:
     if math.isfinite(float(norm)) and math.isfinite(loss):
         learner.skipped_in_a_row = 0
         learner.optimizer.step()
-        learner.ema.update_parameters(learner.unet)
+        if run.ranks.first:
+            learner.ema.update_parameters(learner.unet)
         learner.loss_sum += loss
         learner.loss_count += 1
     else:
@@ -46,21 +47,27 @@ def learning_rate(request: TrainRequest, step: int) -> float:
 
 
 def _backward(run: Run) -> float:
-    """Gradients of the mean loss over a batch, in grad_accum passes; returns that loss."""
+    """Gradients of the mean loss over a batch, in passes; returns that loss.
+
+    Each process makes grad_accum of the passes, and all get the sum.
+    """
     request, model = run.request, run.model
-    part = request.micro_batch
+    part, passes = run.micro_batch, request.grad_accum * run.ranks.count
     total = torch.zeros((), device=run.device)
     for micro in range(request.grad_accum):
-        first = run.learner.step * request.batch_size + micro * part
+        number = run.ranks.rank * request.grad_accum + micro
+        first = run.learner.step * request.batch_size + number * part
         torch.manual_seed(seed_of(request.seed, first))  # for the network's dropout
         batch = make_batch(request, run.data, model, first, part, run.device)
         x_t = add_noise(batch.x_0, batch.eps, batch.t, model.schedule)
         target = training_target(batch.x_0, batch.eps, batch.t, model.schedule, model.prediction)
         with autocast(run.device, run.precision):
             output = model.network(x_t, batch.t, batch.labels)
-        loss = _weighted(run, output.float() - target, batch.t) / request.grad_accum
+        loss = _weighted(run, output.float() - target, batch.t) / passes
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
+    gradients = [weights.grad for weights in run.learner.unet.parameters()]
+    run.ranks.sum([total, *(gradient for gradient in gradients if gradient is not None)])
     return float(total)
 
 

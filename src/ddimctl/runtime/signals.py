@@ -46,8 +46,11 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(*, once: bool = True) -> Iterator[StopRequest]:
     """Within, SIGINT, SIGTERM and SIGUSR1 set the request; a repeated one acts as it did before.
+
+    Unless once: under torchrun a process gets the same signal from several sides, and who wants it
+    to end at once sends SIGKILL. Then a repeated one sets the request again.
 
     Outside the main thread, where Python sets no handlers, signals keep their meaning.
     """
@@ -56,8 +59,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         request.signal = signal.Signals(number)
-        for known, handler in previous.items():
-            signal.signal(known, handler)
+        if once:
+            for known, handler in previous.items():
+                signal.signal(known, handler)
         if request.interrupts:
             raise KeyboardInterrupt
 

@@ -1,0 +1,357 @@
+"""Several processes make one run: the bytes of one process, whoever dies or is told to stop."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from forks import check_whole, contents
+from training_runs import (
+    OPTIONS,
+    assert_equal,
+    last_state,
+    make_network,
+    make_pictures,
+    without_timing,
+)
+
+EVERYTHING = "grid,images,latents,samples,trajectory"
+SAMPLE = [
+    *("sample", "-n", 18, "--steps", 3, "--batch-size", 2, "--eta", 0.5, "--device", "cpu"),
+    *("--out", "out"),
+]
+# For a process: it notices a silent one sooner.
+IMPATIENT = (
+    "import ddimctl.runtime.joined_ranks as r; r._SILENCE, r._GRACE, r._BEAT = 2.0, 2.0, 0.2\n"
+)
+# For a process: a fault in the n-th call of a function.
+FAULT = """
+import importlib, os, signal, time, torch
+owner = importlib.import_module("{module}")
+*path, name = "{function}".split(".")
+for part in path:
+    owner = getattr(owner, part)
+original, calls = getattr(owner, name), []
+def faulty(*given, **named):
+    calls.append(1)
+    if len(calls) == {call}:
+        {fault}
+    return original(*given, **named)
+setattr(owner, name, faulty)
+"""
+DIES, HANGS = "os.kill(os.getpid(), signal.SIGKILL)", "os.kill(os.getpid(), signal.SIGSTOP)"
+STOPS = "os.kill(os.getpid(), signal.SIGTERM)"
+STEP = "jobs.sampling_store:SampleStore.keep_step"
+UPDATE = "jobs.training_update:make_batch"
+DEATHS = pytest.mark.parametrize(
+    ("fault", "dead"),
+    [
+        (DIES, 1),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((DIES, 0), (HANGS, 0), (HANGS, 1))
+        ),
+    ],
+)
+
+
+def fault_in(function, fault, call=1):
+    module, _, inside = function.partition(":")
+    code = FAULT.format(module=f"ddimctl.{module}", function=inside, fault=fault, call=call)
+    return f"{IMPATIENT}exec({code!r}, {{}})\n"
+
+
+def codes(ended):
+    return [each.code for each in ended]
+
+
+@pytest.fixture(scope="module")
+def whole(forks, tmp_path_factory):
+    """Everything that one process writes."""
+    folder = tmp_path_factory.mktemp("whole")
+    ended = forks.run(*SAMPLE, "--save", EVERYTHING, cwd=folder)
+    assert ended.code == 0, ended.stderr
+    return contents(folder / "out")
+
+
+@pytest.fixture
+def sample(forks, tmp_path):
+    """sample(count, *options, ...): the run in so many processes."""
+
+    def run(count, *more, save=EVERYTHING, **named):
+        return forks.run_many(count, *SAMPLE, "--save", save, *more, cwd=tmp_path, **named)
+
+    return run
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_bytes_of_one_process(sample, tmp_path, whole, count):
+    first, *others = sample(count, "--json")
+    assert first.code == 0, first.stderr
+    assert codes(others) == [0] * len(others)
+    assert [each.text for each in others] == [""] * len(others)
+    assert json.loads(first.stdout)["seeds"] == list(range(18))
+    assert "27/27 steps, images 18/18" in first.stderr
+    assert contents(tmp_path / "out") == whole
+
+
+def test_pictures_that_have_no_file_are_handed_over(forks, sample, tmp_path):
+    (tmp_path / "one").mkdir()
+    forks.run(*SAMPLE, "--save", "grid,trajectory", cwd=tmp_path / "one")
+    assert codes(sample(3, save="grid,trajectory")) == [0, 0, 0]
+    assert contents(tmp_path / "out") == contents(tmp_path / "one/out")
+
+
+def test_the_first_chooses_the_numbered_folder(forks, tmp_path):
+    (tmp_path / "runs/00006-sample").mkdir(parents=True)
+    ended = forks.run_many(2, *SAMPLE[:-2], cwd=tmp_path)
+    assert codes(ended) == [0, 0]
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"00006-sample", "00007-sample"}
+    assert len(list((tmp_path / "runs/00007-sample/images").iterdir())) == 18
+
+
+@DEATHS
+def test_a_dead_process_ends_the_others_and_loses_nothing(sample, tmp_path, whole, dead, fault):
+    """Without torchrun, which would end them, too: as on another machine."""
+    preludes = {0: IMPATIENT, 1: IMPATIENT, dead: fault_in(STEP, fault, call=8)}
+    kill = {dead: 10} if fault == HANGS else {}
+    save = "grid,images,latents,samples"
+    ended = sample(2, save=save, preludes=preludes, kill_after=kill)
+    assert ended[dead].code == -signal.SIGKILL
+    assert ended[1 - dead].code == 1
+    if dead == 1:
+        assert "error: process 1 on " in ended[0].stderr
+        assert "has given no sign of life" in ended[0].stderr
+        assert "--resume goes on" in ended[0].stderr
+    check_whole(tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/images").iterdir()}
+    assert codes(sample(3, "--resume", save=save)) == [0, 0, 0]
+    found = contents(tmp_path / "out")
+    assert all(found[n] == c for n, c in whole.items() if not n.startswith(("manifest", "traj")))
+    assert any(path.stat().st_mtime_ns == at for path, at in before.items())
+
+
+def test_a_signal_to_one_stops_all_and_any_number_goes_on(forks, sample, tmp_path, whole):
+    for counts in ((2, 1), (3, 2)):
+        ended = sample(counts[0], preludes={1: fault_in(STEP, STOPS, call=5)})
+        assert codes(ended) == [75] * counts[0]
+        assert ended[0].stderr.count("stopped: SIGTERM: stopped with ") == 1
+        assert [each.text for each in ended[1:]] == [""] * (counts[0] - 1)
+        check_whole(tmp_path / "out")
+        again = sample(counts[1], "--resume")
+        assert codes(again) == [0] * counts[1], again[0].stderr
+        assert contents(tmp_path / "out") == whole
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_complete_already(sample, tmp_path, whole):
+    assert codes(sample(2)) == [0, 0]
+    ended = sample(2, "--resume")
+    assert codes(ended) == [0, 0]
+    assert "complete already: 18 images." in ended[0].stderr
+    assert contents(tmp_path / "out") == whole
+
+
+def test_an_error_of_any_process_is_shown_once(sample, tmp_path):
+    fault = "raise RuntimeError('CUDA error: out of memory')"
+    ended = sample(2, preludes={1: fault_in("jobs.sample:open_checkpoint", fault)})
+    assert codes(ended) == [1, 1]
+    assert ended[1].text == ""
+    assert "error: process 1 on " in ended[0].stderr
+    assert "the device is out of memory" in ended[0].stderr
+    assert not (tmp_path / "out/manifest.json").exists() or contents(tmp_path / "out")
+    for options in (["--bogus"], ["--size", "17x17"], ["--seeds", "x"], ["--save", "samples"]):
+        named = {"env": {"LOCAL_WORLD_SIZE": "1"}} if options[0] == "--save" else {}
+        ended = sample(2, *options, "--force", **named)
+        assert codes(ended) == [2, 2]
+        assert ended[0].stderr.count("error: ") == 1
+        assert ended[1].text == ""
+
+
+def test_smaller_batches_of_one_process_are_recorded_and_repeated(sample, forks, tmp_path):
+    """Process 1 runs out of memory in its second group, then all are stopped, and one goes on."""
+    full = "raise torch.OutOfMemoryError('no room')"
+    more = ["--batch-size", 4, "--resume"]
+    save = "grid,images,latents"
+    prelude = fault_in(STEP, full, call=5)  # images 8-11, 12-15 and 16-17 are its groups
+    ended = sample(2, *more, save=save, preludes={1: prelude})
+    assert codes(ended) == [0, 0], ended[0].stderr
+    uninterrupted = contents(tmp_path / "out")
+    found = json.loads(uninterrupted["manifest.json"])
+    assert found["smaller_batches"] == [[12, 2]]
+    shutil.rmtree(tmp_path / "out")
+    prelude += fault_in(STEP, DIES, call=9)
+    ended = sample(2, *more, save=save, preludes={0: IMPATIENT, 1: prelude})
+    assert codes(ended) == [1, -9], ended[0].stderr
+    assert (tmp_path / "out/.smaller-1.json").exists()
+    assert forks.run(*SAMPLE, *more, "--save", save, cwd=tmp_path).code == 0
+    assert contents(tmp_path / "out") == uninterrupted
+
+
+@pytest.mark.parametrize("command", ["invert", "interpolate", "reconstruct"])
+def test_commands_of_one_process_say_so(forks, tmp_path, command):
+    make_pictures(tmp_path / "pictures")
+    photos = sorted(tmp_path.glob("pictures/*/*.png"))[:2]
+    photos = [tmp_path / "pictures"] if command == "reconstruct" else photos
+    ended = forks.run_many(2, command, *photos, "--out", "out", cwd=tmp_path)
+    assert codes(ended) == [2, 2]
+    assert f"`ddimctl {command}` runs in one process" in ended[0].stderr
+    assert ended[1].text == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    make_network(folder / "network.json")
+    return make_pictures(folder / "pictures")
+
+
+@pytest.fixture
+def train(forks, tmp_path, pictures):
+    """train(count, run, *options, ...): a small run in so many processes."""
+
+    def run(count, out, *more, **named):
+        model = ("--model", pictures.parent / "network.json")
+        command = ("train", pictures, "--out", out, *model, *OPTIONS, *more)
+        return forks.run_many(count, *command, cwd=tmp_path, **named)
+
+    return run
+
+
+def assert_alike(run, other, processes):
+    """Both ended with the same state, to the bit, but for the number of processes and the time."""
+    state, its = last_state(run), last_state(other)
+    assert (state["run"].pop("processes"), its["run"].pop("processes")) == processes
+    assert_equal(state, its)
+    lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (run, other)]
+    assert without_timing(map(json.loads, lines[0])) == without_timing(map(json.loads, lines[1]))
+    weights = "checkpoint/unet/diffusion_pytorch_model.safetensors"
+    assert (run / weights).read_bytes() == (other / weights).read_bytes()
+
+
+def test_two_processes_learn_as_one_in_two_passes(train, tmp_path):
+    """Sums of two numbers do not depend on their order: not a bit differs, dropout included."""
+    assert codes(train(1, "one", "--grad-accum", 2)) == [0]
+    ended = train(2, "two", "--grad-accum", 1)
+    assert codes(ended) == [0, 0], ended[0].stderr
+    assert ended[1].text == ""
+    assert_alike(tmp_path / "one", tmp_path / "two", (1, 2))
+
+
+def test_four_passes_are_the_same_within_rounding(train, tmp_path):
+    assert codes(train(1, "one", "--grad-accum", 4)) == [0]
+    assert codes(train(2, "two", "--grad-accum", 2)) == [0, 0]
+    losses = [
+        [record["loss"] for record in last_state(tmp_path / out)["metrics"]]
+        for out in ("one", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0][0] != losses[0][-1]
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_by_all(train, tmp_path):
+    nan = "return original(*given, **named)._replace(eps=torch.full((8, 3, 8, 8), float('nan')))"
+    ended = train(2, "two", "--grad-accum", 1, preludes={1: fault_in(UPDATE, nan, call=3)})
+    assert codes(ended) == [0, 0], ended[0].stderr
+    ended = train(1, "one", "--grad-accum", 2, preludes={0: fault_in(UPDATE, nan, call=6)})
+    assert codes(ended) == [0], ended[0].stderr
+    assert last_state(tmp_path / "two")["skipped"] == 1
+    assert_alike(tmp_path / "one", tmp_path / "two", (1, 2))
+
+
+@pytest.mark.parametrize("stopped", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_stopped_training_goes_on_in_another_number_of_processes(train, tmp_path, stopped):
+    prelude = fault_in(UPDATE, STOPS, call=3)
+    ended = train(2, "two", "--grad-accum", 1, preludes={stopped: prelude})
+    assert codes(ended) == [75, 75]
+    assert "SIGTERM: stopped after step 3 of 6, state saved." in ended[0].stderr
+    assert ended[1].text == ""
+    ended = train(1, "two", "--grad-accum", 2, "--resume")
+    assert ended[0].code == 0, ended[0].stderr
+    assert "the run had 2 processes, has 1" in ended[0].stderr
+    assert codes(train(1, "one", "--grad-accum", 2)) == [0]
+    assert_alike(tmp_path / "one", tmp_path / "two", (1, 1))
+
+
+@DEATHS
+def test_a_dead_process_ends_a_training_which_goes_on(train, tmp_path, dead, fault):
+    preludes = {0: IMPATIENT, 1: IMPATIENT, dead: fault_in(UPDATE, fault, call=4)}
+    kill = {dead: 10} if fault == HANGS else {}
+    ended = train(2, "two", "--grad-accum", 1, preludes=preludes, kill_after=kill)
+    assert codes(ended)[dead] == -signal.SIGKILL
+    assert codes(ended)[1 - dead] == 1
+    assert last_state(tmp_path / "two")["step"] == (3 if dead else 2)
+    assert codes(train(2, "two", "--grad-accum", 1, "--resume")) == [0, 0]
+    assert codes(train(1, "one", "--grad-accum", 2)) == [0]
+    assert_alike(tmp_path / "one", tmp_path / "two", (1, 2))
+
+
+def test_processes_that_see_other_pictures_are_found_out(train, pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "pictures")
+    next((tmp_path / "pictures").rglob("*.png")).unlink()
+    other = f"""
+import dataclasses, pathlib
+import ddimctl.jobs.training_run as owner
+original = owner.read_data
+def elsewhere(request, check):
+    data = pathlib.Path({str(tmp_path / "pictures")!r})
+    return original(dataclasses.replace(request, data=data), check)
+owner.read_data = elsewhere
+"""
+    ended = train(2, "two", "--grad-accum", 1, preludes={1: IMPATIENT + other})
+    assert codes(ended) == [1, 1]
+    assert "error: process 1 on " in ended[0].stderr
+    assert "it does not begin as process 0 does: run differ" in ended[0].stderr
+
+
+def torchrun(tmp_path, env, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "ddimctl", *map(str, arguments)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=tmp_path, env=env, **streams)
+
+
+@pytest.fixture
+def torchrun_env(clean_env, tiny_checkpoint):
+    return clean_env | {"DDIMCTL_CKPT": str(tiny_checkpoint), "OMP_NUM_THREADS": "1"}
+
+
+def test_torchrun(tmp_path, torchrun_env, whole):
+    with torchrun(tmp_path, torchrun_env, *SAMPLE, "--save", EVERYTHING) as started:
+        stdout, stderr = started.communicate(timeout=120)
+    assert started.returncode == 0, stderr
+    assert stdout.splitlines()[-1] == "out/manifest.json"
+    assert len(stdout.splitlines()) == 6
+    assert contents(tmp_path / "out") == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["torchrun", "worker"])
+def test_torchrun_ends_all_and_a_resume_goes_on(tmp_path, torchrun_env, forks, victim):
+    command = [*SAMPLE, "--save", EVERYTHING, "--resume"]
+    command[4] = 100  # steps, so that there is time
+    (tmp_path / "whole").mkdir()
+    assert forks.run(*command, cwd=tmp_path / "whole").code == 0
+    with torchrun(tmp_path, torchrun_env, *command) as started:
+        deadline = time.monotonic() + 100
+        while not any(tmp_path.glob("out/images/*.png")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if victim == "torchrun":
+            started.send_signal(signal.SIGTERM)
+        else:
+            children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text()
+            os.kill(int(children.split()[-1]), signal.SIGKILL)
+        _, stderr = started.communicate(timeout=60)
+    assert started.returncode != 0
+    assert stderr.count("stopped: SIGTERM: stopped with ") == 1
+    check_whole(tmp_path / "out")
+    assert not (tmp_path / "out/grid.png").exists()
+    assert forks.run(*command, cwd=tmp_path).code == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole/out")
