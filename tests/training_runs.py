@@ -86,7 +86,7 @@ def assert_same_run(run: Path, other: Path) -> None:
         {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
         for folder in (run, other)
     ]
-    assert names[0] == names[1]
+    assert names[0] == names[1], names[0] ^ names[1]
     lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (run, other)]
     assert without_timing(map(json.loads, lines[0])) == without_timing(map(json.loads, lines[1]))
     for name in names[0]:

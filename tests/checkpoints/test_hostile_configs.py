@@ -125,3 +125,9 @@ def test_control_characters_of_a_config_do_not_reach_the_terminal(tmp_path: Path
     assert "evil" in ran.stderr
     assert "\x1b" not in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_a_network_of_very_many_blocks_is_refused_before_it_is_laid_out() -> None:
+    config = {"block_out_channels": [32] * 16, "layers_per_block": 64}
+    with pytest.raises(CheckpointError, match="1024 residual blocks"):
+        check_unet_config(config, "config.json")

@@ -32,6 +32,7 @@ class Said(NamedTuple):
 class Converted(NamedTuple):
     """A UNet2DModel's config and weights, and what more there is to know.
 
+    told: the settings that its weights do not show, as they were settled.
     theirs: from a weight's name in diffusers to its name in the file, for messages.
     """
 
@@ -40,6 +41,7 @@ class Converted(NamedTuple):
     diffusion: Diffusion
     beyond: Beyond
     notes: tuple[str, ...] = ()
+    told: Mapping[str, Any] = {}
     theirs: Callable[[str], str] = str
 
 

@@ -58,6 +58,12 @@ _SETTINGS: Final = {
     "beta_start": float,
     "beta_end": float,
 }
+_UNSAID: Final = {
+    "num_diffusion_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+}
 _FROM_WEIGHTS: Final = {
     "ch": int,
     "num_res_blocks": int,
@@ -114,6 +120,7 @@ def convert(weights: Mapping[str, Tensor], said: Said) -> Converted:
             resample_conv=shape.resamp_with_conv is not False,
         ),
         notes=tuple(f"{said.name} {note}" for note in notes),
+        told={key: value for key, value in (_UNSAID | told).items() if key in _SETTINGS},
         theirs=names.inverted().of,
     )
 

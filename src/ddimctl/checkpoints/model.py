@@ -21,7 +21,8 @@ class Provenance:
     weights:  "ema" or "raw" where it is known, else "unknown".
     revision: the hub's commit hash, or None.
     sha256:   of the weight files' bytes, hexadecimal; empty for a network that is in no file.
-    flags:    what the user said of the network, since its file does not: model flags, and size.
+    flags:    what was settled of the network beside its weights, by the names of --model-flag (and
+              size), wherever it came from: said again, it gives the same network.
     notes:    sentences that the user should see once (assumed settings, ignored ones).
     """
 

@@ -66,6 +66,13 @@ _SETTINGS: Final = {
     "rescale_timesteps": bool,
     "predict_xstart": bool,
 }
+# ... of which these have a usual value ...
+_UNSAID: Final = {
+    "num_head_channels": -1,
+    "num_heads_upsample": -1,
+    "rescale_timesteps": False,
+    "predict_xstart": False,
+}
 # ... these its weights show, ...
 _FROM_WEIGHTS: Final = {
     "num_channels": int,
@@ -113,6 +120,7 @@ def convert(weights: Mapping[str, Tensor], said: Said) -> Converted:
             timestep_scale=1000 / steps if told.get("rescale_timesteps") else 1.0,
         ),
         notes=(note,) if published else (),
+        told={key: told.get(key, _UNSAID.get(key)) for key in _SETTINGS if key in told | _UNSAID},
         theirs=_theirs(names),
     )
 

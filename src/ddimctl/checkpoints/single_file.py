@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddimctl.checkpoints import ermongroup, openai
 from ddimctl.checkpoints.assemble import Options, assemble, check_wanted, fill
-from ddimctl.checkpoints.converted import Said
+from ddimctl.checkpoints.converted import SIZE, Said
 from ddimctl.checkpoints.identify import check_content, refuse_file, refuse_foreign
 from ddimctl.checkpoints.memory import check_memory
 from ddimctl.checkpoints.model import Checkpoint, Provenance
@@ -67,22 +67,22 @@ def load_file(path: Path, options: Options) -> Checkpoint:
         fill(built, converted.weights, options, name, "Get the file again.", converted.theirs)
         digest = sha256.result()
     notes = (*found.notes, *converted.notes, *converted.diffusion.notes)
-    flags = _used(options, built.config.sample_size)
+    flags = _settled(converted.told, built.config.sample_size)
     provenance = Provenance(name, family.NAME, found.kind, sha256=digest, flags=flags, notes=notes)
     sidecar = Sidecar(beyond=converted.beyond, weights=found.kind)
     return assemble(built, converted.diffusion, sidecar, provenance, name)
 
 
-def _used(options: Options, sample_size: Any) -> dict[str, str]:
-    """What the user said, by the names of --model-flag and --size, for the record."""
-    size = options.size
-    if size is None or sample_size not in (
-        list(size),
-        size,
-        size[0] if size[0] == size[1] else None,
-    ):
-        return dict(options.flags)
-    return {**options.flags, "size": f"{size[0]}x{size[1]}"}
+def _settled(told: Mapping[str, Any], sample_size: Any) -> dict[str, str]:
+    """What was settled of the network beside its weights, by the names of --model-flag and --size."""
+    flags = {
+        key: str(value).lower() if type(value) is bool else str(value)
+        for key, value in told.items()
+    }
+    if SIZE not in flags:
+        height, width = (sample_size, sample_size) if type(sample_size) is int else sample_size
+        flags["size"] = f"{height}x{width}"
+    return flags
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -107,6 +107,8 @@ def _choose(content: Any, wanted: str, name: str) -> _Found:
         note = f"{name}: using the EMA weights; --weights raw takes the others."
         return _Found(ema, "ema", (note,) if wanted == "auto" else ())
     kind = "ema" if raw is None else "raw" if isinstance(content, list | tuple) else _kind(name)
+    if kind == "unknown" and wanted != "auto":  # the user knows
+        kind = wanted
     check_wanted(wanted, kind, name)
     return _Found(raw or ema or {}, kind)
 

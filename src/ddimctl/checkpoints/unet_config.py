@@ -8,6 +8,7 @@ from ddimctl.errors import CheckpointError
 
 _MAX_BLOCKS: Final = 16
 _MAX_LAYERS: Final = 64
+_MAX_BLOCKS_IN_ALL: Final = 128  # published networks have about twenty
 _MAX_CHANNELS: Final = 2**16
 _MAX_TIMESTEPS: Final = 1_000_000
 
@@ -100,6 +101,16 @@ def check_unet_config(config: dict[str, Any], where: str) -> None:
                 f"{where}: {name} is {_shown(config[name])}, not {rule.wanted}.",
                 "Use the config.json that belongs to the weights.",
             )
+    _check_layers(config, where)
+
+
+def _check_layers(config: dict[str, Any], where: str) -> None:
+    count = len(config.get("block_out_channels", ())) * config.get("layers_per_block", 0)
+    if count > _MAX_BLOCKS_IN_ALL:
+        raise CheckpointError(
+            f"{where}: {count} residual blocks on the way down, more than {_MAX_BLOCKS_IN_ALL}.",
+            "Use the config.json that belongs to the weights.",
+        )
 
 
 def _shown(value: Any) -> str:

@@ -13,6 +13,7 @@ from ddimctl.jobs.events import Event, Notice, Progress, Wrote
 
 SECONDS_BETWEEN_LINES: Final = 10.0
 BROKEN_PIPE_CODE: Final = 141  # what a shell reports for SIGPIPE
+_LONGEST: Final = 2_000
 _STYLES: Final = {
     "error": "1;31",
     "stopped": "1;33",
@@ -138,11 +139,12 @@ def complain(label: str, cause: str, remedy: str) -> None:
 
 
 def printable(text: str) -> str:
-    """The text on one line, without characters that would command a terminal.
+    """The text on one line, without characters that would command a terminal, cut where it is endless.
 
-    Names of classes, files and checkpoints come from strangers.
+    Names of classes, files, checkpoints and settings come from strangers.
     """
-    spaced = " ".join(text.split())
+    shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    spaced = " ".join(shown.split())
     return "".join(char if char.isprintable() else "?" for char in spaced)
 
 

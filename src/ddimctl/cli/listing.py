@@ -5,7 +5,8 @@ from typing import Any, Final
 
 from ddimctl.cli.console import printable
 
-_LONG: Final = 8  # items of a list that are shown in full
+_LONG: Final = 8  # numbers of a list that are shown in full
+_MANY: Final = 200  # entries of anything that are shown
 
 
 def listing(record: Mapping[str, Any]) -> list[str]:
@@ -19,7 +20,10 @@ def listing(record: Mapping[str, Any]) -> list[str]:
 
 
 def _rows(record: Mapping[str, Any], indent: str) -> Iterator[tuple[str, str]]:
-    for key, value in record.items():
+    for number, (key, value) in enumerate(record.items()):
+        if number == _MANY:
+            yield f"{indent}...", f"{len(record)} in all"
+            return
         name = indent + printable(str(key)).replace("_", " ")
         if value is None or value in ({}, [], (), ""):
             continue
@@ -27,7 +31,7 @@ def _rows(record: Mapping[str, Any], indent: str) -> Iterator[tuple[str, str]]:
             yield name, ""
             yield from _rows(value, f"{indent}  ")
         elif _is_list(value) and any(isinstance(item, str) and len(item) > 30 for item in value):
-            for item in value:
+            for item in value[:_MANY]:
                 yield name, _text(item)
                 name = ""
         else:
@@ -52,7 +56,8 @@ def _list_text(values: Sequence[Any]) -> str:
             return f"{values[0]} ... {values[-1]}"
         shown = ", ".join(map(str, values[:4]))
         return f"{shown}, ... {values[-1]} ({len(values)} in all)"
-    return ", ".join(printable(str(value)) for value in values)
+    shown = ", ".join(printable(str(value)) for value in values[:_MANY])
+    return shown if len(values) <= _MANY else f"{shown}, ... ({len(values)} in all)"
 
 
 def _is_list(value: Any) -> bool:

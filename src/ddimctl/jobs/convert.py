@@ -1,7 +1,7 @@
 """Converting: a checkpoint of any family in, a diffusers folder out, compared with recorded cases."""
 
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,8 @@ CASES: Final = "cases.safetensors"
 CASE_TOLERANCE: Final = 1e-4
 """Relative; two machines differ by about 1e-6, wrong flags by more than 1e-2."""
 
+_MOST_CASES: Final = 100
+_MOST_IMAGES: Final = 64
 _DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16}
 _OUTPUT: Final = re.compile(r"(eps|raw_eps|out)\.t(\d{1,7})")
 
@@ -58,6 +60,11 @@ def convert(request: ConvertRequest) -> Generator[Event, None, ConvertResult]:
     where the source cannot be run or its network computes something else than was recorded.
     """
     out = request.out
+    if (out / "unet_ema").exists():
+        raise RequestError(
+            f"{out} holds the averaged weights of another checkpoint (unet_ema).",
+            "Remove them, or name another folder.",
+        )
     if out.exists() and not request.force and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out} exists.", "Write over it with --force, or name another folder.")
     checkpoint = load_checkpoint(
@@ -71,6 +78,8 @@ def convert(request: ConvertRequest) -> Generator[Event, None, ConvertResult]:
     )
     yield from map(Notice, checkpoint.provenance.notes)
     errors = _compare(checkpoint, request.source)
+    if errors == {}:
+        yield Notice(f"{CASES} holds nothing to compare this network with.")
     if errors:
         yield Notice(f"compared with {CASES}: relative error at most {max(errors.values()):.1e}.")
     yield from map(Notice, _differences(checkpoint))
@@ -87,12 +96,14 @@ def _differences(checkpoint: Checkpoint) -> Iterator[str]:
     if beyond:
         told = ", ".join(f"{key} = {value}" for key, value in beyond.items())
         yield f"plain diffusers cannot run this network right: its config has no word for {told}."
-    if checkpoint.learned_variance:
+    if checkpoint.num_classes is not None:
+        yield "diffusers' pipelines pass no class labels: there, call the network itself."
+    elif checkpoint.learned_variance:
         yield "diffusers' DDIMPipeline refuses a learned variance; its DDPMPipeline takes it."
 
 
 def _compare(checkpoint: Checkpoint, source: str) -> dict[str, float] | None:
-    """The relative error of every output recorded beside the source; None where there are none.
+    """The relative error of every output recorded beside the source; None without a file of them.
 
     Recorded are `x_T` (N, C, H, W), labels `y` (N,) of class-conditional networks, and the raw
     output at timestep T as `out.tT` or `eps.tT`, that of unaveraged weights as `raw_eps.tT`.
@@ -102,14 +113,15 @@ def _compare(checkpoint: Checkpoint, source: str) -> dict[str, float] | None:
     if not path.exists() or not cases.is_file():
         return None
     recorded = read_safetensors(cases, CASES)
-    averaged = checkpoint.provenance.weights != "raw"
+    found = {key: match for key in recorded if (match := _OUTPUT.fullmatch(key))}
+    is_raw = {key: match[1] == "raw_eps" for key, match in found.items()}
+    raw = checkpoint.provenance.weights == "raw" and any(is_raw.values())
     outputs = {
-        key: (int(match[2]), tensor)
-        for key, tensor in recorded.items()
-        if (match := _OUTPUT.fullmatch(key)) and (match[1] == "raw_eps") != averaged
+        key: (int(match[2]), recorded[key]) for key, match in found.items() if is_raw[key] == raw
     }
     if not outputs or "x_T" not in recorded:
-        return None
+        return {}
+    _check_cases(checkpoint, recorded["x_T"], [tensor for _, tensor in outputs.values()])
     errors = _errors(checkpoint, recorded, outputs)
     worst = max(errors, key=lambda key: errors[key])
     if not errors[worst] <= CASE_TOLERANCE:
@@ -119,6 +131,16 @@ def _compare(checkpoint: Checkpoint, source: str) -> dict[str, float] | None:
             "Check what was said of the network, or take the cases away.",
         )
     return errors
+
+
+def _check_cases(checkpoint: Checkpoint, x: Tensor, outputs: Sequence[Tensor]) -> None:
+    """Refuse a stranger's cases that would take long, or are of another network."""
+    channels, *size = checkpoint.sample_shape
+    fits = x.ndim == 4 and len(x) <= _MOST_IMAGES and list(x.shape[1:]) == [channels, *size]
+    given = channels * (2 if checkpoint.learned_variance else 1)
+    alike = all(tensor.shape == (*x.shape[:1], given, *x.shape[2:]) for tensor in outputs if fits)
+    if not (fits and alike and len(outputs) <= _MOST_CASES):
+        raise CheckpointError(f"{CASES} does not fit the network.", "Take the cases away.")
 
 
 def _errors(

@@ -32,6 +32,7 @@ from ddimctl.jobs.sample import sample
 from ddimctl.jobs.sampling_plan import SampleRequest, make_plan
 from ddimctl.metrics.measure import Measure, scores
 from ddimctl.runtime.device import resolve_device, resolve_precision
+from ddimctl.runtime.ranks import refuse_several
 
 CELLS: Final = "cells"
 REFERENCE: Final = "reference.safetensors"
@@ -77,6 +78,7 @@ def evaluate(request: EvaluateRequest) -> Generator[Event, None, EvaluateResult]
     Raises RequestError (before anything is sampled, where a cell cannot be), DataError, and as
     sample does; Stopped when a signal ended it, which --resume goes on with.
     """
+    refuse_several("evaluate")
     sampling = request.sampling
     if (request.data is None) == (request.reference is None):
         raise RequestError(

@@ -9,6 +9,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """JSON values, by topic; None where the checkpoint has no such thing."""
     provenance, schedule = checkpoint.provenance, checkpoint.schedule
     channels, height, width = checkpoint.sample_shape
+    config: Any = checkpoint.unet.config
     has_classes = checkpoint.num_classes is not None
     return {
         "name": provenance.name,
@@ -38,7 +39,12 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         else None,
         "background": None if checkpoint.background is None else list(checkpoint.background),
         "ignored": dict(checkpoint.ignored),
-        "network": checkpoint.beyond.settings(),
+        "network": {
+            "channels": list(config.block_out_channels),
+            "blocks": config.layers_per_block,
+            "attention": ["yes" if "Attn" in kind else "no" for kind in config.down_block_types],
+            **checkpoint.beyond.settings(),
+        },
         "flags": dict(provenance.flags),
         "notes": list(provenance.notes),
     }
