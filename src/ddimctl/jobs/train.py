@@ -117,8 +117,8 @@ def _keep(
 ) -> Iterator[Event]:
     """Samples, evaluation and state, where they are due after this step.
 
-    By the first process alone. A signal cuts the first two short; the resumed run, which comes here before its first step,
-    makes up for them. Raises Stopped.
+    By the first process alone. A signal cuts the first two short; the resumed run, which comes here
+    before its first step, makes up for them. Raises Stopped.
     """
     request, step = run.request, run.learner.step
     complete = step >= request.steps
