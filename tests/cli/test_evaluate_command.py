@@ -131,6 +131,21 @@ def test_a_dry_run_says_what_it_would_cost(run_here, tiny_checkpoint, data, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+def test_another_solver_has_the_row_without_noise(run_here, tiny_checkpoint, data, tmp_path):
+    code, out, err = run_here(
+        "evaluate", "--ckpt", tiny_checkpoint, "--data", data, "--steps", "2,3", "-n", "2",
+        "--solver", "ipndm", "--dry-run", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    settings = json.loads(out)["settings"]
+    assert (settings["solver"], settings["rows"]) == ("ipndm", [0.0])
+    code, _, err = run_here(
+        "evaluate", "--data", data, "--solver", "ipndm", "--eta", "0.5", "-n", "2", "--out", "o"
+    )
+    assert code == 2
+    assert "eta" in err
+
+
 @pytest.mark.parametrize("command", ["evaluate", "reference"])
 def test_help_names_every_option_with_a_text(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")

@@ -45,6 +45,7 @@ def evaluate(
     eta: own.Etas = None,
     variance: own.Variances = None,
     tau: own.TauKind = None,
+    solver: s.SolverOf = None,
     clip: s.ClipTo = None,
     guidance: s.Guidance = None,
     out: s.Out = None,
@@ -83,7 +84,7 @@ def evaluate(
         _only_samples(
             {
                 "--ckpt": ckpt, "--preset": preset, "--steps": steps, "--eta": eta,
-                "--variance": variance, "--tau": tau, "--clip": clip, "--guidance": guidance,
+                "--variance": variance, "--tau": tau, "--solver": solver, "--clip": clip, "--guidance": guidance,
                 "--class": classes, "--seed": seed, "--out": out, "--resume": resume or None,
             }
         )  # fmt: skip
@@ -100,7 +101,7 @@ def evaluate(
         raise RequestError(f"--seed {first}: seeds end at 2^63 - 1.", "Begin lower.")
     table: dict[str, Any] = {
         "steps": parse.parse_counts(steps or STEPS, "--steps"),
-        "rows": _rows(eta, variance, preset),
+        "rows": _rows(eta or ("0" if solver not in (None, "ddim") else None), variance, preset),
     }
     how: dict[str, Any] = {
         "flags": parse.parse_flags(model_flags),
@@ -120,6 +121,7 @@ def evaluate(
         seeds=tuple(range(first, first + count)),
         size=shape,
         tau=tau,
+        solver=solver,
         clip=clip,
         guidance=guidance,
         batch_size=batch_size,

@@ -176,6 +176,7 @@ def _settle(
         "evaluations": list({cell.steps: cell.evaluations for cell in cells}.values()),
         "rows": list(request.rows),
         "tau": "the paper's" if preset else (tau or "linspace"),
+        "solver": plans[0].settings["solver"],
         "size": [height, width],
         "clip": plans[0].settings["clip"],
         "guidance": plans[0].settings["guidance"],
