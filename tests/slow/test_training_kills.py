@@ -103,7 +103,7 @@ def test_asked_to_stop_at_random_instants_in_processes_of_their_own(
     command, clean_env, tmp_path, run_cli
 ):
     """SIGTERM and SIGUSR1 as a cluster sends them: 75 within seconds, and nothing is lost."""
-    options = ("--steps", "100", "--save-every", "50", "--sample-every", "50")
+    options = ("--steps", "500", "--save-every", "100", "--sample-every", "250")
     environment = clean_env | {"OMP_NUM_THREADS": "1"}
     instant, out, stops = random.Random(0), tmp_path / "run", 0
     for turn in range(12):
@@ -119,7 +119,7 @@ def test_asked_to_stop_at_random_instants_in_processes_of_their_own(
         begun = time.monotonic()
         text = process.communicate(timeout=60)[1]
         assert time.monotonic() - begun < 30  # 4 on an idle machine, where diffusers is imported
-        if process.returncode == 0:
+        if "next: ddimctl sample" in text:  # it was complete before the signal came
             break
         assert process.returncode == 75, text
         stops += 1
