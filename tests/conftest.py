@@ -13,6 +13,8 @@ import pytest
 
 from forks import Forks
 
+pytest.register_assert_rewrite("light_start", "training_runs")
+
 # Set before anything imports torch or huggingface_hub, which read their environment once.
 _CACHE = tempfile.TemporaryDirectory(prefix="ddimctl-tests-", ignore_cleanup_errors=True)
 os.environ.update(

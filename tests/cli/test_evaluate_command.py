@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 import typing
 
 import pytest
@@ -12,8 +10,7 @@ from ddimctl.cli import evaluate_options
 from ddimctl.cli.main import main
 from ddimctl.cli.parse import parse_numbers
 from ddimctl.errors import RequestError
-
-HEAVY = re.compile(r"\b(torch|diffusers|numpy|PIL|huggingface_hub|safetensors)\b")
+from light_start import assert_light_usage_error
 
 
 @pytest.fixture
@@ -62,20 +59,7 @@ def data(tmp_path):
     ids=" ".join,
 )
 def test_usage_errors_are_two_lines_and_import_nothing_heavy(arguments, clean_env, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "ddimctl", *arguments],
-        env=clean_env,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    imports = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
-    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
-    assert done.returncode == 2
-    assert [line for line in imports if HEAVY.search(line)] == []
-    assert len(said) == 2
-    assert said[0].startswith("error: ")
-    assert done.stdout == ""
+    assert_light_usage_error(arguments, clean_env, tmp_path)
 
 
 def test_the_table_is_printed_and_a_page_written(run_cli, tiny_checkpoint, data, tmp_path):

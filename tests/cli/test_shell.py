@@ -25,8 +25,8 @@ from ddimctl.errors import (
     Stopped,
     StorageError,
 )
+from light_start import HEAVY, start
 
-HEAVY = re.compile(r"\b(torch|diffusers|numpy|PIL|huggingface_hub|safetensors)\b")
 PARSED_WITHOUT_TORCH = [
     (["--help"], 0),
     (["-h"], 0),
@@ -85,22 +85,15 @@ PARSED_WITHOUT_TORCH = [
 
 @pytest.mark.parametrize(("arguments", "code"), PARSED_WITHOUT_TORCH, ids=lambda x: str(x))
 def test_help_and_usage_errors_import_nothing_heavy(arguments, code, clean_env, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "ddimctl", *arguments],
-        env=clean_env,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    imports = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
-    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
-    assert done.returncode == code
-    assert imports
-    assert [line for line in imports if HEAVY.search(line)] == []
+    started = start(arguments, clean_env, tmp_path)
+    said = started.said
+    assert started.code == code
+    assert started.imports
+    assert started.heavy == []
     if code == 0:
         assert said == []
     elif arguments:
-        assert done.stdout == ""
+        assert started.stdout == ""
         assert said[0].startswith("error: ")
         assert said[1].startswith("  try: ")
         assert len(said) == 2

@@ -7,11 +7,10 @@ from typing import Any, Final, NamedTuple
 from torch import Tensor
 
 from ddimctl.checkpoints.network import Beyond
-from ddimctl.checkpoints.scheduler_config import Diffusion
+from ddimctl.checkpoints.scheduler_config import MAX_TIMESTEPS, Diffusion
 from ddimctl.errors import CheckpointError, DdimctlError, RequestError
 
 SIZE: Final = "image_size"
-_MAX_TIMESTEPS: Final = 1_000_000
 
 
 class Said(NamedTuple):
@@ -127,7 +126,7 @@ def training_size(said: Said, told: Mapping[str, Any], levels: int) -> tuple[int
 
 def check_steps(said: Said, key: str, steps: int) -> None:
     """Refuse a T that no schedule can have. Raises as wrong does."""
-    if not 1 <= steps <= _MAX_TIMESTEPS:
+    if not 1 <= steps <= MAX_TIMESTEPS:
         raise wrong(said, key, f"{key} is {steps}.")
 
 

@@ -106,6 +106,7 @@ def convert(weights: Mapping[str, Tensor], said: Said) -> Converted:
     if "num_diffusion_timesteps" not in told and "beta_schedule" not in told:
         notes.append("does not say its schedule: assumed linear, 1e-4 to 0.02, T = 1000.")
     names = _names(shape)
+    settled = _UNSAID | told
     return Converted(
         config=_config(shape, training_size(said, told, levels)),
         weights={
@@ -113,14 +114,14 @@ def convert(weights: Mapping[str, Tensor], said: Said) -> Converted:
             for key, tensor in weights.items()
             if key != "logvar"
         },
-        diffusion=Diffusion(_schedule(said, told), "eps", {}),
+        diffusion=Diffusion(_schedule(said, settled), "eps", {}),
         beyond=Beyond(
             stem_channels=shape.ch if shape.ch != shape.widths[0] else None,
             time_channels=shape.ch if shape.ch != shape.widths[0] else None,
             resample_conv=shape.resamp_with_conv is not False,
         ),
         notes=tuple(f"{said.name} {note}" for note in notes),
-        told={key: value for key, value in (_UNSAID | told).items() if key in _SETTINGS},
+        told={key: settled[key] for key in _SETTINGS if key in settled},
         theirs=names.inverted().of,
     )
 
@@ -182,10 +183,9 @@ def _as_linear(tensor: Tensor) -> Tensor:
     return tensor[:, :, 0, 0] if tensor.shape[2:] == (1, 1) else tensor
 
 
-def _schedule(said: Said, told: Mapping[str, Any]) -> Schedule:
-    steps = told.get("num_diffusion_timesteps", 1000)
-    start, end = told.get("beta_start", 1e-4), told.get("beta_end", 0.02)
-    kind = told.get("beta_schedule", "linear")
+def _schedule(said: Said, settled: Mapping[str, Any]) -> Schedule:
+    steps, kind = settled["num_diffusion_timesteps"], settled["beta_schedule"]
+    start, end = settled["beta_start"], settled["beta_end"]
     check_steps(said, "num_diffusion_timesteps", steps)
     known = (*_SCHEDULES, "const", "jsd")
     if kind not in known:

@@ -23,7 +23,7 @@ _READ: Final = (
     "prediction_type",
     "predict_epsilon",
 )
-_MAX_TIMESTEPS: Final = 1_000_000
+MAX_TIMESTEPS: Final = 1_000_000
 # Classes with the defaults assumed below, whose files may leave settings out.
 _DDPM_KIN: Final = ("DDPM", "DDIM", "PNDM")
 _BETAS: Final = ("beta_schedule", "beta_start", "beta_end")
@@ -92,7 +92,7 @@ def _read_schedule(config: dict[str, Any], where: str) -> Schedule:
                 raise RequestError("trained_betas with rescale_betas_zero_snr are not supported.")
             if not isinstance(betas, list) or not all(_is_number(beta) for beta in betas):
                 raise RequestError("trained_betas is not a list of numbers.")
-            if len(betas) > _MAX_TIMESTEPS:
+            if len(betas) > MAX_TIMESTEPS:
                 raise RequestError(f"trained_betas has {len(betas):,} numbers.")
             return from_betas(betas)
         kind = str(config.get("beta_schedule", "linear"))
@@ -101,7 +101,7 @@ def _read_schedule(config: dict[str, Any], where: str) -> Schedule:
                 f"beta_schedule {kind!r} is not supported.", f"Known are {', '.join(_KINDS)}."
             )
         steps = config.get("num_train_timesteps", 1000)
-        if type(steps) is not int or not 1 <= steps <= _MAX_TIMESTEPS:
+        if type(steps) is not int or not 1 <= steps <= MAX_TIMESTEPS:
             raise RequestError(f"num_train_timesteps is {steps!r:.60}.")
         start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
         if not (_is_number(start) and _is_number(end) and 0 < start <= 1 and 0 < end <= 1):

@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from ddimctl.checkpoints.scheduler_config import MAX_TIMESTEPS
 from ddimctl.errors import CheckpointError
 
 _MAX_BLOCKS: Final = 16
 _MAX_LAYERS: Final = 64
 _MAX_BLOCKS_IN_ALL: Final = 128  # published networks have about twenty
 _MAX_CHANNELS: Final = 2**16
-_MAX_TIMESTEPS: Final = 1_000_000
 
 
 class _Rule(NamedTuple):
@@ -85,7 +85,7 @@ _RULES: Final = {
     "add_attention": _FLAG,
     "class_embed_type": _or_none(_TEXT),
     "num_class_embeds": _or_none(_CHANNELS),
-    "num_train_timesteps": _or_none(_whole(1, _MAX_TIMESTEPS)),
+    "num_train_timesteps": _or_none(_whole(1, MAX_TIMESTEPS)),
 }
 
 
