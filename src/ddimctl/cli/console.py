@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol, Self, TextIO, TypeVar
 from ddimctl.cli.meter import Meter, Phase, count_text, fact_texts, time_texts
 from ddimctl.errors import StorageError
 from ddimctl.jobs.events import Event, Notice, Progress, Wrote
+from ddimctl.runtime.allocator import keep_freed_memory
 
 SECONDS_BETWEEN_LINES: Final = 10.0
 BROKEN_PIPE_CODE: Final = 141  # what a shell reports for SIGPIPE
@@ -92,6 +93,7 @@ def run_job(job: Generator[Event, None, R], *, quiet: bool = False) -> R:
 
     Each notice is shown once. The job is closed, so that it cleans up, however this ends.
     """
+    keep_freed_memory()
     seen: set[Notice | Wrote] = set()
     with closing(job), _view(quiet) as view:
         while True:
