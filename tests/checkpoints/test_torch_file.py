@@ -148,6 +148,18 @@ def test_available_memory_is_less_than_a_machine_has() -> None:
     assert 2**24 < available <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def test_a_container_has_what_its_limit_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 150\nactive_file 50\n")
+    assert memory.available_memory() == 450
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available_memory() > 2**24
+
+
 @pytest.mark.parametrize(
     ("bad", "count"), [(float("nan"), 1), (float("inf"), 1), (-float("inf"), 3)]
 )

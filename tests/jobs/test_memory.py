@@ -41,6 +41,7 @@ class Small(torch.nn.Module):
     def __init__(self, unet, limit=2, after=0, error=None):
         super().__init__()
         self.unet, self.limit, self.after = unet, limit, after
+        self.config = unet.config
         self.error = error or torch.OutOfMemoryError("no room")
         self.sizes = []
 

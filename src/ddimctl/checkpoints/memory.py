@@ -7,12 +7,12 @@ from typing import Final
 from ddimctl.errors import CheckpointError
 
 _MEMINFO: Final = Path("/proc/meminfo")
-_CONTAINER: Final = Path("/sys/fs/cgroup/memory.max")
+_CONTAINER: Final = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int | None:
     """Bytes that can be taken without swapping; on macOS all that is built in; None if unknown."""
-    known = [_container_limit(), _meminfo() or _built_in()]
+    known = [_container_room(), _meminfo() or _built_in()]
     return min((size for size in known if size is not None), default=None)
 
 
@@ -39,12 +39,16 @@ def _meminfo() -> int | None:
     return next((int(parts[1]) * 1024 for parts in found if len(parts) == 3), None)
 
 
-def _container_limit() -> int | None:
+def _container_room() -> int | None:
+    """What a container's limit leaves, cached files not counted: they make way."""
     try:
-        limit = _CONTAINER.read_text("ascii").strip()
+        limit = int((_CONTAINER / "memory.max").read_text("ascii"))  # "max" where there is none
+        used = int((_CONTAINER / "memory.current").read_text("ascii"))
+        stat = (_CONTAINER / "memory.stat").read_text("ascii").splitlines()
+        cached = sum(int(line.split()[1]) for line in stat if line.startswith("inactive_file "))
     except (OSError, ValueError):
         return None
-    return int(limit) if limit.isdecimal() else None
+    return max(0, limit - used + cached)
 
 
 def _built_in() -> int | None:

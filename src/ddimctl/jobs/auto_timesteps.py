@@ -22,9 +22,10 @@ from ddimctl.diffusion.timesteps import explicit_timesteps
 from ddimctl.errors import StorageError
 from ddimctl.files.atomic import write_json
 from ddimctl.files.datasets import user_cache
+from ddimctl.jobs.batch_size import default_batch_size
 from ddimctl.jobs.events import Event, Notice, Progress
 from ddimctl.jobs.records import sha256_hex
-from ddimctl.jobs.sampling_plan import Plan, SampleRequest, default_batch_size, drawn_labels
+from ddimctl.jobs.sampling_plan import Plan, SampleRequest, drawn_labels
 from ddimctl.runtime.device import memory_errors
 
 BUNDLED_FILE: Final = BUNDLED / "timesteps.json"
@@ -56,7 +57,10 @@ def settle_timesteps(
         if request.dry_run:
             settings = {k: v for k, v in plan.settings.items() if k != "timesteps"}
             return replace(plan, settings=settings)
-        batch_size = request.batch_size or default_batch_size(plan.shape, device)
+        guidance = plan.settings["guidance"]
+        batch_size = request.batch_size or default_batch_size(
+            checkpoint, plan.shape, device, guidance
+        )
         with memory_errors("Use a smaller --batch-size."):
             found = yield from survey_checkpoint(plan, checkpoint, batch_size, device)
         if cache is not None:

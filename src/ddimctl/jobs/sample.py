@@ -64,8 +64,8 @@ def _sample(request: SampleRequest, ranks: Ranks) -> Generator[Event, None, Samp
     started = time.monotonic()
     recorded = read_manifest(request, LAYOUT) if ranks.first else None
     # the same groups of images, whatever this machine would choose
-    batch_size = recorded["settings"]["batch_size"] if recorded else request.batch_size
-    request = replace(request, batch_size=ranks.share("batch size", batch_size))
+    if recorded:
+        request = replace(request, batch_size=recorded["settings"]["batch_size"])
     device = ranks.device(request.device)
     if request.deterministic:
         make_deterministic()
@@ -77,6 +77,7 @@ def _sample(request: SampleRequest, ranks: Ranks) -> Generator[Event, None, Samp
     checkpoint = open_checkpoint(request, known, device, precision)
     yield from map(Notice, checkpoint.provenance.notes)
     plan = make_plan(request, checkpoint, latents, device, precision)
+    plan = plan.in_batches(ranks.share("batch size", plan.batch_size))
     if plan.method in METHODS and plan.settings["solver"] != "ddim":
         yield Notice("the latents were inverted for --solver ddim; another only comes near.")
     plan = yield from settle_timesteps(request, plan, checkpoint, device)

@@ -1,7 +1,7 @@
 """From a request and a checkpoint to every setting of a sampling run, decided."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from ddimctl.diffusion.tau_search import check_search
 from ddimctl.diffusion.timesteps import AUTO, explicit_timesteps, timesteps
 from ddimctl.errors import RequestError
 from ddimctl.files.latents import LatentFile
+from ddimctl.jobs.batch_size import default_batch_size
 
 DEFAULT_STEPS: Final = 20
 SEEDED: Final = "seeds"
@@ -114,6 +115,10 @@ class Plan:
             return self.x_T[list(images)].to(device)
         return noise.seeded_noise([self.seeds[i] for i in images], self.shape, device=device)
 
+    def in_batches(self, size: int) -> "Plan":
+        """The same run, in batches of this size."""
+        return replace(self, batch_size=size, settings={**self.settings, "batch_size": size})
+
 
 def make_plan(
     request: SampleRequest,
@@ -156,7 +161,8 @@ def make_plan(
     guidance = float(_first(request.guidance, known.get("guidance"), 1.0))
     _check_guidance(guidance, checkpoint)
     names = seeds if len(set(seeds)) == len(seeds) else tuple(range(len(seeds)))
-    batch_size = min(request.batch_size or default_batch_size(shape, device), len(seeds))
+    batch_size = request.batch_size or default_batch_size(checkpoint, shape, device, guidance)
+    batch_size = min(batch_size, len(seeds))
     settings = {
         "steps": len(tau),
         "tau": kind,
@@ -173,12 +179,6 @@ def make_plan(
     x_T = latents.latents if latents else None
     method = str(known.get("method", "unknown")) if latents else SEEDED
     return Plan(settings, tau, shape, batch_size, names, seeds, labels, x_T, method, searched)
-
-
-def default_batch_size(shape: tuple[int, int, int], device: torch.device) -> int:
-    """16 pictures of 32x32 at a time on a CPU, 256 on CUDA; fewer of larger ones, by area."""
-    most = 256 if device.type == "cuda" else 16
-    return max(1, min(most, most * 32 * 32 // (shape[1] * shape[2])))
 
 
 def _timesteps(
