@@ -10,7 +10,8 @@ from typing import Any, Final, NamedTuple
 
 _DYNAMO: Final = "torch._dynamo"
 # Packages whose __init__ imports all their modules, one or two of which a UNet2DModel needs.
-_PACKAGES: Final = ("diffusers.models.transformers", "diffusers.models.unets")
+_PACKAGES: Final = ("diffusers.models.transformers", "diffusers.models.unets", "diffusers.hooks")
+_OF_ITS_METHODS: Final = "diffusers.hooks.group_offloading"  # imported by .to() and .device
 
 
 def import_unet() -> Any:
@@ -25,7 +26,9 @@ def import_unet() -> Any:
         return _plain_import()
     try:
         with _stand_in_for_dynamo(), _put_off():
-            return _plain_import()
+            unet = _plain_import()
+            import_module(_OF_ITS_METHODS)
+            return unet
     except (ImportError, AttributeError, TypeError):  # a release that needs more of it
         for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers"]:
             del sys.modules[name]
