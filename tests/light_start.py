@@ -1,4 +1,4 @@
-"""Commands that must not import anything heavy: run with the list of what they import."""
+"""What commands import: usage errors nothing heavy, runs nothing that they do not use."""
 
 import re
 import subprocess
@@ -9,16 +9,29 @@ from typing import NamedTuple
 
 HEAVY = re.compile(r"\b(torch|diffusers|numpy|PIL|huggingface_hub|safetensors)\b")
 
+# Python's own name for a module, where it begins with one of these: of torch its compiler, of
+# diffusers everything but the network.
+NEEDLESS = re.compile(
+    r"(torch\._(dynamo|inductor)|sympy|torchvision|pandas"
+    r"|scipy|matplotlib|av|huggingface_hub\.(inference|cli)"
+    r"|diffusers\.(pipelines|schedulers|loaders|modular_pipelines)"
+    r"|diffusers\.hooks\.(?!(hooks|_common|group_offloading)$)\w+"
+    r"|diffusers\.models\.(autoencoders|controlnets|adapter|attention_dispatch)"
+    r"|diffusers\.models\.unets\.(?!unet_2d(_blocks)?$)\w+"
+    r"|diffusers\.models\.transformers\.(?!(dual_)?transformer_2d$)\w+)(\.|$)"
+)
+
 
 class Started(NamedTuple):
     """code, stdout: the command's. said: its lines on stderr. imports: one line for each module,
-    heavy: those of them that take long."""
+    heavy: those of them that take long. needless: the modules that no plain run should import."""
 
     code: int
     stdout: str
     said: list[str]
     imports: list[str]
     heavy: list[str]
+    needless: list[str]
 
 
 def start(arguments: Sequence[str], env: Mapping[str, str], cwd: Path) -> Started:
@@ -34,7 +47,13 @@ def start(arguments: Sequence[str], env: Mapping[str, str], cwd: Path) -> Starte
     imports = [line for line in lines if line.startswith("import time:")]
     said = [line for line in lines if not line.startswith("import time:")]
     heavy = [line for line in imports if HEAVY.search(line)]
-    return Started(done.returncode, done.stdout, said, imports, heavy)
+    needless = [name for name in map(_module, imports) if NEEDLESS.match(name)]
+    return Started(done.returncode, done.stdout, said, imports, heavy, needless)
+
+
+def _module(line: str) -> str:
+    """The name at the end of a line of `python -X importtime`."""
+    return line.rpartition("|")[2].strip()
 
 
 def assert_light_usage_error(arguments: Sequence[str], env: Mapping[str, str], cwd: Path) -> None:

@@ -1,4 +1,5 @@
-"""UNet2DModel is imported without torch's compiler, which works afterwards."""
+"""UNet2DModel is imported without torch's compiler and diffusers' other networks, all of which
+work afterwards."""
 
 import subprocess
 import sys
@@ -65,6 +66,59 @@ print(torch._dynamo.__file__ is not None)
 """
     )
     assert printed.split("\n")[:2] == ["UNet2DModel [True, False]", "True"]
+
+
+def test_all_of_diffusers_can_be_imported_afterwards_and_is_of_the_same_classes() -> None:
+    printed = _run(
+        """
+import inspect, pickle, sys
+from ddimctl.checkpoints._diffusers import import_unet
+UNet2DModel = import_unet()
+blocks = sys.modules["diffusers.models.unets.unet_2d_blocks"]
+flux, condition = (f"diffusers.models.{name}" for name in
+                   ("transformers.transformer_flux", "unets.unet_2d_condition"))
+import diffusers, diffusers.models.transformers as package
+assert inspect.getmodule(blocks.Transformer2DModel) and not hasattr(package, "__wrapped__")
+print(flux in sys.modules, condition in sys.modules)
+from diffusers import DDIMPipeline, Transformer2DModel
+from diffusers.models.unets import UNet2DConditionModel, UNet2DModel as same
+from diffusers.models.transformers import DualTransformer2DModel, FluxTransformer2DModel
+print(flux in sys.modules, condition in sys.modules)
+assert same is UNet2DModel is diffusers.UNet2DModel
+assert UNet2DConditionModel is diffusers.UNet2DConditionModel
+assert Transformer2DModel is blocks.Transformer2DModel
+assert DualTransformer2DModel is blocks.DualTransformer2DModel
+assert package.transformer_2d.Transformer2DModel is Transformer2DModel
+assert package.__spec__.loader is package.__loader__ and package.__loader__.get_source
+assert type(package) is type(sys) and pickle.loads(pickle.dumps(same)) is UNet2DModel
+unet = UNet2DConditionModel(
+    sample_size=8, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), attention_head_dim=4,
+    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=8,
+)
+print(sum(isinstance(module, Transformer2DModel) for module in unet.modules()))
+"""
+    )
+    assert printed.split() == ["False", "False", "True", "True", "4"]
+
+
+def test_names_of_a_package_that_was_left_out_are_those_of_a_plain_import() -> None:
+    script = """
+import sys
+{first}
+import diffusers.models.transformers as package
+from diffusers.models.unets import *
+assert "UNetMotionModel" in globals()
+from diffusers.models.transformers import PriorTransformer
+try:
+    package.Nonsense
+except AttributeError as error:
+    print(error)
+print(sorted(name for name in dir(package) if not name.startswith("_")))
+"""
+    ours = _run(script.format(first="import ddimctl.checkpoints._diffusers as d; d.import_unet()"))
+    assert ours == _run(script.format(first=""))
+    assert "has no attribute 'Nonsense'" in ours
 
 
 def test_looking_at_the_package_imports_neither_torch_nor_diffusers() -> None:

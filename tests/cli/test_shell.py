@@ -130,6 +130,21 @@ def test_completion_of_words_imports_nothing_heavy(words, completed, clean_env):
     assert not HEAVY.search(done.stderr)
 
 
+def test_a_run_imports_the_network_and_nothing_around_it(
+    clean_env, tiny_class_checkpoint, tmp_path
+):
+    started = start(
+        ["sample", "--ckpt", str(tiny_class_checkpoint), "--steps", "1", "-n", "1", "--out", "out"],
+        clean_env,
+        tmp_path,
+    )
+    assert started.code == 0, started.said
+    assert any("diffusers.models.unets.unet_2d" in line for line in started.imports)
+    assert started.needless == []
+    networks = [line for line in started.imports if "diffusers.models." in line]
+    assert len(networks) < 40
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"ddimctl {ddimctl.__version__}\n"
