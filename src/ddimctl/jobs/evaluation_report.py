@@ -15,7 +15,7 @@ from ddimctl.files.atomic import write_bytes, write_json
 from ddimctl.files.grids import GRID_LIMIT, make_grid
 from ddimctl.files.images import encode_picture, fit_picture, picture_pixels, read_picture
 from ddimctl.files.plots import line_plot, stack_plots
-from ddimctl.jobs.presets import PICTURES, Row, is_within_band
+from ddimctl.jobs.presets import Row, is_within_band
 from ddimctl.metrics.measure import METRICS
 
 FILES: Final = ("table.csv", "table.json", "curve.png", "seeds.png", "index.html")
@@ -50,11 +50,11 @@ class Table:
 
 
 def combine(
-    found: Sequence[Mapping[str, float]], paper: float | None, pictures: int
+    found: Sequence[Mapping[str, float]], paper: float | None, judged: bool
 ) -> dict[str, Any]:
     """Mean, and half the range of repeats, of every score; and how FID stands to the paper's.
 
-    The paper's number is judged only where as many pictures were scored.
+    judged: whether the two are of one experiment, so that a difference says something.
     """
     row: dict[str, Any] = {}
     for name in found[0]:
@@ -64,7 +64,7 @@ def combine(
             row[f"{name}_half_range"] = (max(values) - min(values)) / 2 if len(values) > 1 else None
     if paper is not None and "fid" in row:
         row["paper_fid"] = paper
-        row["within_band"] = is_within_band(row["fid"], paper) if pictures == PICTURES else None
+        row["within_band"] = is_within_band(row["fid"], paper) if judged else None
     return row
 
 
