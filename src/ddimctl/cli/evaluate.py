@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NUMBER: Final = 10_000
 STEPS: Final = "10,20,50,100"
+STEPS_OF_AUTO: Final = "10,20,50"
 ETAS: Final = "0,0.2,0.5,1"
 _NAMES: Final = {"swd": "swd (not FID)"}
 
@@ -100,7 +101,9 @@ def evaluate(
     if first + count * repeats - 1 > parse.MAX_SEED:
         raise RequestError(f"--seed {first}: seeds end at 2^63 - 1.", "Begin lower.")
     table: dict[str, Any] = {
-        "steps": parse.parse_counts(steps or STEPS, "--steps"),
+        "steps": parse.parse_counts(
+            steps or (STEPS_OF_AUTO if tau == "auto" else STEPS), "--steps"
+        ),
         "rows": _rows(eta or ("0" if solver not in (None, "ddim") else None), variance, preset),
     }
     how: dict[str, Any] = {
