@@ -85,7 +85,7 @@ def test_the_table_is_printed_and_a_page_written(run_cli, tiny_checkpoint, data,
     record = json.loads(out)
     assert record["out"] == "out"
     assert [row["steps"] for row in record["rows"]] == [2, 3]
-    assert [f"{row['swd']:.4g}" for row in record["rows"]] == line.split()[3:]
+    assert [f"{row['swd']:#.4g}" for row in record["rows"]] == line.split()[3:]
 
 
 def test_a_kept_reference_and_pictures_that_exist(run_here, data, tmp_path):

@@ -16,7 +16,7 @@ from ddimctl.files.reference import save_reference
 from ddimctl.jobs.auto_timesteps import with_timesteps
 from ddimctl.jobs.decoding import decode
 from ddimctl.jobs.evaluation_cells import Cell
-from ddimctl.jobs.events import Event
+from ddimctl.jobs.events import Event, Progress
 from ddimctl.jobs.measuring import (
     Measured,
     Preparation,
@@ -99,7 +99,7 @@ def sample_cell(cell: Cell, work: Work) -> Generator[Event, None, None]:
         request, plan, work.checkpoint, work.device, LAYOUT, recorded, ranks, named=work.out
     )
     try:
-        yield from walk
+        yield from followed(walk, cell.name)
     except NumericsError as error:
         raise NumericsError(f"{cell.name}: {error.cause}", error.remedy) from error
 
@@ -122,14 +122,18 @@ def score_cells(
     return [ranks.share(cell.name, mine, rank) for rank, cell in enumerate(cells)]
 
 
-def checked(job: Generator[Event, None, R], check: Callable[[], None]) -> Generator[Event, None, R]:
-    """The job, with a check after each event."""
+def followed(
+    job: Generator[Event, None, R], cell: str = "", check: Callable[[], None] = lambda: None
+) -> Generator[Event, None, R]:
+    """The job, with a check after each event; its progress says of which cell it is."""
     while True:
         try:
             event = next(job)
         except StopIteration as end:
             result: R = end.value
             return result
+        if isinstance(event, Progress) and cell:
+            event = replace(event, facts={"cell": cell, **event.facts})
         yield event
         check()
 
@@ -144,7 +148,7 @@ def _keep_reference(
         except (DataError, RequestError):  # of other metrics, or damaged: measured again
             known = None
     job = measure_pictures(data, work.how, work.measure, work.device, known=known)
-    found = yield from checked(job, work.check)
+    found = yield from followed(job, check=work.check)
     if found is not known:
         save_reference(kept, found.summary, found.facts)
 
@@ -164,7 +168,7 @@ def _score(
         return known
     count = len(cell.request.seeds)
     job = measure_samples(folder / "images", work.how, work.measure, work.device, count)
-    found = yield from checked(job, work.check)
+    found = yield from followed(job, cell.name, work.check)
     score = scores(work.measure, found, target.summary)
     write_json(folder / SCORE, {"identity": identity, "scores": score})
     return score
