@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ddimctl.diffusion.paths import slerp
     from ddimctl.diffusion.sampling import sample
     from ddimctl.diffusion.schedules import Schedule, make_schedule
+    from ddimctl.diffusion.tau_search import search_timesteps
     from ddimctl.diffusion.timesteps import timesteps
     from ddimctl.errors import (
         CheckpointError,
@@ -51,6 +52,7 @@ __all__ = [
     "load_checkpoint",
     "make_schedule",
     "sample",
+    "search_timesteps",
     "seeded_noise",
     "slerp",
     "timesteps",
@@ -64,6 +66,7 @@ _HOMES = {
     "load_checkpoint": "ddimctl.checkpoints",
     "make_schedule": "ddimctl.diffusion.schedules",
     "sample": "ddimctl.diffusion.sampling",
+    "search_timesteps": "ddimctl.diffusion.tau_search",
     "seeded_noise": "ddimctl.diffusion.noise",
     "slerp": "ddimctl.diffusion.paths",
     "timesteps": "ddimctl.diffusion.timesteps",

@@ -85,7 +85,7 @@ def test_the_table_is_printed_and_a_page_written(run_cli, tiny_checkpoint, data,
     record = json.loads(out)
     assert record["out"] == "out"
     assert [row["steps"] for row in record["rows"]] == [2, 3]
-    assert [f"{row['swd']:.4g}" for row in record["rows"]] == line.split()[3:]
+    assert [f"{row['swd']:#.4g}" for row in record["rows"]] == line.split()[3:]
 
 
 def test_a_kept_reference_and_pictures_that_exist(run_here, data, tmp_path):
@@ -142,12 +142,12 @@ def test_help_names_every_option_with_a_text(command, capsys, monkeypatch):
 
 def test_words_are_those_of_the_layers():
     from ddimctl.diffusion.steps import VARIANCES
-    from ddimctl.diffusion.timesteps import KINDS
+    from ddimctl.diffusion.timesteps import AUTO, KINDS
     from ddimctl.jobs.presets import PRESETS
     from ddimctl.metrics.measure import METRICS
 
     assert typing.get_args(evaluate_options.Metric) == METRICS
-    assert typing.get_args(evaluate_options.Kind) == KINDS
+    assert typing.get_args(evaluate_options.Kind) == (*KINDS, AUTO)
     assert typing.get_args(evaluate_options.PresetName) == tuple(PRESETS)
     assert ("eta", *typing.get_args(evaluate_options.AddedVariance)) == tuple(VARIANCES)
 

@@ -13,6 +13,7 @@ from ddimctl.diffusion.tau_search import (
     Survey,
     check_search,
     choose_timesteps,
+    search_timesteps,
     survey,
     survey_evaluations,
 )
@@ -101,6 +102,41 @@ def test_the_choice_is_the_solvers_own(gaussian):
     model, _, found = gaussian
     chosen = {solver: choose_timesteps(found, model.schedule, 6, solver) for solver in SOLVERS}
     assert len(set(chosen.values())) == len(SOLVERS)
+
+
+def test_a_search_of_a_model_and_latents_is_survey_and_choice(gaussian):
+    model, x_T, found = gaussian
+    for solver in SOLVERS:
+        chosen = search_timesteps(model, x_T, steps=6, solver=solver, batch_size=3)
+        assert chosen == choose_timesteps(found, model.schedule, 6, solver)
+
+
+def test_a_search_asks_with_its_labels_guidance_and_clip():
+    class Labelled(GaussianModel):
+        def network(self, x, t, labels=None):
+            asked.append(labels.tolist())
+            return super().network(x, t, None)
+
+    asked = []
+    labels = torch.tensor([3, 1, 4])
+    search_timesteps(
+        Labelled(null_class=9),
+        noisy(3, 1, 2, 2),
+        steps=2,
+        labels=labels,
+        guidance=2.0,
+        batch_size=2,
+    )
+    flat = [sorted(set(batch) - {9}) for batch in asked]
+    N = survey_evaluations(1000)
+    assert [batch for batch in flat if batch] == N * [[1, 3]] + N * [[4]]
+    assert any(9 in batch for batch in asked)
+    with pytest.raises(RequestError, match="unknown clipping"):
+        search_timesteps(GaussianModel(), noisy(1, 1, 2, 2), steps=2, clip="hard")
+    with pytest.raises(RequestError, match="too few for --steps 51"):
+        search_timesteps(GaussianModel(), noisy(1, 1, 2, 2), steps=51)
+    with pytest.raises(RequestError, match="solver"):
+        search_timesteps(GaussianModel(), noisy(1, 1, 2, 2), steps=2, solver="heun")
 
 
 def test_one_step_leaves_no_choice(gaussian):

@@ -311,6 +311,103 @@ owner.read_data = elsewhere
     assert "it does not begin as process 0 does: run differ" in ended[0].stderr
 
 
+EVALUATE = [
+    *("evaluate", "-n", 6, "--steps", "2,3", "--eta", "0,1", "--batch-size", 2, "--device", "cpu"),
+    *("--out", "out"),
+]
+SCORES = "jobs.evaluation_work:scores"
+
+
+@pytest.fixture(scope="module")
+def scored(forks, pictures, tmp_path_factory):
+    """What one process leaves of an evaluation of four cells."""
+    folder = tmp_path_factory.mktemp("scored")
+    ended = forks.run(*EVALUATE, "--data", pictures, cwd=folder)
+    assert ended.code == 0, ended.stderr
+    return ended.stdout, contents(folder / "out")
+
+
+@pytest.fixture
+def evaluate(forks, tmp_path, pictures):
+    """evaluate(count, *options, ...): the evaluation in so many processes."""
+
+    def run(count, *more, **named):
+        return forks.run_many(count, *EVALUATE, "--data", pictures, *more, cwd=tmp_path, **named)
+
+    return run
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_an_evaluation_has_the_bytes_of_one_process(evaluate, tmp_path, scored, count):
+    first, *others = evaluate(count)
+    assert first.code == 0, first.stderr
+    assert codes(others) == [0] * len(others)
+    assert [each.text for each in others] == [""] * len(others)
+    assert "cells: 4/4 cells" in first.stderr
+    assert (first.stdout, contents(tmp_path / "out")) == scored
+
+
+def test_each_process_scores_cells(evaluate, scored, tmp_path):
+    """The second one fails in its second cell; what all had scored is not scored again."""
+    fault = "raise torch.OutOfMemoryError('no room')"
+    ended = evaluate(2, preludes={1: fault_in(SCORES, fault, call=2)})
+    assert codes(ended) == [1, 1]
+    assert "error: process 1 on " in ended[0].stderr
+    assert ended[1].text == ""
+    found = {path.parent.name for path in tmp_path.glob("out/cells/*/score.json")}
+    assert found in ({"eta0-S2", "eta1-S2"}, {"eta0-S2", "eta1-S2", "eta0-S3"})
+    rows = json.loads((tmp_path / "out/table.json").read_text())["rows"]
+    assert [(row["eta"], row["steps"]) for row in rows] == [(0, 2), (1, 2)]
+    again = evaluate(2, "--resume", preludes={0: fault_in(SCORES, fault, call=2)})
+    assert codes(again) == [0, 0], again[0].stderr
+    assert contents(tmp_path / "out") == scored[1]
+
+
+@pytest.mark.parametrize(
+    ("place", "call", "says"),
+    [
+        (STEP, 8, "stopped with "),
+        ("jobs.evaluation_work:measure_samples", 1, "stopped while scoring."),
+        ("jobs.evaluation_work:open_reference", 1, "stopped while scoring."),
+    ],
+)
+def test_a_signal_to_one_stops_an_evaluation_and_any_number_goes_on(
+    evaluate, tmp_path, scored, place, call, says
+):
+    ended = evaluate(2, preludes={1: fault_in(place, STOPS, call=call)})
+    assert codes(ended) == [75, 75]
+    assert ended[0].stderr.count(f"stopped: SIGTERM: {says}") == 1
+    assert "The same command with --out out --resume goes on." in ended[0].stderr
+    assert ended[1].text == ""
+    again = evaluate(3, "--resume")
+    assert codes(again) == [0] * 3, again[0].stderr
+    assert contents(tmp_path / "out") == scored[1]
+
+
+@DEATHS
+def test_a_dead_process_ends_an_evaluation_which_goes_on(evaluate, tmp_path, scored, dead, fault):
+    preludes = {0: IMPATIENT, 1: IMPATIENT, dead: fault_in(SCORES, fault)}
+    kill = {dead: 15} if fault == HANGS else {}
+    ended = evaluate(2, preludes=preludes, kill_after=kill)
+    assert codes(ended)[dead] == -signal.SIGKILL
+    assert codes(ended)[1 - dead] == 1
+    check_whole(tmp_path / "out/cells")
+    assert codes(evaluate(1, "--resume")) == [0]
+    assert contents(tmp_path / "out") == scored[1]
+
+
+def test_the_first_finds_the_timesteps_for_all(evaluate, tmp_path):
+    few = "import ddimctl.jobs.auto_timesteps as a; a.IMAGES = 1\n"
+    preludes = {0: few, 1: f"{few}import os; os.environ['DDIMCTL_CACHE'] = 'cache-of-1'\n"}
+    ended = evaluate(2, "--tau", "auto", preludes=preludes, env={"DDIMCTL_CACHE": "cache"})
+    assert codes(ended) == [0, 0], ended[0].stderr
+    assert len(list((tmp_path / "cache/timesteps").iterdir())) == 1
+    assert not (tmp_path / "cache-of-1/timesteps").exists()
+    found = json.loads((tmp_path / "out/table.json").read_text())["settings"]["timesteps"]
+    assert [len(tau) for tau in found.values()] == [2, 3]
+    assert all(tau[-1] == 999 for tau in found.values())
+
+
 def torchrun(tmp_path, env, *arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "-m", "ddimctl", *map(str, arguments)]
@@ -330,6 +427,14 @@ def test_torchrun(tmp_path, torchrun_env, whole):
     assert stdout.splitlines()[-1] == "out/manifest.json"
     assert len(stdout.splitlines()) == 6
     assert contents(tmp_path / "out") == whole
+
+
+@pytest.mark.slow
+def test_torchrun_of_an_evaluation(tmp_path, torchrun_env, pictures, scored):
+    with torchrun(tmp_path, torchrun_env, *EVALUATE, "--data", pictures) as started:
+        stdout, stderr = started.communicate(timeout=120)
+    assert started.returncode == 0, stderr
+    assert (stdout, contents(tmp_path / "out")) == scored
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """`ddimctl evaluate`: how good samples are, as a table over eta and S (the paper's Table 1)."""
 
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -11,15 +10,27 @@ from ddimctl.cli import parse
 from ddimctl.cli import sample_options as s
 from ddimctl.cli.console import print_result, run_job, say
 from ddimctl.cli.listing import listing
+from ddimctl.cli.table import table_lines, terminal_width
 from ddimctl.errors import RequestError
 
 if TYPE_CHECKING:
-    from ddimctl.jobs.evaluation_report import Table
+    from ddimctl.jobs.evaluate import EvaluateResult
 
 NUMBER: Final = 10_000
 STEPS: Final = "10,20,50,100"
+STEPS_OF_AUTO: Final = "10,20,50"
 ETAS: Final = "0,0.2,0.5,1"
 _NAMES: Final = {"swd": "swd (not FID)"}
+# Options that SampleRequest takes as they are, and those that --samples leaves no use for.
+_AS_GIVEN: Final = (
+    *("out", "ckpt", "revision", "variant", "weights", "allow_nonfinite", "tau", "solver", "clip"),
+    *("guidance", "batch_size", "device", "precision", "resume", "force", "dry_run"),
+    *("deterministic", "compile"),
+)
+_OF_SAMPLING: Final = (
+    *("ckpt", "preset", "steps", "eta", "variance", "tau", "solver", "clip", "guidance"),
+    *("classes", "seed", "out", "resume"),
+)
 
 
 def evaluate(
@@ -66,6 +77,7 @@ def evaluate(
     Writes table.csv, table.json, curve.png, seeds.png, index.html, and the samples. With --samples,
     scores pictures that exist already.
     """
+    given = dict(locals())
     if (data is None) == (reference is None):
         raise RequestError(
             "there must be one thing to compare with.", "Name --data or --reference."
@@ -81,13 +93,7 @@ def evaluate(
     }
     shape = parse.parse_size(size, "--size") if size is not None else None
     if samples is not None:
-        _only_samples(
-            {
-                "--ckpt": ckpt, "--preset": preset, "--steps": steps, "--eta": eta,
-                "--variance": variance, "--tau": tau, "--solver": solver, "--clip": clip, "--guidance": guidance,
-                "--class": classes, "--seed": seed, "--out": out, "--resume": resume or None,
-            }
-        )  # fmt: skip
+        _refuse_sampling(given)
         _score(samples, num, shape, device, json, common)
         return
     if preset and ckpt is None:
@@ -100,54 +106,44 @@ def evaluate(
     if first + count * repeats - 1 > parse.MAX_SEED:
         raise RequestError(f"--seed {first}: seeds end at 2^63 - 1.", "Begin lower.")
     table: dict[str, Any] = {
-        "steps": parse.parse_counts(steps or STEPS, "--steps"),
+        "steps": parse.parse_counts(
+            steps or (STEPS_OF_AUTO if tau == "auto" else STEPS), "--steps"
+        ),
         "rows": _rows(eta or ("0" if solver not in (None, "ddim") else None), variance, preset),
+        "repeats": repeats,
+        "preset": preset,
     }
-    how: dict[str, Any] = {
+    settings = {name: given[name] for name in _AS_GIVEN} | {
         "flags": parse.parse_flags(model_flags),
         "classes": parse.parse_classes(classes) if classes is not None else None,
+        "seeds": tuple(range(first, first + count)),
+        "size": shape,
     }
     from ddimctl.jobs.evaluate import EvaluateRequest
     from ddimctl.jobs.evaluate import evaluate as job
     from ddimctl.jobs.sampling_plan import SampleRequest
 
-    sampling = SampleRequest(
-        out=out,
-        ckpt=ckpt,
-        revision=revision,
-        variant=variant,
-        weights=weights,
-        allow_nonfinite=allow_nonfinite,
-        seeds=tuple(range(first, first + count)),
-        size=shape,
-        tau=tau,
-        solver=solver,
-        clip=clip,
-        guidance=guidance,
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-        resume=resume,
-        force=force,
-        dry_run=dry_run,
-        deterministic=deterministic,
-        compile=compile,
-        **how,
-    )
-    result = run_job(
-        job(EvaluateRequest(sampling, repeats=repeats, preset=preset, **table, **common))
-    )
+    result = run_job(job(EvaluateRequest(SampleRequest(**settings), **table, **common)))
+    _show(result, json)
+
+
+def _show(result: "EvaluateResult", json: bool) -> None:
     record: dict[str, Any] = {
         "out": None if result.out is None else str(result.out),
         "settings": result.settings,
         "rows": list(result.rows),
     }
-    if dry_run:
+    if result.out is None:
         print_result(listing(record), record, json)
         return
     from ddimctl.jobs.evaluation_report import tables
 
-    lines = [line for table in tables(result.rows) for line in ("", *_text(table))][1:]
+    lines: list[str] = []
+    for table in tables(result.rows):
+        lines += [*([""] if lines else []), table.title]
+        lines += table_lines([table.columns, *table.lines], terminal_width())
+    if result.settings["tau"] == "auto":
+        lines += ["", *listing({"timesteps": result.settings["timesteps"]})]
     print_result(lines, record, json)
     say("wrote", f"{result.out} (index.html, table.csv, table.json, curve.png, seeds.png, cells)")
 
@@ -174,11 +170,12 @@ def _ask_for_checkpoint(preset: str) -> None:
     )
 
 
-def _only_samples(given: Mapping[str, object]) -> None:
-    for option, value in given.items():
-        if value is not None:
+def _refuse_sampling(given: Mapping[str, Any]) -> None:
+    for name in _OF_SAMPLING:
+        if given[name] not in (None, False):
+            flag = "class" if name == "classes" else name
             raise RequestError(
-                f"--samples scores pictures that exist already; {option} is about making them.",
+                f"--samples scores pictures that exist already; --{flag} is about making them.",
                 "Leave one side out.",
             )
 
@@ -202,22 +199,3 @@ def _score(
     }
     shown = {_NAMES.get(name, name): f"{value:.4g}" for name, value in result.scores.items()}
     print_result(listing(shown), record, json)
-
-
-def _text(table: "Table") -> list[str]:
-    """The table in aligned columns, under its title."""
-    cells = [table.columns, *table.lines]
-    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
-    return [table.title, *("  ".join(_padded(line, widths)).rstrip() for line in cells)]
-
-
-def _padded(line: Sequence[str], widths: Sequence[int]) -> list[str]:
-    first, *others = (
-        " " * (width - _width(text)) for text, width in zip(line, widths, strict=True)
-    )
-    return [line[0] + first, *(space + text for space, text in zip(others, line[1:], strict=True))]
-
-
-def _width(text: str) -> int:
-    """Columns of a terminal; the hat of σ̂ takes none."""
-    return sum(not unicodedata.combining(char) for char in text)

@@ -15,7 +15,7 @@ from ddimctl.cli.sample_options import IMAGES, METHOD
 SCORES = "Scores"
 
 Metric = Literal["swd", "fid", "kid"]
-Kind = Literal["linspace", "trailing", "uniform", "quadratic"]
+Kind = Literal["linspace", "trailing", "uniform", "quadratic", "auto"]
 AddedVariance = Literal["large", "learned"]
 PresetName = Literal["paper-cifar10", "paper-celeba", "paper-bedroom", "paper-church"]
 
@@ -97,14 +97,17 @@ StepsList = Annotated[
         "--steps",
         panel=METHOD,
         metavar="LIST",
-        show_default="10,20,50,100",
+        show_default="10,20,50,100; with --tau auto 10,20,50",
         text="Numbers of steps: the table's columns.",
     ),
 ]
 TauKind = Annotated[
     Kind | None,
     option(
-        "--tau", panel=METHOD, show_default="linspace; a preset's own", text="Visited timesteps."
+        "--tau",
+        panel=METHOD,
+        show_default="linspace; a preset's own",
+        text="Visited timesteps; auto chooses them for the checkpoint, for each S up to 50.",
     ),
 ]
 Etas = Annotated[

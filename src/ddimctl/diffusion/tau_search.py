@@ -19,7 +19,8 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from ddimctl.diffusion.predictions import Denoiser, Prediction
+from ddimctl.diffusion.multistep import check_solver
+from ddimctl.diffusion.predictions import Denoiser, Model, Prediction, make_denoiser
 from ddimctl.diffusion.sampling import trajectory
 from ddimctl.diffusion.schedules import CLEAN, Schedule
 from ddimctl.diffusion.steps import ddim_step
@@ -54,6 +55,41 @@ def survey_evaluations(num_train_timesteps: int) -> int:
     """How often a survey asks the network for each latent."""
     fine = min(FINE, num_train_timesteps)
     return fine + min(COARSE, fine)
+
+
+def search_timesteps(
+    model: Model,
+    x_T: Tensor,
+    *,
+    steps: int,
+    solver: str = "ddim",
+    clip: str = "none",
+    labels: Tensor | None = None,
+    guidance: float = 1.0,
+    batch_size: int = 16,
+) -> tuple[int, ...]:
+    """tau of S = steps timesteps, ending at T-1, chosen for the model and solver; --tau auto's choice.
+
+    x_T: (N, C, H, W) at T-1, latents to choose with; 32 will do, and each takes 120 evaluations,
+    batch_size of them at a time. steps: at most 50. labels: (N,), int64. The other settings are
+    sample's, which should be given the same; what is chosen is for eta = 0.
+    Raises RequestError for settings that do not fit, NumericsError when a prediction is not finite.
+    """
+    check_solver(solver, 0.0, "eta")
+    check_search(steps, model.schedule.num_train_timesteps)
+
+    def start(images: range) -> tuple[Tensor, Tensor | None]:
+        own = slice(images.start, images.stop)
+        return x_T[own], None if labels is None else labels[own]
+
+    denoise = make_denoiser(model, guidance, clip)
+    walk = survey(denoise, model.schedule, start, len(x_T), batch_size)
+    with torch.inference_mode():
+        while True:
+            try:
+                next(walk)
+            except StopIteration as end:
+                return choose_timesteps(end.value, model.schedule, steps, solver)
 
 
 def check_search(steps: int, num_train_timesteps: int) -> None:

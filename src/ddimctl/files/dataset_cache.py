@@ -35,6 +35,7 @@ _FOOTER: Final = struct.Struct("<8sQ32s")  # magic, bytes of the index, sha256 o
 _MAGIC: Final = b"ddimpix1"
 _CHECKED_BYTES: Final = 256 * 2**20  # larger files are checked by a sample, so that they open fast
 _MAX_WORKERS: Final = 16
+_REMOVE: Final = "Remove it; what made it makes it again with --resume."
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,7 @@ def decode(
     hashes, checksums = list[str](), list[int]()
     skipped = list[tuple[int, str]]()
     first: tuple[str, tuple[int, int]] | None = None
-    with (
-        open_source(source) as read,
-        closing(_map_in_order(partial(_attempt, read, how), entries)) as pictures,
-    ):
+    with closing(_pictures(source, entries, how)) as pictures:
         for position, picture in enumerate(pictures):
             name = printable(entries[position].name)
             if isinstance(picture, _Picture):
@@ -155,6 +153,37 @@ def decode(
     width, height = first[1]
     shape = (len(hashes), height, width, how.channels)
     return Index(shape, tuple(hashes), tuple(checksums), tuple(skipped))
+
+
+def stream_pixels(
+    source: Path, entries: Sequence[Entry], how: Preparation, batch_size: int
+) -> Generator[Tensor, None, None]:
+    """The pictures in batches (n, H, W, C), uint8, in order, kept nowhere; all brought to one size.
+
+    They are decoded in threads, some ahead. Raises DataError for one that cannot be read.
+    """
+    assert how.image_size is not None
+    batch = list[bytes]()
+    with closing(_pictures(source, entries, how)) as pictures:
+        for position, picture in enumerate(pictures):
+            if not isinstance(picture, _Picture):
+                raise DataError(f"{printable(entries[position].name)}: {picture}", _REMOVE)
+            batch.append(picture.pixels)
+            if len(batch) == batch_size or position == len(entries) - 1:
+                shape = (len(batch), *how.image_size, how.channels)
+                yield torch.frombuffer(bytearray(b"".join(batch)), dtype=torch.uint8).view(shape)
+                batch = []
+
+
+def _pictures(
+    source: Path, entries: Sequence[Entry], how: Preparation
+) -> Generator[_Picture | str, None, None]:
+    """Every picture, or why there is none, in order, decoded in threads."""
+    with (
+        open_source(source) as read,
+        closing(_map_in_order(partial(_attempt, read, how), entries)) as pictures,
+    ):
+        yield from pictures
 
 
 def not_strict(name: str, reason: str) -> DataError:

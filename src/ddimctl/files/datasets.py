@@ -1,7 +1,7 @@
 """Data sets of pictures: read once, split by content, and gathered into training batches."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +11,13 @@ from torch import Tensor
 
 from ddimctl.diffusion.noise import hash_keys
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.dataset_cache import Preparation, hash_json, not_strict, read_pixels
+from ddimctl.files.dataset_cache import (
+    Preparation,
+    hash_json,
+    not_strict,
+    read_pixels,
+    stream_pixels,
+)
 from ddimctl.files.dataset_source import Entry, printable, scan
 
 
@@ -96,6 +102,27 @@ def load_dataset(
         skipped=skipped,
         content_hashes=index.hashes,
     )
+
+
+def stream_pictures(
+    source: Path,
+    count: int,
+    batch_size: int,
+    *,
+    image_size: tuple[int, int],
+    channels: int = 3,
+    background: tuple[int, ...] = (0, 0, 0),
+) -> Generator[Tensor, None, None]:
+    """The first `count` pictures by name, as load_dataset prepares them, but kept nowhere.
+
+    Yields (n, H, W, C), uint8, n = batch_size but for the last. Raises DataError where there are
+    fewer, or one cannot be read.
+    """
+    entries = scan(source)
+    if count > len(entries):
+        raise DataError(f"{source} holds {len(entries)} pictures, not {count}.", "Make more.")
+    how = Preparation(image_size, channels, background)
+    yield from stream_pixels(source, entries[:count], how, batch_size)
 
 
 def user_cache() -> Path:

@@ -11,13 +11,15 @@ Points = Sequence[tuple[float, float]]
 SIZE: Final = (960, 540)
 _SCALE: Final = 2  # drawn twice as large, then reduced: Pillow's lines are not smooth
 _COLOURS: Final = ("#3b6fb6", "#d1742c", "#4c9a54", "#b2475f", "#7a5aa8", "#6b6b6b")
+_LEAST_RATIO: Final = 3.0  # below, a logarithmic axis has no round numbers to mark
+_MARKED: Final = 24  # a line of so few points shows where they are
 _MARGIN: Final = (84, 28, 28, 56)  # left, top, right, bottom
 
 
 def line_plot(
     series: Mapping[str, Points], x_label: str, y_label: str, *, log_x: bool = False
 ) -> Image.Image:
-    """A plot of the named series, y on a logarithmic axis where all of it is positive.
+    """A plot of the named series, y on a logarithmic axis where all of it is positive and far apart.
 
     log_x: x, all of it positive, on a logarithmic axis too.
 
@@ -29,7 +31,7 @@ def line_plot(
     }
     xs = [x for points in finite.values() for x, _ in points] or [0.0, 1.0]
     ys = [y for points in finite.values() for _, y in points] or [1.0, 2.0]
-    logarithmic = min(ys) > 0
+    logarithmic = min(ys) > 0 and max(ys) >= _LEAST_RATIO * min(ys)
     x_ticks = _log_ticks(min(xs), max(xs)) if log_x else _ticks(min(xs), max(xs))
     y_ticks = _log_ticks(min(ys), max(ys)) if logarithmic else _ticks(min(ys), max(ys))
 
@@ -68,9 +70,8 @@ def line_plot(
         line = [place(x, y) for x, y in points]
         if len(line) > 1:
             draw.line(line, fill=colour, width=2 * _SCALE, joint="curve")
-        elif line:
-            x, y = line[0]
-            radius = 3 * _SCALE
+        radius = 3 * _SCALE
+        for x, y in line if len(line) <= _MARKED else []:
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
         # names in the corner that the lines leave free
         side = left + 8 * _SCALE if rising else width - right - 8 * _SCALE

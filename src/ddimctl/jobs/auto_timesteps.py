@@ -4,7 +4,7 @@ The checkpoint in the package has its timesteps beside it: examples/bundled_time
 """
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,7 @@ from ddimctl.jobs.events import Event, Notice, Progress
 from ddimctl.jobs.records import sha256_hex
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest, drawn_labels
 from ddimctl.runtime.device import memory_errors
+from ddimctl.runtime.ranks import Ranks
 
 BUNDLED_FILE: Final = BUNDLED / "timesteps.json"
 IMAGES: Final = 32
@@ -36,18 +37,44 @@ _VERSION: Final = 1
 
 
 def settle_timesteps(
-    request: SampleRequest, plan: Plan, checkpoint: Checkpoint, device: torch.device
+    request: SampleRequest,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    ranks: Ranks | None = None,
 ) -> Generator[Event, None, Plan]:
     """The plan with the timesteps of --tau auto, looked up or found; any other plan as it is.
 
-    With request.dry_run they are only looked up, and left out where they are not known.
+    With request.dry_run they are only looked up, and left out where they are not known. Of several
+    processes the first finds them, for all.
     """
     if not plan.searched:
         return plan
+    ranks = ranks or Ranks()
+    tau = None
+    if ranks.first:
+        tau = yield from _find_timesteps(request, plan, checkpoint, device)
+    tau = ranks.share("timesteps", tau)
+    if tau is None:
+        settings = {k: v for k, v in plan.settings.items() if k != "timesteps"}
+        return replace(plan, settings=settings)
+    return with_timesteps(plan, tau)
+
+
+def with_timesteps(plan: Plan, tau: Sequence[int]) -> Plan:
+    """The plan, in which timesteps only stood in for these."""
+    settings = plan.settings | {"timesteps": list(tau)}
+    return replace(plan, settings=settings, tau=tuple(tau), searched=False)
+
+
+def _find_timesteps(
+    request: SampleRequest, plan: Plan, checkpoint: Checkpoint, device: torch.device
+) -> Generator[Event, None, tuple[int, ...] | None]:
+    """The timesteps, or None where a dry run would have to search for them."""
     key, solver, steps = search_key(plan, checkpoint), plan.settings["solver"], len(plan.tau)
     T = checkpoint.schedule.num_train_timesteps
     if tau := _bundled_timesteps(key, solver, steps, T):
-        return _settled(plan, tau)
+        return tau
     cache = user_cache() / "timesteps" / f"{key}.json" if key else None
     found = None if cache is None else _kept(cache)
     if found is None:
@@ -55,8 +82,7 @@ def settle_timesteps(
         does = "takes" if request.dry_run else "is found once, with"
         yield Notice(f"--tau auto {does} {evaluations} evaluations for this checkpoint.")
         if request.dry_run:
-            settings = {k: v for k, v in plan.settings.items() if k != "timesteps"}
-            return replace(plan, settings=settings)
+            return None
         guidance = plan.settings["guidance"]
         batch_size = request.batch_size or default_batch_size(
             checkpoint, plan.shape, device, guidance
@@ -65,7 +91,7 @@ def settle_timesteps(
             found = yield from survey_checkpoint(plan, checkpoint, batch_size, device)
         if cache is not None:
             _keep(cache, found)
-    return _settled(plan, choose_timesteps(found, checkpoint.schedule, steps, solver))
+    return choose_timesteps(found, checkpoint.schedule, steps, solver)
 
 
 def survey_checkpoint(
@@ -110,11 +136,6 @@ def search_key(plan: Plan, checkpoint: Checkpoint) -> str:
         **{name: plan.settings[name] for name in ("guidance", "clip", "size")},
     }
     return sha256_hex(json.dumps(depends, sort_keys=True).encode())
-
-
-def _settled(plan: Plan, tau: tuple[int, ...]) -> Plan:
-    settings = plan.settings | {"timesteps": list(tau)}
-    return replace(plan, settings=settings, tau=tau, searched=False)
 
 
 def _bundled_timesteps(key: str, solver: str, steps: int, T: int) -> tuple[int, ...] | None:

@@ -38,12 +38,13 @@ def decode(
     layout: Layout,
     recorded: dict[str, Any] | None,
     ranks: Ranks | None = None,
+    named: Path | None = None,
 ) -> Generator[Event, None, tuple[Path, dict[str, Path]]]:
     """Make the images of the plan that are not yet there; returns the folder and its outputs by kind.
 
     request.out is the run's own folder (run_folder). recorded: the manifest of the run to go on
-    with, or None; the first process's alone counts. Raises RequestError when that was another
-    run, StorageError, NumericsError with the image and the step; DeviceError when there is no
+    with, or None; the first process's alone counts. named: the --out of the command that goes on
+    with it, where that is another folder. Raises RequestError when that was another run, StorageError, NumericsError with the image and the step; DeviceError when there is no
     memory for one image; Stopped when a signal ended the run, which --resume goes on with.
     """
     name, ranks = device_name(device), ranks or Ranks()
@@ -59,8 +60,9 @@ def decode(
                 f"{len(groups)} batches leave some of {ranks.count} processes without work; "
                 "a smaller --batch-size makes more."
             )
-        with stop_on_signals(once=ranks.count == 1) as stop, _resumable_errors(store):
-            run = _Run(plan, checkpoint, store, device, ranks, stop)
+        go_on = f"The same command with --out {named or store.paths.out} --resume goes on."
+        with stop_on_signals(once=ranks.count == 1) as stop, _resumable_errors(store, go_on):
+            run = _Run(plan, checkpoint, store, device, ranks, stop, go_on)
             yield from _run_groups(run, store.take(groups))
             if ranks.first:
                 yield from _await_others(run)
@@ -79,6 +81,7 @@ class _Run:
     device: torch.device
     ranks: Ranks
     stop: StopRequest
+    go_on: str
     told: int = -1  # how many steps the last event said
 
 
@@ -170,11 +173,11 @@ def _stop(run: _Run, how_far: str) -> NoReturn:
     if not run.store.resumable:
         run.stop.pass_on()
     run.store.wait()
-    raise Stopped(f"{run.stop.name}: stopped {how_far}.", _go_on(run.store))
+    raise Stopped(f"{run.stop.name}: stopped {how_far}.", run.go_on)
 
 
 @contextmanager
-def _resumable_errors(store: SampleStore) -> Iterator[None]:
+def _resumable_errors(store: SampleStore, go_on: str) -> Iterator[None]:
     """Within, an error of the disk says how to go on once there is space."""
     try:
         with memory_errors("Use a smaller --batch-size."):
@@ -182,11 +185,7 @@ def _resumable_errors(store: SampleStore) -> Iterator[None]:
     except StorageError as error:
         if not store.resumable:
             raise
-        raise StorageError(error.cause, f"{error.remedy} {_go_on(store)}".strip()) from error
-
-
-def _go_on(store: SampleStore) -> str:
-    return f"The same command with --out {store.paths.out} --resume goes on."
+        raise StorageError(error.cause, f"{error.remedy} {go_on}".strip()) from error
 
 
 def _walk(

@@ -1,43 +1,35 @@
 """Quality measured: samples of a checkpoint at several eta and S, scored against a data set."""
 
-import json
-import shutil
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from ddimctl.checkpoints import Checkpoint
-from ddimctl.errors import DataError, RequestError
-from ddimctl.files.atomic import PREFIX, create_numbered_folder, make_folder, write_json
-from ddimctl.files.dataset_cache import hash_json
-from ddimctl.files.reference import save_reference
-from ddimctl.jobs.evaluation_cells import Cell, make_cells
+from ddimctl.errors import RequestError, Stopped
+from ddimctl.jobs.evaluation_cells import Cell, make_cells, settle_cells
 from ddimctl.jobs.evaluation_report import FILES, SHOWN, Report, combine, write_report
-from ddimctl.jobs.events import Event, Notice, Progress
-from ddimctl.jobs.measuring import (
-    Measured,
-    Preparation,
-    check_preparation,
-    few_pictures,
-    make_measure,
-    measure_pictures,
-    open_reference,
+from ddimctl.jobs.evaluation_work import (
+    CELLS,
+    Scores,
+    Work,
+    open_target,
+    sample_cell,
+    score_cells,
 )
+from ddimctl.jobs.events import Event, Notice, Progress
+from ddimctl.jobs.measuring import Preparation, few_pictures, make_measure
+from ddimctl.jobs.preset_checks import check_size, differences
 from ddimctl.jobs.presets import PRESETS, Row
 from ddimctl.jobs.recall import open_checkpoint
-from ddimctl.jobs.sample import sample
-from ddimctl.jobs.sampling_plan import SampleRequest, make_plan
-from ddimctl.metrics.measure import Measure, scores
-from ddimctl.runtime.device import resolve_device, resolve_precision
-from ddimctl.runtime.ranks import refuse_several
-
-CELLS: Final = "cells"
-REFERENCE: Final = "reference.safetensors"
-SCORE: Final = "score.json"
-_PIXELS: Final = f"{PREFIX}pixels"
+from ddimctl.jobs.run_folder import run_folder
+from ddimctl.jobs.sampling_plan import SampleRequest
+from ddimctl.metrics.measure import Measure
+from ddimctl.runtime.device import make_deterministic, memory_errors, resolve_precision
+from ddimctl.runtime.ranks import Ranks, joined
+from ddimctl.runtime.signals import StopRequest, stop_on_signals
 
 
 @dataclass(frozen=True)
@@ -73,19 +65,31 @@ class EvaluateResult:
 
 
 def evaluate(request: EvaluateRequest) -> Generator[Event, None, EvaluateResult]:
-    """Sample every cell, score it, and write the report, which grows with each finished cell.
+    """Sample every cell, score it, and write the report, which grows with the finished cells.
 
     Raises RequestError (before anything is sampled, where a cell cannot be), DataError, and as
-    sample does; Stopped when a signal ended it, which --resume goes on with.
+    sample does; Stopped when a signal ended it, which --resume goes on with. Under torchrun the
+    processes sample each cell together and score a cell each; each returns the result.
     """
-    refuse_several("evaluate")
-    sampling = request.sampling
     if (request.data is None) == (request.reference is None):
         raise RequestError(
             "there must be one thing to compare with.", "Name --data or --reference."
         )
-    _check_room(sampling)
-    device = resolve_device(sampling.device)
+    with (
+        joined() as ranks,
+        run_folder(request.sampling, "evaluate", ranks) as sampling,
+        memory_errors("Use --precision bf16 or another --device."),
+    ):
+        return (yield from _evaluate(replace(request, sampling=sampling), ranks))
+
+
+def _evaluate(request: EvaluateRequest, ranks: Ranks) -> Generator[Event, None, EvaluateResult]:
+    sampling, preset = request.sampling, request.preset
+    if ranks.first:
+        _check_room(sampling)
+    device = ranks.device(sampling.device)
+    if sampling.deterministic:
+        make_deterministic()
     precision = resolve_precision(sampling.precision or "auto", device)
     checkpoint = open_checkpoint(sampling, {}, device, precision)
     yield from map(Notice, checkpoint.provenance.notes)
@@ -94,56 +98,75 @@ def evaluate(request: EvaluateRequest) -> Generator[Event, None, EvaluateResult]
         request.rows,
         request.steps,
         request.repeats,
-        request.preset,
+        preset,
         checkpoint.schedule.num_train_timesteps,
     )
-    settings = _settle(request, checkpoint, cells, device, precision)
-    if settings["evaluations"] != settings["steps"]:
+    cells, first = yield from settle_cells(cells, checkpoint, device, precision, ranks)
+    if preset:
+        check_size(preset, first["size"])
+    settings = _settings(request, checkpoint, cells, first)
+    if preset and settings["evaluations"] != settings["steps"]:
         yield Notice(
             f"the paper's timesteps for S = {_listed(settings['steps'])} are "
             f"{_listed(settings['evaluations'])}: repeated ones are left out."
         )
     yield from few_pictures(len(sampling.seeds), "each cell")
-    if sampling.dry_run:
+    if sampling.dry_run or sampling.out is None:
         return EvaluateResult(None, (), settings)
 
     how = Preparation(
-        (settings["size"][0], settings["size"][1]),
+        (first["size"][0], first["size"][1]),
         checkpoint.sample_shape[0],
         request.background or checkpoint.background or (0, 0, 0),
     )
-    del checkpoint  # every cell opens its own
-    measure = make_measure(request.metrics, request.inception, device)
-    out = sampling.out or create_numbered_folder(Path("runs"), "evaluate")
-    make_folder(out)
-    target = yield from _target(request, how, measure, device, out)
-    report = Report(out, settings | {"reference": target.facts}, request.preset)
-    found: dict[tuple[Row, int], list[dict[str, float]]] = {}
+    measure = _shared_measure(request, device, ranks)
+    with stop_on_signals(once=ranks.count == 1) as stop:
+        check = _check_of(stop, sampling.out, ranks)
+        work = Work(sampling.out, checkpoint, device, precision, how, measure, ranks, check)
+        rows, settings = yield from _fill(request, cells, settings, work)
+    return EvaluateResult(sampling.out, tuple(rows), settings)
+
+
+def _fill(
+    request: EvaluateRequest, cells: Sequence[Cell], settings: dict[str, Any], work: Work
+) -> Generator[Event, None, tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """The table, cell by cell, as many at a time as there are processes to score them."""
+    preset, seeds = request.preset, request.sampling.seeds
+    target = yield from open_target(request.data, request.reference, request.sampling.resume, work)
+    settings = settings | {"reference": target.facts}
+    unlike: list[str] = []
+    if preset:
+        unlike = differences(preset, work.checkpoint, request.sampling, target.facts["pictures"])
+        settings["unlike_the_paper"] = unlike
+    if unlike:
+        yield Notice(f"unlike the paper's: {'; '.join(unlike)}. Its numbers are shown, not judged.")
+    report = Report(work.out, settings, preset)
+    found: dict[tuple[Row, int], list[Scores]] = {}
     rows: list[dict[str, Any]] = []
-    for number, cell in enumerate(cells):
-        yield Progress("cells", number, len(cells), "cells")
-        folder = out / CELLS / cell.name
-        score = yield from _score(cell, folder, measure, target, how, device)
-        found.setdefault(cell.key, []).append(score)
+    at_once = work.ranks.count
+    for start in range(0, len(cells), at_once):
+        batch = cells[start : start + at_once]
+        for number, cell in enumerate(batch, start):
+            yield Progress("cells", number, len(cells), "cells")
+            work.check()
+            yield from sample_cell(cell, work)
+        scores = yield from score_cells(batch, target, work)
+        for cell, score in zip(batch, scores, strict=True):
+            found.setdefault(cell.key, []).append(score)
         rows = [
-            _row(first, len(sampling.seeds), found[first.key], request.preset)
-            for first in cells
-            if first.repeat == 0 and first.key in found
+            _row(cell, len(seeds), found[cell.key], preset, not unlike)
+            for cell in cells
+            if cell.repeat == 0 and cell.key in found
         ]
-        write_report(report, rows, _shown(out, cells[: number + 1], sampling.seeds))
+        if work.ranks.first:
+            write_report(report, rows, _shown(work.out, cells[: start + at_once], seeds))
     yield Progress("cells", len(cells), len(cells), "cells")
-    return EvaluateResult(out, tuple(rows), report.settings)
+    return rows, settings
 
 
 def _check_room(sampling: SampleRequest) -> None:
     out = sampling.out
-    if out is None:
-        if sampling.resume:
-            raise RequestError("--resume needs the folder to go on in.", "Name it with --out.")
-        return
-    if out.exists() and not out.is_dir():
-        raise RequestError(f"--out {out} is a file.", "Name a folder.")
-    taken = out.exists() and any((out / name).exists() for name in (*FILES, CELLS))
+    taken = out is not None and any((out / name).exists() for name in (*FILES, CELLS))
     if taken and not (sampling.resume or sampling.force):
         raise RequestError(
             f"{out} holds an evaluation already.",
@@ -151,36 +174,28 @@ def _check_room(sampling: SampleRequest) -> None:
         )
 
 
-def _settle(
+def _settings(
     request: EvaluateRequest,
     checkpoint: Checkpoint,
     cells: Sequence[Cell],
-    device: torch.device,
-    precision: str,
+    first: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What the cells share, as plain values. Raises RequestError where one of them cannot be."""
-    plans = [make_plan(cell.request, checkpoint, None, device, precision) for cell in cells]
-    height, width = plans[0].shape[1:]
-    preset = PRESETS[request.preset] if request.preset else None
-    if preset and (height, width) != (preset.side, preset.side):
-        raise RequestError(
-            f"--preset {request.preset} is of {preset.side}x{preset.side} pictures, the checkpoint "
-            f"of {height}x{width}.",
-            f"Use its own checkpoint: {preset.checkpoint}.",
-        )
-    seeds, tau = request.sampling.seeds, request.sampling.tau
+    """What the cells share, as plain values. first: the settings of the first cell."""
+    seeds = request.sampling.seeds
+    columns = {cell.steps: cell for cell in cells}
     return {
         "checkpoint": checkpoint.provenance.record(),
         "preset": request.preset,
         "steps": list(request.steps),
-        "evaluations": list({cell.steps: cell.evaluations for cell in cells}.values()),
+        "evaluations": [cell.evaluations for cell in columns.values()],
         "rows": list(request.rows),
-        "tau": "the paper's" if preset else (tau or "linspace"),
-        "solver": plans[0].settings["solver"],
-        "size": [height, width],
-        "clip": plans[0].settings["clip"],
-        "guidance": plans[0].settings["guidance"],
-        "precision": precision,
+        "tau": "the paper's" if request.preset else first["tau"],
+        "timesteps": {
+            f"S = {steps}": list(cell.timesteps)
+            for steps, cell in columns.items()
+            if cell.timesteps is not None
+        },
+        **{name: first[name] for name in ("solver", "size", "clip", "guidance", "precision")},
         "pictures": len(seeds),
         "first_seed": seeds[0],
         "repeats": request.repeats,
@@ -189,73 +204,29 @@ def _settle(
     }
 
 
-def _target(
-    request: EvaluateRequest, how: Preparation, measure: Measure, device: torch.device, out: Path
-) -> Generator[Event, None, Measured]:
-    """What the samples are compared with; the data's is kept, and used again by a resumed run."""
-    if request.reference is not None:
-        found = open_reference(request.reference, measure)
-        check_preparation(request.reference, found, how)
-    else:
-        assert request.data is not None
-        known = None
-        if request.sampling.resume and (out / REFERENCE).exists():
-            try:
-                known = open_reference(out / REFERENCE, measure)
-            except (DataError, RequestError):  # of other metrics, or damaged: measured again
-                known = None
-        found = yield from measure_pictures(
-            request.data, how, measure, device, known=known, resumable=True
-        )
-        if found is not known:
-            save_reference(out / REFERENCE, found.summary, found.facts)
-    yield from few_pictures(found.facts["pictures"], "the data")
-    return found
+def _shared_measure(request: EvaluateRequest, device: torch.device, ranks: Ranks) -> Measure:
+    """The metrics; the first process has fetched their network before the others look for it."""
+    measure = make_measure(request.metrics, request.inception, device) if ranks.first else None
+    ranks.share("metrics", None)
+    return measure or make_measure(request.metrics, request.inception, device)
 
 
-def _score(
-    cell: Cell,
-    folder: Path,
-    measure: Measure,
-    target: Measured,
-    how: Preparation,
-    device: torch.device,
-) -> Generator[Event, None, dict[str, float]]:
-    """Sample the cell, or what is missing of it, and score exactly its pictures."""
-    result = yield from sample(replace(cell.request, out=folder))
-    manifest = json.loads(result.outputs["manifest"].read_text("utf-8"))
-    identity = hash_json([manifest["images"], target.facts, asdict(how)])
-    path = folder / SCORE
-    if (known := _read_score(path, identity)) is not None:
-        return known
-    pixels = folder / _PIXELS  # on a disk that has room for the pictures, and only for so long
-    try:
-        found = yield from measure_pictures(
-            folder / "images",
-            how,
-            measure,
-            device,
-            limit=len(cell.request.seeds),
-            cache_dir=pixels,
-            resumable=True,
-        )
-    finally:
-        shutil.rmtree(pixels, ignore_errors=True)
-    score = scores(measure, found.summary, target.summary)
-    write_json(path, {"identity": identity, "scores": score})
-    return score
+def _check_of(stop: StopRequest, out: Path, ranks: Ranks) -> Callable[[], None]:
+    """Raises where the evaluation is to end; while a cell is sampled, decode looks to that."""
 
+    def check() -> None:
+        if stop:
+            raise Stopped(
+                f"{stop.name}: stopped while scoring.",
+                f"The same command with --out {out} --resume goes on.",
+            )
+        ranks.check()
 
-def _read_score(path: Path, identity: str) -> dict[str, float] | None:
-    try:
-        known = json.loads(path.read_text("utf-8"))
-        return dict(known["scores"]) if known["identity"] == identity else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+    return check
 
 
 def _row(
-    cell: Cell, pictures: int, found: Sequence[Mapping[str, float]], preset: str | None
+    cell: Cell, pictures: int, found: Sequence[Scores], preset: str | None, judged: bool
 ) -> dict[str, Any]:
     """The table's row of a cell, from the scores of its repeats."""
     is_eta = isinstance(cell.row, float)
@@ -268,7 +239,7 @@ def _row(
         "repeats": len(found),
     }
     paper = PRESETS[preset].fid.get(cell.row, {}).get(cell.steps) if preset else None
-    return row | combine(found, paper, pictures)
+    return row | combine(found, paper, judged)
 
 
 def _shown(

@@ -15,7 +15,7 @@ from ddimctl.files.atomic import write_bytes, write_json
 from ddimctl.files.grids import GRID_LIMIT, make_grid
 from ddimctl.files.images import encode_picture, fit_picture, picture_pixels, read_picture
 from ddimctl.files.plots import line_plot, stack_plots
-from ddimctl.jobs.presets import PICTURES, Row, is_within_band
+from ddimctl.jobs.presets import Row, is_within_band
 from ddimctl.metrics.measure import METRICS
 
 FILES: Final = ("table.csv", "table.json", "curve.png", "seeds.png", "index.html")
@@ -50,11 +50,11 @@ class Table:
 
 
 def combine(
-    found: Sequence[Mapping[str, float]], paper: float | None, pictures: int
+    found: Sequence[Mapping[str, float]], paper: float | None, judged: bool
 ) -> dict[str, Any]:
     """Mean, and half the range of repeats, of every score; and how FID stands to the paper's.
 
-    The paper's number is judged only where as many pictures were scored.
+    judged: whether the two are of one experiment, so that a difference says something.
     """
     row: dict[str, Any] = {}
     for name in found[0]:
@@ -64,7 +64,7 @@ def combine(
             row[f"{name}_half_range"] = (max(values) - min(values)) / 2 if len(values) > 1 else None
     if paper is not None and "fid" in row:
         row["paper_fid"] = paper
-        row["within_band"] = is_within_band(row["fid"], paper) if pictures == PICTURES else None
+        row["within_band"] = is_within_band(row["fid"], paper) if judged else None
     return row
 
 
@@ -116,7 +116,7 @@ def write_report(
 def _cell(row: Mapping[str, Any] | None, metric: str) -> str:
     if row is None:
         return "-"
-    text = f"{row[metric]:.4g}"
+    text = f"{row[metric]:#.4g}"
     if row[f"{metric}_half_range"] is not None:
         text += f" ± {row[f'{metric}_half_range']:.2g}"
     if metric == "fid" and "paper_fid" in row:
@@ -185,15 +185,11 @@ def _page(report: Report, found: Sequence[Table], curve: bytes, seeds: bytes) ->
     ]
     if settings["repeats"] > 1:
         notes.append(f"Mean of {settings['repeats']} repeats ± half their range.")
+    unlike = settings.get("unlike_the_paper", [])
     if report.preset:
-        notes.append("In brackets the paper's number, judged at 50,000 pictures only.")
-    facts = {
-        key: value for key, value in settings.items() if key not in ("checkpoint", "reference")
-    }
-    facts |= {f"checkpoint {key}": value for key, value in settings["checkpoint"].items()}
-    facts |= {
-        f"data {key}": compared[key] for key in ("fingerprint", "size", "channels", "background")
-    }
+        notes.append(f"{report.preset}: FID in brackets is the paper's.")
+    if unlike:
+        notes.append(f"It is not judged, since here are {'; '.join(unlike)}.")
     parts = [
         f"<h1>{escape(name)}</h1>",
         f"<p>{escape(' '.join(notes))} Lower is better.</p>",
@@ -207,10 +203,16 @@ def _page(report: Report, found: Sequence[Table], curve: bytes, seeds: bytes) ->
         "<dl>",
         *(
             f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{escape(_plain(value))}</dd>"
-            for key, value in facts.items()
+            for key, value in _facts(settings).items()
             if value not in (None, "", [], {})
         ),
         "</dl>",
+        "<h2>Timesteps</h2>",
+        *(
+            f"<details><summary>{escape(name)}: {len(tau)} evaluations</summary>"
+            f"<p>{escape(_plain(tau))}</p></details>"
+            for name, tau in settings["timesteps"].items()
+        ),
     ]
     head = (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
@@ -218,6 +220,19 @@ def _page(report: Report, found: Sequence[Table], curve: bytes, seeds: bytes) ->
         f"<title>ddimctl evaluate: {escape(name)}</title>\n<style>{_STYLE}</style>\n"
     )
     return head + "\n".join(parts) + "\n</html>\n"
+
+
+def _facts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the page lists, by name."""
+    elsewhere = ("checkpoint", "reference", "timesteps", "unlike_the_paper")
+    compared = settings["reference"]
+    data = {name: compared[name] for name in ("fingerprint", "size", "channels", "background")}
+    found = {key: value for key, value in settings.items() if key not in elsewhere}
+    found |= {f"checkpoint {key}": value for key, value in settings["checkpoint"].items()}
+    found |= {f"data {key}": value for key, value in data.items()}
+    for name in ("size", "data size"):
+        found[name] = "x".join(map(str, found[name]))
+    return found
 
 
 def _html_table(table: Table) -> str:

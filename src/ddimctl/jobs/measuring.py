@@ -1,7 +1,7 @@
 """Pictures of a folder or a zip, prepared as for training and measured; and references to them."""
 
-from collections.abc import Generator, Iterator
-from contextlib import nullcontext
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from ddimctl.errors import DataError, RequestError, Stopped
-from ddimctl.files.datasets import Dataset, load_dataset
+from ddimctl.errors import DataError, RequestError
+from ddimctl.files.datasets import Dataset, load_dataset, stream_pictures
 from ddimctl.files.reference import load_reference, save_reference
 from ddimctl.jobs.background import with_progress
 from ddimctl.jobs.events import Event, Notice, Progress
@@ -19,7 +19,6 @@ from ddimctl.metrics.inception import DIMENSIONS, load_inception
 from ddimctl.metrics.measure import METRICS, Measure, Summary, summarize
 from ddimctl.metrics.sliced import BINS, DIRECTIONS, PATCH, level_sizes
 from ddimctl.runtime.device import memory_errors, resolve_device
-from ddimctl.runtime.signals import StopRequest, stop_on_signals
 
 ENOUGH: Final = 10_000
 """Below so many pictures on a side, scores say more of the number than of the pictures."""
@@ -67,20 +66,15 @@ def measure_pictures(
     device: torch.device,
     *,
     limit: int | None = None,
-    cache_dir: Path | None = None,
     known: Measured | None = None,
-    resumable: bool = False,
 ) -> Generator[Event, None, Measured]:
     """Read, prepare and measure the pictures; the first `limit` by name, and then exactly so many.
 
-    cache_dir: see load_dataset.  known: returned instead where it is of the same pictures,
-    preparation and metrics.  resumable: whether a signal leaves something to go on with.
-    Raises RequestError, DataError; Stopped when a signal ended what is resumable.
+    known: returned instead where it is of the same pictures, preparation and metrics.
+    Raises RequestError, DataError.
     """
     data: Dataset = yield from with_progress(
-        "reading",
-        "pictures",
-        partial(_load, source, how, limit is not None, cache_dir),
+        "reading", "pictures", partial(_load, source, how, limit is not None)
     )
     for name, reason in data.skipped:
         yield Notice(f"left out: {name}: {reason}")
@@ -103,20 +97,41 @@ def measure_pictures(
         return known
     level_sizes(height, width)  # raises for pictures that are too small
     batches = (data.pixels[at : min(at + _BATCH, count)] for at in range(0, count, _BATCH))
+    return Measured((yield from _summarize(batches, count, measure, device)), facts)
+
+
+def measure_samples(
+    folder: Path, how: Preparation, measure: Measure, device: torch.device, count: int
+) -> Generator[Event, None, Summary]:
+    """Measure the first `count` pictures of a run by name, exactly so many, while they are read.
+
+    The summary is as measure_pictures' to the bit. Raises DataError, also for one that is damaged.
+    """
+    assert how.size is not None
+    pictures = stream_pictures(
+        folder,
+        count,
+        _BATCH,
+        image_size=how.size,
+        channels=how.channels,
+        background=how.background,
+    )
+    with closing(pictures) as batches:
+        return (yield from _summarize(batches, count, measure, device))
+
+
+def _summarize(
+    batches: Iterable[Tensor], count: int, measure: Measure, device: torch.device
+) -> Generator[Event, None, Summary]:
     walk = summarize(batches, count, measure, device)
-    signals = stop_on_signals() if resumable else nullcontext(StopRequest())
-    with signals as stop, memory_errors("Use --device cpu."):
+    with memory_errors("Use --device cpu."):
         while True:
             try:
                 done = next(walk)
             except StopIteration as end:
-                return Measured(end.value, facts)
+                summary: Summary = end.value
+                return summary
             yield Progress("measuring", done, count, "pictures")
-            if stop and done < count:
-                raise Stopped(
-                    f"{stop.name}: stopped while measuring {source}.",
-                    "The same command with --resume goes on.",
-                )
 
 
 def open_reference(path: Path, measure: Measure) -> Measured:
@@ -197,16 +212,13 @@ def make_reference(request: ReferenceRequest) -> Generator[Event, None, tuple[Pa
     return out, found
 
 
-def _load(
-    source: Path, how: Preparation, strict: bool, cache_dir: Path | None, report: Any
-) -> Dataset:
+def _load(source: Path, how: Preparation, strict: bool, report: Any) -> Dataset:
     return load_dataset(
         source,
         image_size=how.size,
         channels=how.channels,
         background=how.background,
         strict=strict,
-        cache_dir=cache_dir,
         on_progress=report,
     )
 

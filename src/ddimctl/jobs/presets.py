@@ -19,7 +19,7 @@ class Preset:
     """A column of the paper's tables.
 
     checkpoint: where its network is found.  side: pixels.  squared: whether tau is quadratic.
-    fid: by row, then S.
+    fid: by row, then S.  pictures: how many the data has, where that is beyond doubt.
     """
 
     checkpoint: str
@@ -27,6 +27,7 @@ class Preset:
     side: int
     squared: bool
     fid: Mapping[Row, Mapping[int, float]]
+    pictures: int | None = None
 
     @property
     def etas(self) -> tuple[float, ...]:
@@ -58,6 +59,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
                 "large": "367.43/133.37/32.72/9.99/3.17",
             }
         ),
+        pictures=50_000,
     ),
     "paper-celeba": Preset(
         "the ckpt.pth for CelebA of ermongroup/ddim",

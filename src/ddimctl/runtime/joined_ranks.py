@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -65,9 +65,9 @@ class JoinedRanks(Ranks):
         self._device = device
         return device
 
-    def share(self, name: str, value: T) -> T:
+    def share(self, name: str, value: T, source: int = 0) -> T:
         with _store_errors():
-            if self.first:
+            if self.rank == source:
                 text = json.dumps(value).encode()
                 pieces = [text[i : i + _PIECE] for i in range(0, len(text), _PIECE)]
                 for number, piece in enumerate(pieces):
@@ -85,8 +85,9 @@ class JoinedRanks(Ranks):
         with _store_errors():
             return int(self._store.add(f"count/{name}", amount))
 
-    def wait(self, name: str, total: int) -> None:
+    def wait(self, name: str, total: int, meanwhile: Callable[[], None] = lambda: None) -> None:
         while self.add(name, 0) < total:
+            meanwhile()
             self.check()
             time.sleep(0.05)
 

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
@@ -35,8 +35,15 @@ class Ranks:
         """What --device means here. Raises DeviceError, RequestError."""
         return resolve_device(name)
 
-    def share(self, name: str, value: T) -> T:
-        """The first process's value, plain as JSON, for all; each name serves once in a run."""
+    def part(self, name: str) -> "Ranks":
+        """The same processes in a part of the run, with names of its own for what they share."""
+        return _Part(self, name)
+
+    def share(self, name: str, value: T, source: int = 0) -> T:
+        """The value of the process of that rank, plain as JSON, for all.
+
+        Each name serves once in a run. Raises as check does.
+        """
         return value
 
     def add(self, name: str, amount: int) -> int:
@@ -47,8 +54,12 @@ class Ranks:
     def check(self) -> None:
         """Raise the error that another process ended with; DeviceError when one has died."""
 
-    def wait(self, name: str, total: int) -> None:
-        """Return when the counter of that name has come to the total. Raises as check does."""
+    def wait(self, name: str, total: int, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Return when the counter of that name has come to the total.
+
+        meanwhile: called again and again, to raise where there is another reason to end. Raises
+        as check does.
+        """
 
     def highest(self, numbers: Sequence[int]) -> list[int]:
         """The largest of each number over the processes; all must ask. Raises as check does."""
@@ -56,6 +67,34 @@ class Ranks:
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace the tensors by their sums over the processes, the same to the bit in each."""
+
+
+class _Part(Ranks):
+    def __init__(self, whole: Ranks, name: str) -> None:
+        self.rank, self.count, self.local_rank = whole.rank, whole.count, whole.local_rank
+        self.machines = whole.machines
+        self._whole, self._name = whole, name
+
+    def device(self, name: str) -> torch.device:
+        return self._whole.device(name)
+
+    def share(self, name: str, value: T, source: int = 0) -> T:
+        return self._whole.share(f"{self._name}/{name}", value, source)
+
+    def add(self, name: str, amount: int) -> int:
+        return self._whole.add(f"{self._name}/{name}", amount)
+
+    def check(self) -> None:
+        self._whole.check()
+
+    def wait(self, name: str, total: int, meanwhile: Callable[[], None] = lambda: None) -> None:
+        self._whole.wait(f"{self._name}/{name}", total, meanwhile)
+
+    def highest(self, numbers: Sequence[int]) -> list[int]:
+        return self._whole.highest(numbers)
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        self._whole.sum(tensors)
 
 
 def several_processes() -> bool:
