@@ -22,9 +22,9 @@ def each_page():
 
 
 def commands(page):
-    """Every `ddimctl ...` line of an indented block, with the lines that it goes on in."""
+    """Every `ddimctl ...` line of an indented block, torchrun's too, with those that it goes on in."""
     text = page.read_text("utf-8").replace("\\\n", " ")
-    return re.findall(r"^    (ddimctl .+)$", text, re.MULTILINE)
+    return re.findall(r"^    (?:.*torchrun .* -m )?(ddimctl .+)$", text, re.MULTILINE)
 
 
 def test_the_reference_is_up_to_date():
@@ -39,11 +39,24 @@ def test_the_reference_imports_no_torch():
     assert done.stdout == "False\n"
 
 
-@each_page()
+def anchors(page):
+    """The names that GitHub gives to a page's headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+    for heading in re.findall(r"^#+ (.+)$", text, re.M):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        yield re.sub(r"[^\w -]", "", shown.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name
+)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
         if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+            path, _, anchor = target.partition("#")
+            there = page.parent / path if path else page
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(there), target
 
 
 @each_page()
