@@ -11,7 +11,7 @@ import typer
 
 import ddimctl
 from ddimctl.cli.command_reference import reference
-from ddimctl.cli.main import app
+from ddimctl.cli.main import COMMANDS, app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,6 +31,12 @@ def test_the_reference_is_up_to_date():
     assert (ROOT / "docs/commands.md").read_text("utf-8") == reference(), (
         "python -m ddimctl.cli.command_reference > docs/commands.md"
     )
+
+
+def test_every_command_has_a_picture():
+    sections = re.split(r"^## ddimctl ", reference(), flags=re.M)[1:]
+    assert len(sections) == len(COMMANDS)
+    assert all("](images/" in section for section in sections)
 
 
 def test_the_reference_imports_no_torch():
