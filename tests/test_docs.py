@@ -11,7 +11,7 @@ import typer
 
 import ddimctl
 from ddimctl.cli.command_reference import reference
-from ddimctl.cli.main import app
+from ddimctl.cli.main import COMMANDS, app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,9 +22,9 @@ def each_page():
 
 
 def commands(page):
-    """Every `ddimctl ...` line of an indented block, with the lines that it goes on in."""
+    """Every `ddimctl ...` line of an indented block, torchrun's too, with those that it goes on in."""
     text = page.read_text("utf-8").replace("\\\n", " ")
-    return re.findall(r"^    (ddimctl .+)$", text, re.MULTILINE)
+    return re.findall(r"^    (?:.*torchrun .* -m )?(ddimctl .+)$", text, re.MULTILINE)
 
 
 def test_the_reference_is_up_to_date():
@@ -33,17 +33,36 @@ def test_the_reference_is_up_to_date():
     )
 
 
+def test_every_command_has_a_picture():
+    sections = re.split(r"^## ddimctl ", reference(), flags=re.M)[1:]
+    assert len(sections) == len(COMMANDS)
+    assert all("](images/" in section for section in sections)
+
+
 def test_the_reference_imports_no_torch():
     code = "import sys, ddimctl.cli.command_reference as r; r.reference(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
 
-@each_page()
+def anchors(page):
+    """The names that GitHub gives to a page's headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+    for heading in re.findall(r"^#+ (.+)$", text, re.M):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        yield re.sub(r"[^\w -]", "", shown.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name
+)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
         if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+            path, _, anchor = target.partition("#")
+            there = page.parent / path if path else page
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(there), target
 
 
 @each_page()

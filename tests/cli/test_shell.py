@@ -150,14 +150,16 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"ddimctl {ddimctl.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["sample", "interpolate", "train", "info"])
+@pytest.mark.parametrize("command", [command.__name__ for command in COMMANDS])
 def test_help_names_every_option_with_a_text(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main([command, "--help"]) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if re.match(r"│ [ *]*--", line)]
+    shown = capsys.readouterr().out
+    assert "<bool>" not in shown  # as if --resume took a value
+    rows = [line for line in shown.splitlines() if re.match(r"│ [ *]*--", line)]
     assert len(rows) >= 5
     for row in rows:
-        assert re.search(r"--[a-z-]+.*?\s{2,}\S.*\s{2,}\S", row), row
+        assert re.search(r"--[a-z-]+.*\s{2,}\S.*[.\]]\s+│$", row), row
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

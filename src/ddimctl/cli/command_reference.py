@@ -38,8 +38,19 @@ no-metadata = true
 model = "small"
 ```
 
-Paths in it are seen from where the command runs. `ddimctl --install-completion` completes commands,
-options and their words in bash, zsh, fish and PowerShell.
+Paths in it are seen from where the command runs.
+
+| environment variable | |
+|---|---|
+| `DDIMCTL_CKPT` | the checkpoint where no `--ckpt` names one |
+| `DDIMCTL_CONFIG` | the file of `--config` |
+| `DDIMCTL_CACHE` | the folder of what is kept between runs (decoded data sets, timesteps chosen by `--tau auto`, inverted pictures, where checkpoints lie), by default `ddimctl` in `$XDG_CACHE_HOME` or `~/.cache`; it may be removed |
+| `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` | huggingface_hub's: its cache, your account, a mirror, no network |
+| `OMP_NUM_THREADS` | how many threads compute on a CPU |
+| `NO_COLOR`, `TERM=dumb` | no colours; no bars either |
+
+`ddimctl --install-completion` completes commands, options and their words in bash, zsh, fish and
+PowerShell.
 """
 _PICTURES: Final = {
     "sample": ("grid.png", "grid.png of a run"),
@@ -49,6 +60,10 @@ _PICTURES: Final = {
     ),
     "interpolate": ("interpolation.png", "grid.png of a tour of three pictures"),
     "reconstruct": ("reconstruct.png", "pictures and their round trips"),
+    "evaluate": ("evaluate.png", "curve.png: score against evaluations, a line for each eta"),
+    "reference": ("reference.png", "statistics of 4,723 tiles, and 256 samples scored by them"),
+    "info": ("info.png", "what info prints of the bundled checkpoint"),
+    "convert": ("convert.png", "an OpenAI checkpoint, compared, written and sampled from"),
     "train": ("loss.png", "loss.png of a run"),
     "replay": ("replay.png", "grid.png of a replay, with the same bytes as the run's"),
 }
@@ -104,7 +119,7 @@ def _row(names: str, param: Any) -> str:
         default = "required"
     elif isinstance(param.show_default, str):
         default = param.show_default
-    elif param.default in (None, False, [], ()):
+    elif param.default is None or param.default is False:
         default = ""
     else:
         default = str(param.default)

@@ -74,8 +74,8 @@ def evaluate(
 ) -> None:
     """Sample at several eta and S and score against a data set (the paper's Table 1).
 
-    Writes table.csv, table.json, curve.png, seeds.png, index.html, and the samples. With --samples,
-    scores pictures that exist already.
+    Writes the samples, table.csv, table.json, curve.png, seeds.png and index.html.
+    With --samples, scores pictures that exist already.
     """
     given = dict(locals())
     if (data is None) == (reference is None):

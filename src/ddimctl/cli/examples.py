@@ -45,6 +45,11 @@ EXAMPLES: Final = {
     ),
 }
 
+BEGIN: Final = (
+    "Begin with [bold]ddimctl sample[/bold], which needs nothing; "
+    "[bold]ddimctl COMMAND --help[/bold] has examples of each command."
+)
+
 
 def epilog(command: str) -> str:
     """The examples as the end of a help text; each line is short enough for 80 columns."""

@@ -100,7 +100,11 @@ Out = Annotated[
 Overwrite = Annotated[bool, option("--force", panel=OUTPUT, text="Overwrite files of that name.")]
 NetworkPrecision = Annotated[
     InversionPrecision,
-    option("--precision", panel=MACHINE, text="Of the network; exact inversion is in fp32."),
+    option(
+        "--precision",
+        panel=MACHINE,
+        text="Numbers that the network computes in; exact inversion is in fp32.",
+    ),
 ]
 
 # --- reconstruct --------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import typer
 from ddimctl.cli import console
 from ddimctl.cli.convert import convert
 from ddimctl.cli.evaluate import evaluate
-from ddimctl.cli.examples import epilog
+from ddimctl.cli.examples import BEGIN, epilog
 from ddimctl.cli.info import info
 from ddimctl.cli.interpolate import interpolate
 from ddimctl.cli.invert import invert
@@ -25,6 +25,7 @@ from ddimctl.cli.reference import reference
 from ddimctl.cli.replay import replay
 from ddimctl.cli.sample import sample
 from ddimctl.cli.suggest import usage_cause
+from ddimctl.cli.switches import Command, Group
 from ddimctl.cli.train import train
 from ddimctl.errors import DdimctlError, Stopped
 
@@ -32,6 +33,7 @@ INTERRUPTED_CODE: Final = 130
 TERMINATED_CODE: Final = 143
 
 app = typer.Typer(
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -41,10 +43,10 @@ COMMANDS: Final = (
     *(train, info, convert),
 )
 for _command in COMMANDS:
-    app.command(epilog=epilog(_command.__name__))(_command)
+    app.command(cls=Command, epilog=epilog(_command.__name__))(_command)
 
 
-@app.callback()
+@app.callback(epilog=BEGIN)
 def ddimctl(version: Version = False, config: ConfigOfAll = None, debug: Debug = False) -> None:
     """Denoising Diffusion Implicit Models: pictures from pretrained UNet checkpoints.
 

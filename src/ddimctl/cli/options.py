@@ -94,7 +94,7 @@ ConfigOfAll = Annotated[
     Option("--config", metavar="FILE", show_default=f"${VARIABLE}", help=_CONFIG_TEXT),
 ]
 Json = Annotated[bool, option("--json", panel=OUTPUT, text="Print the result as a JSON object.")]
-Force = Annotated[bool, option("--force", panel=OUTPUT, text="Overwrite what is in --out.")]
+Force = Annotated[bool, option("--force", panel=OUTPUT, text="Overwrite what is there already.")]
 Device = Annotated[
     str,
     option(
@@ -107,7 +107,7 @@ Compute = Annotated[
         "--precision",
         panel=MACHINE,
         show_default="auto",
-        text="Of the network; auto is bf16 on CUDA, else fp32.",
+        text="Numbers that the network computes in; auto is bf16 on CUDA, else fp32.",
     ),
 ]
 Compile = Annotated[

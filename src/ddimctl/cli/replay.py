@@ -59,8 +59,9 @@ def replay(
 ) -> None:
     """Make recorded pictures again and compare them with the old ones.
 
-    Settings, batch size and threads are the recorded ones. Exit code 1 when a picture differs by
-    more than a level of 255, or differs and the old one is not there to measure.
+    Settings, batch size and threads are the recorded ones.
+    Exit code 1 when a picture differs by more than a level of 255,
+    or differs and the old one is not there to measure.
     """
     from ddimctl.jobs.replay import OTHER, UNKNOWN, ReplayRequest
     from ddimctl.jobs.replay import replay as job

@@ -49,6 +49,7 @@ Eta = Annotated[
         min=0,
         max=1,
         callback=finite,
+        metavar="X",
         show_default="0, or 1 with --variance large or learned",
         text="Noise of each step: 0 is DDIM, 1 is DDPM.",
     ),
@@ -59,7 +60,7 @@ VarianceOf = Annotated[
         "--variance",
         panel=METHOD,
         show_default="eta",
-        text="Of that noise: by --eta, the paper's large one, or the network's own.",
+        text="Size of that noise: by --eta, the paper's large one, or what the network learned.",
     ),
 ]
 SolverOf = Annotated[
@@ -68,7 +69,7 @@ SolverOf = Annotated[
         "--solver",
         panel=METHOD,
         show_default="ddim",
-        text="How to step: ddim, or a higher order of it without noise, nearer in few steps.",
+        text="ddim, or its higher orders, which come nearer in few steps and add no noise.",
     ),
 ]
 ClipTo = Annotated[
@@ -77,7 +78,7 @@ ClipTo = Annotated[
         "--clip",
         panel=METHOD,
         show_default="none",
-        text="Hold each step's predicted image in -1 ... 1.",
+        text="Hold each step's predicted image in -1 ... 1: static cuts, dynamic scales.",
     ),
 ]
 Guidance = Annotated[
@@ -88,7 +89,7 @@ Guidance = Annotated[
         callback=finite,
         metavar="W",
         show_default="1",
-        text="Weight of classifier-free guidance; 1 is none.",
+        text="How strongly to follow the class (classifier-free guidance); 1 is none.",
     ),
 ]
 
@@ -190,13 +191,15 @@ Columns = Annotated[
         text="Images in a row of the grid.",
     ),
 ]
-Format = Annotated[ImageFormat, option("--format", panel=OUTPUT, text="Of the pictures.")]
+Format = Annotated[
+    ImageFormat, option("--format", panel=OUTPUT, text="File format of the pictures.")
+]
 Yes = Annotated[
     bool,
     option(
         "--yes",
         panel=IMAGES,
-        text="Fetch the checkpoint that the latents name, if it is on the hub.",
+        text="Fetch the recorded checkpoint, if it is on the hub.",
     ),
 ]
 Resume = Annotated[

@@ -28,7 +28,7 @@ Data = Annotated[
 ]
 Run = Annotated[
     Path,
-    option("--out", "-o", panel=RUN, metavar="RUN", text="The run's folder, to write or go on."),
+    option("--out", "-o", panel=RUN, metavar="RUN", text="The run's folder."),
 ]
 ImageSize = Annotated[
     str | None,
@@ -60,7 +60,7 @@ LabelDropout = Annotated[
         "--label-dropout",
         panel=DATA,
         metavar="SHARE",
-        text="Labels hidden, for --guidance; 0.1 or 10%.",
+        text="Labels hidden, so that --guidance will work; 0.1 or 10%.",
     ),
 ]
 Holdout = Annotated[
@@ -69,7 +69,7 @@ Holdout = Annotated[
         "--holdout",
         panel=DATA,
         metavar="SHARE",
-        text="Pictures kept aside to measure the loss on.",
+        text="Pictures kept aside to measure the loss on; 0.02 or 2%.",
     ),
 ]
 Strict = Annotated[bool, option("--strict", panel=DATA, text="Fail on an unreadable picture.")]
@@ -87,7 +87,7 @@ GradAccum = Annotated[
         panel=LEARNING,
         min=1,
         metavar="N",
-        text="Parts of a batch, to save memory.",
+        text="Parts that a batch is computed in, to save memory.",
     ),
 ]
 LearningRate = Annotated[
@@ -106,11 +106,19 @@ Warmup = Annotated[
     option("--warmup", panel=LEARNING, min=0, metavar="N", text="Updates until --lr is reached."),
 ]
 LearningRateDecay = Annotated[
-    Decay, option("--lr-decay", panel=LEARNING, text="From then on to the last step.")
+    Decay,
+    option("--lr-decay", panel=LEARNING, text="Of --lr after the warmup, down to the last step."),
 ]
 WeightDecay = Annotated[
     float,
-    option("--weight-decay", panel=LEARNING, min=0, callback=finite, metavar="W", text="Of AdamW."),
+    option(
+        "--weight-decay",
+        panel=LEARNING,
+        min=0,
+        callback=finite,
+        metavar="W",
+        text="Weight decay (AdamW).",
+    ),
 ]
 ClipGrad = Annotated[
     float,
@@ -132,11 +140,11 @@ Ema = Annotated[
         max=1,
         callback=finite,
         metavar="DECAY",
-        text="Of the weights' moving average, which is what is kept.",
+        text="Decay of the weights' moving average, which is what the checkpoint holds.",
     ),
 ]
 TrainSeed = Annotated[
-    int, option("--seed", panel=LEARNING, min=0, metavar="K", text="Of every random number.")
+    int, option("--seed", panel=LEARNING, min=0, metavar="K", text="Decides every random number.")
 ]
 Architecture = Annotated[
     str | None,
@@ -159,7 +167,7 @@ ScheduleOf = Annotated[
         panel=LEARNING,
         metavar="KIND",
         show_default="linear, or --init's",
-        text="Of the noise: linear, scaled_linear, cosine, sigmoid.",
+        text="Noise schedule: linear, scaled_linear, cosine, sigmoid.",
     ),
 ]
 PredictionOf = Annotated[
@@ -172,12 +180,17 @@ PredictionOf = Annotated[
     ),
 ]
 LossWeighting = Annotated[
-    Weighting, option("--loss-weighting", panel=LEARNING, text="Of the timesteps in the loss.")
+    Weighting, option("--loss-weighting", panel=LEARNING, text="How timesteps count in the loss.")
 ]
 
 TimeLimit = Annotated[
     str | None,
-    option("--time-limit", panel=RUN, metavar="TIME", text="Stop after 90s, 30m, 2h30m, 1d."),
+    option(
+        "--time-limit",
+        panel=RUN,
+        metavar="TIME",
+        text="Stop after 90s, 30m, 2h30m, 1d; --resume goes on.",
+    ),
 ]
 SaveEvery = Annotated[
     int, option("--save-every", panel=RUN, min=1, metavar="N", text="Steps between saved states.")
@@ -194,7 +207,8 @@ Log = Annotated[
     option("--log", panel=RUN, text="Curves and samples in RUN/tensorboard too, as they come."),
 ]
 SavedWeights = Annotated[
-    SavedPrecision, option("--weights-dtype", panel=RUN, text="Of the checkpoint's file.")
+    SavedPrecision,
+    option("--weights-dtype", panel=RUN, text="Numbers that the checkpoint's file holds."),
 ]
 ResumeTraining = Annotated[
     bool, option("--resume", panel=RUN, text="Go on from RUN's last state, if there is one.")
