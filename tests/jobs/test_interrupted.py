@@ -88,10 +88,10 @@ def test_killed_at_random_instants_it_ends_with_the_same_bytes(forks, tmp_path, 
     [
         *((name, "SampleStore.keep_step", 8) for name in SIGNALS),
         ("SIGINT", "SampleStore._write_image", 4),
-        ("SIGTERM", "SampleStore._write_grid", 1),
-        ("SIGUSR1", "save_latents", 1),
+        ("SIGTERM", "draw_grid", 1),
+        ("SIGUSR1", "write_latents", 1),
         ("SIGTERM", "save_samples", 1),
-        ("SIGINT", "sync_files", 6),
+        ("SIGINT", "sync_files", 1),
     ],
 )
 def test_a_signal_leaves_what_resume_completes(run, tmp_path, whole, name, instant, call):
@@ -119,7 +119,7 @@ def test_a_signal_while_the_model_is_loaded_leaves_nothing(run, tmp_path, name, 
 @pytest.mark.parametrize(("name", "code"), SIGNALS.items())
 @pytest.mark.parametrize(
     "instant",
-    ["jobs.sampling_store:SampleStore.keep_step", "jobs.sampling_store:SampleStore._write_grid"],
+    ["jobs.sampling_store:SampleStore.keep_step", "jobs.sampling_store:draw_grid"],
 )
 def test_the_second_signal_ends_it_at_once(run, tmp_path, whole, name, code, instant):
     call = 1 if "grid" in instant else 8
@@ -158,7 +158,7 @@ def test_interpolation_stops_and_goes_on(run, tmp_path, photos):
     (tmp_path / "out").rename(tmp_path / "whole")
     ended = run(*command, "--steps", 5, prelude=signal_in("jobs.round_trip:climb"))
     assert (ended.code, (tmp_path / "out").exists()) == (143, False)
-    for instant, call in (("SampleStore.keep_step", 6), ("SampleStore._video", 1)):
+    for instant, call in (("SampleStore.keep_step", 6), ("encode_video", 1)):
         prelude = signal_in(f"jobs.sampling_store:{instant}", "SIGTERM", call)
         assert run(*command, "--resume", prelude=prelude).code == 75
         check_whole(tmp_path / "out")
