@@ -382,7 +382,7 @@ def test_a_run_streams_its_pictures_instead_of_keeping_them(
     original = sampling_store.SampleStore.finish
 
     def finish_store(self):
-        kept.append(len(self._pixels))
+        kept.append(len(self._kept.pixels))
         return original(self)
 
     monkeypatch.setattr(sampling_store.SampleStore, "finish", finish_store)

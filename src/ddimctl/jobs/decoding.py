@@ -20,6 +20,7 @@ from ddimctl.errors import DeviceError, NumericsError, Stopped, StorageError
 from ddimctl.files.grids import GRID_LIMIT
 from ddimctl.jobs.batch_groups import Group
 from ddimctl.jobs.events import Event, Notice, Progress
+from ddimctl.jobs.run_folder import go_on
 from ddimctl.jobs.run_manifest import Layout
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest
 from ddimctl.jobs.sampling_store import SampleStore, open_store
@@ -60,9 +61,9 @@ def decode(
                 f"{len(groups)} batches leave some of {ranks.count} processes without work; "
                 "a smaller --batch-size makes more."
             )
-        go_on = f"The same command with --out {named or store.paths.out} --resume goes on."
-        with stop_on_signals(once=ranks.count == 1) as stop, _resumable_errors(store, go_on):
-            run = _Run(plan, checkpoint, store, device, ranks, stop, go_on)
+        remedy = go_on(named or store.paths.out)
+        with stop_on_signals(once=ranks.count == 1) as stop, _resumable_errors(store, remedy):
+            run = _Run(plan, checkpoint, store, device, ranks, stop, remedy)
             yield from _run_groups(run, store.take(groups))
             if ranks.first:
                 yield from _await_others(run)
@@ -81,7 +82,7 @@ class _Run:
     device: torch.device
     ranks: Ranks
     stop: StopRequest
-    go_on: str
+    remedy: str  # of a stop
     told: int = -1  # how many steps the last event said
 
 
@@ -173,11 +174,11 @@ def _stop(run: _Run, how_far: str) -> NoReturn:
     if not run.store.resumable:
         run.stop.pass_on()
     run.store.wait()
-    raise Stopped(f"{run.stop.name}: stopped {how_far}.", run.go_on)
+    raise Stopped(f"{run.stop.name}: stopped {how_far}.", run.remedy)
 
 
 @contextmanager
-def _resumable_errors(store: SampleStore, go_on: str) -> Iterator[None]:
+def _resumable_errors(store: SampleStore, remedy: str) -> Iterator[None]:
     """Within, an error of the disk says how to go on once there is space."""
     try:
         with memory_errors("Use a smaller --batch-size."):
@@ -185,7 +186,7 @@ def _resumable_errors(store: SampleStore, go_on: str) -> Iterator[None]:
     except StorageError as error:
         if not store.resumable:
             raise
-        raise StorageError(error.cause, f"{error.remedy} {go_on}".strip()) from error
+        raise StorageError(error.cause, f"{error.remedy} {remedy}".strip()) from error
 
 
 def _walk(

@@ -90,9 +90,10 @@ def sample_cell(cell: Cell, work: Work) -> Generator[Event, None, None]:
         make_folder(folder)
         clean_temporaries(folder)
         recorded = read_manifest(request, LAYOUT)
-    batch_size = recorded["settings"]["batch_size"] if recorded else request.batch_size
-    request = replace(request, batch_size=ranks.share("batch size", batch_size))
+    if recorded:
+        request = replace(request, batch_size=recorded["settings"]["batch_size"])
     plan = make_plan(request, work.checkpoint, None, work.device, work.precision)
+    plan = plan.in_batches(ranks.share("batch size", plan.batch_size))
     if plan.searched and cell.timesteps is not None:
         plan = with_timesteps(plan, cell.timesteps)
     walk = decode(

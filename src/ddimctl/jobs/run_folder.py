@@ -4,12 +4,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import RequestError
-from ddimctl.files.atomic import clean_temporaries, create_numbered_folder
+from ddimctl.files.atomic import (
+    check_writable,
+    clean_temporaries,
+    create_numbered_folder,
+    make_folder,
+    write_json,
+)
 from ddimctl.files.lock import folder_lock
-from ddimctl.jobs.sampling_plan import SampleRequest
+from ddimctl.jobs.output_paths import OutputPaths, bytes_needed
+from ddimctl.jobs.run_manifest import check_same_run, make_manifest
+from ddimctl.jobs.sampling_plan import Plan, SampleRequest
 from ddimctl.runtime.ranks import Ranks, refuse_several
 
 RUNS: Final = Path("runs")
@@ -62,3 +71,37 @@ def _own_folder(request: SampleRequest, command: str) -> Iterator[SampleRequest]
             for folder in (out, *made):
                 with suppress(OSError):  # there is something in it
                     folder.rmdir()
+
+
+def go_on(out: Path) -> str:
+    """What to do after a run in this folder was cut off."""
+    return f"The same command with --out {out} --resume goes on."
+
+
+def begin_run(
+    request: SampleRequest,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    device: str,
+    paths: OutputPaths,
+    recorded: dict[str, Any] | None,
+) -> None:
+    """Check that the run can go on, or begin it: its manifest before all else.
+
+    request.out: the run's own folder. recorded: the manifest to go on from. Raises RequestError
+    when that is of another run, StorageError also where space will clearly not do.
+    """
+    layout = paths.layout
+    begun = make_manifest(request, plan, checkpoint, layout, device)
+    if recorded is not None:
+        check_same_run(recorded, begun, layout)
+    needed = bytes_needed(request.save, plan.count, plan.shape)
+    check_writable(paths.out, needed - paths.bytes_taken())
+    if recorded is None:
+        paths.remove_parts()
+        if request.force:
+            paths.remove_earlier_run()
+        write_json(paths.of("manifest"), begun)  # before all else: without it nothing is resumed
+    if "images" in request.save:
+        make_folder(paths.of("images"))
+        clean_temporaries(paths.of("images"))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddimctl.errors import DataError
+from ddimctl.errors import DataError, StorageError
 from ddimctl.files.atomic import open_atomic
 from ddimctl.files.untrusted import check_plain_file
 from ddimctl.jobs.batch_groups import Group, Smaller, merged, read_smaller
@@ -16,15 +16,27 @@ from ddimctl.runtime.ranks import Ranks
 
 
 def share_work(
-    ranks: Ranks, complete: bool, smaller: Sequence[Smaller], groups: Sequence[Group]
+    ranks: Ranks,
+    manifest: Path,
+    complete: bool,
+    smaller: Sequence[Smaller],
+    groups: Sequence[Group],
 ) -> tuple[bool, list[Smaller], list[Group]]:
-    """What the first process knows, for all: whether all is there, the batches' sizes, what is missing."""
+    """What the first process knows, for all: whether all is there, the batches' sizes, what is missing.
+
+    Raises StorageError in a process that does not see the manifest that the first one wrote.
+    """
     told: dict[str, Any] = {
         "complete": complete,
         "smaller": [list(change) for change in smaller],
         "groups": [[group.images.start, group.images.stop, group.size] for group in groups],
     }
     told = ranks.share("missing groups", told)
+    if not manifest.exists():
+        raise StorageError(
+            f"{manifest}, which process 0 wrote, is not there.",
+            "All machines must reach the same --out, on a shared disk.",
+        )
     return (
         told["complete"],
         [Smaller(*change) for change in told["smaller"]],
