@@ -20,6 +20,23 @@ def test_each_series_is_drawn_in_a_colour_of_its_own():
     assert (209, 116, 44) in colours(two)
 
 
+def test_few_points_are_marked_and_many_are_not():
+    def spots(points):  # a dot is wider than the line is thick
+        image = line_plot({"": points}, "", "")
+        column = [y for y in range(image.height) if is_blue(*image.getpixel((84, y)))]
+        return len(column)
+
+    level = [(x, 1.0 + 0.001 * x) for x in range(100)]
+    assert spots(level[:3]) > 4 > spots(level)
+
+
+def test_numbers_that_are_near_each_other_are_on_a_plain_axis():
+    """A point half way up is half way up."""
+    image = line_plot({"": [(0.0, 10.0), (1.0, 11.0), (2.0, 12.0)]}, "", "")
+    rows = [y for y in range(image.height) if is_blue(*image.getpixel((508, y)))]
+    assert sum(rows) / len(rows) == pytest.approx((28 + SIZE[1] - 56) / 2, abs=1.5)
+
+
 def is_blue(red, green, blue):
     return blue > red + 40
 

@@ -11,12 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ddimctl.errors import DataError, RequestError, Stopped
-from ddimctl.jobs import measuring, presets
+from ddimctl.checkpoints import load_checkpoint
+from ddimctl.errors import DataError, NumericsError, RequestError, Stopped
+from ddimctl.jobs import auto_timesteps, evaluation_work, measuring, preset_checks, presets
+from ddimctl.jobs import evaluate as evaluating
 from ddimctl.jobs import score as scoring
 from ddimctl.jobs.evaluate import EvaluateRequest, evaluate
 from ddimctl.jobs.evaluation_report import FILES, combine, tables
 from ddimctl.jobs.measuring import Preparation, ReferenceRequest, make_reference
+from ddimctl.jobs.preset_checks import differences
 from ddimctl.jobs.presets import PRESETS, Preset, is_within_band, paper_timesteps
 from ddimctl.jobs.sampling_plan import SampleRequest
 from ddimctl.jobs.score import ScoreRequest
@@ -44,7 +47,8 @@ def request_for(tiny_checkpoint, data, tmp_path):
         own = ("steps", "rows", "metrics", "repeats", "preset", "data", "reference")
         asked = {"data": data, "steps": (2, 3), "rows": (0.0,)}
         asked |= {key: settings.pop(key) for key in own if key in settings}
-        sampling = SampleRequest(out=tmp_path / "out", ckpt=str(tiny_checkpoint), **settings)
+        settings = {"out": tmp_path / "out"} | settings
+        sampling = SampleRequest(ckpt=str(tiny_checkpoint), **settings)
         return EvaluateRequest(replace(sampling, seeds=tuple(range(count))), **asked)
 
     return make
@@ -64,6 +68,10 @@ def fake_inception(monkeypatch):
         measuring, "load_inception", lambda path, device: Extractor(features, {"network": "fake"})
     )
     return asked
+
+
+def event_phase(event):
+    return getattr(event, "phase", "")
 
 
 def tree(folder):
@@ -166,6 +174,86 @@ def test_a_stopped_evaluation_goes_on_to_the_same_scores(finish, request_for, tm
     assert 0 < made < 8
     again = finish(evaluate(request_for(batch_size=2, resume=True))).result
     assert again.rows == whole.rows
+
+
+def test_the_checkpoint_is_opened_once(finish, request_for, monkeypatch):
+    opened = []
+    original = evaluating.open_checkpoint
+    monkeypatch.setattr(
+        evaluating, "open_checkpoint", lambda *given: opened.append(1) or original(*given)
+    )
+    finish(evaluate(request_for(rows=(0.0, 1.0))))
+    assert len(opened) == 1
+
+
+def test_timesteps_are_chosen_for_each_number_of_steps(finish, request_for, tmp_path, monkeypatch):
+    monkeypatch.setattr(auto_timesteps, "IMAGES", 1)
+    monkeypatch.setenv("DDIMCTL_CACHE", str(tmp_path / "cache"))
+    guess = finish(evaluate(request_for(tau="auto", dry_run=True)))
+    assert guess.result.settings["timesteps"] == {}
+    assert guess.result.settings["evaluations"] == [2, 3]
+    assert "takes 120 evaluations" in guess.notices()
+    finished = finish(evaluate(request_for(tau="auto", rows=(0.0, 1.0))))
+    phases = [event_phase(event) for event in finished.events]
+    assert phases.count("choosing timesteps") == 120  # one survey for both
+    found = finished.result.settings["timesteps"]
+    assert list(found) == ["S = 2", "S = 3"]
+    for row in ("eta0", "eta1"):
+        for S in (2, 3):
+            path = tmp_path / f"out/cells/{row}-S{S}/manifest.json"
+            settings = json.loads(path.read_text())["settings"]
+            assert (settings["tau"], settings["timesteps"]) == ("auto", found[f"S = {S}"])
+    page = (tmp_path / "out/index.html").read_text()
+    assert ", ".join(map(str, found["S = 3"])) in page
+    again = finish(evaluate(request_for(tau="auto", dry_run=True, out=tmp_path / "other")))
+    assert again.result.settings["timesteps"] == found
+    with pytest.raises(RequestError, match="too few for --steps 60"):
+        finish(evaluate(request_for(tau="auto", steps=(2, 60), out=tmp_path / "other")))
+
+
+def test_progress_names_the_cell(finish, request_for):
+    finished = finish(evaluate(request_for()))
+    cells = {
+        event.facts.get("cell")
+        for event in finished.events
+        if event_phase(event) == "sampling" or getattr(event, "total", 0) == 8
+    }
+    assert cells == {"eta0-S2", "eta0-S3"}
+
+
+def test_numbers_that_are_not_finite_name_the_cell(finish, request_for, monkeypatch):
+    def fails(*given, **named):
+        raise NumericsError("seed 3: values are no longer finite.", "Try --clip static.")
+        yield
+
+    monkeypatch.setattr(evaluation_work, "decode", fails)
+    with pytest.raises(NumericsError, match=r"^eta0-S2: seed 3: ") as caught:
+        finish(evaluate(request_for()))
+    assert caught.value.remedy == "Try --clip static."
+
+
+def test_a_damaged_picture_of_a_cell_is_named_and_made_again(finish, request_for, tmp_path):
+    rows = finish(evaluate(request_for())).result.rows
+    cell = tmp_path / "out/cells/eta0-S3"
+    (cell / "score.json").unlink()
+    whole = (cell / "images/000005.png").read_bytes()
+    (cell / "images/000005.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"000005\.png") as caught:
+        finish(evaluate(request_for(resume=True)))
+    assert "--resume" in caught.value.remedy
+    (cell / "images/000005.png").unlink()
+    assert finish(evaluate(request_for(resume=True))).result.rows == rows
+
+
+def test_samples_are_measured_as_data_are(finish, data):
+    how = Preparation((16, 16))
+    measure, cpu = measuring.make_measure(("swd",), None, torch.device("cpu")), torch.device("cpu")
+    whole = finish(measuring.measure_pictures(data, how, measure, cpu, limit=7)).result.summary
+    streamed = finish(measuring.measure_samples(data, how, measure, cpu, 7)).result
+    assert torch.equal(whole["patches"], streamed["patches"])
+    assert int(streamed["count"]) == 7
+    with pytest.raises(DataError, match="holds 10 pictures, not 11"):
+        finish(measuring.measure_samples(data, how, measure, cpu, 11))
 
 
 def test_resume_with_more_cells_adds_them(finish, request_for):
@@ -314,6 +402,41 @@ def test_a_preset_brings_timesteps_clipping_and_numbers(
     }
     assert settings["eta0"]["timesteps"][-1] == 800
     assert (settings["eta0"]["clip"], settings["large"]["clip"]) == ("none", "static")
+
+
+def test_what_is_unlike_the_paper_is_named(tiny_checkpoint):
+    like = load_checkpoint(str(tiny_checkpoint))
+    paper = SampleRequest(seeds=tuple(range(50_000)))
+    assert differences("paper-cifar10", like, paper, 50_000) == []
+    assert differences("paper-celeba", like, paper, 7) == []  # of which nobody says how many
+    assert differences("paper-cifar10", like, replace(paper, solver="ipndm"), 10_000) == [
+        "10,000 pictures of data, not 50,000",
+        "--solver ipndm",
+    ]
+    bundled = load_checkpoint()
+    assert differences("paper-cifar10", bundled, replace(paper, clip="none"), 50_000) == [
+        "a network that predicts v, not eps",
+        "another noise schedule",
+        "a network that knows classes",
+        "--clip none",
+    ]
+
+
+def test_a_preset_says_what_is_unlike_and_judges_only_its_like(
+    finish, request_for, fake_inception, monkeypatch, tmp_path
+):
+    tiny = Preset("nowhere", "nothing", 16, True, {0.0: {10: 5.0}}, pictures=10)
+    monkeypatch.setitem(presets.PRESETS, "paper-tiny", tiny)
+    asked = {"preset": "paper-tiny", "steps": (10,), "metrics": ("fid",), "count": 2}
+    finished = finish(evaluate(request_for(**asked)))
+    assert "unlike the paper's: 2 pictures a cell, not 50,000. " in finished.notices()
+    assert finished.result.rows[0]["within_band"] is None
+    page = (tmp_path / "out/index.html").read_text()
+    assert "not judged, since here are 2 pictures a cell, not 50,000." in page
+    monkeypatch.setattr(preset_checks, "PICTURES", 2)
+    finished = finish(evaluate(request_for(**asked, resume=True)))
+    assert "unlike" not in finished.notices()
+    assert finished.result.rows[0]["within_band"] is False
 
 
 def test_a_preset_of_another_size_is_refused(finish, request_for):

@@ -61,10 +61,10 @@ def line_plot(
         spot = place(x, low_y)
         draw.text((spot[0], spot[1] + 8 * _SCALE), f"{x:,.10g}", "#444444", font, anchor="mt")
     draw.line([place(low_x, low_y), place(high_x, low_y)], fill="#888888", width=_SCALE)
-    draw.text((width - right, height - 8 * _SCALE), x_label, "#444444", font, anchor="rb")
+    draw.text((width - right, height - 12 * _SCALE), x_label, "#444444", font, anchor="rs")
     draw.text((8 * _SCALE, 6 * _SCALE), y_label, "#444444", font, anchor="lt")
 
-    rising = sum(points[-1][1] - points[0][1] for points in finite.values() if points) > 0
+    name_at = left  # names stand below the axis, where no line runs
     for index, (name, points) in enumerate(finite.items()):
         colour = _COLOURS[index % len(_COLOURS)]
         line = [place(x, y) for x, y in points]
@@ -73,10 +73,8 @@ def line_plot(
         radius = 3 * _SCALE
         for x, y in line if len(line) <= _MARKED else []:
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
-        # names in the corner that the lines leave free
-        side = left + 8 * _SCALE if rising else width - right - 8 * _SCALE
-        spot = (side, top + (8 + 20 * index) * _SCALE)
-        draw.text(spot, name, colour, font, anchor="lt" if rising else "rt")
+        draw.text((name_at, height - 12 * _SCALE), name, colour, font, anchor="ls")
+        name_at += round(draw.textlength(name, font)) + 20 * _SCALE
     return image.resize(SIZE, Image.Resampling.LANCZOS)
 
 

@@ -118,7 +118,7 @@ def _cell(row: Mapping[str, Any] | None, metric: str) -> str:
         return "-"
     text = f"{row[metric]:#.4g}"
     if row[f"{metric}_half_range"] is not None:
-        text += f" ± {row[f'{metric}_half_range']:.2g}"
+        text += f" ± {row[f'{metric}_half_range']:#.2g}"
     if metric == "fid" and "paper_fid" in row:
         verdict = {True: ", ok", False: ", off", None: ""}[row["within_band"]]
         text += f" ({row['paper_fid']:g}{verdict})"
