@@ -71,10 +71,22 @@ def test_only_groups_that_miss_something_are_inverted_again(finish, request_for,
 def test_a_complete_run_is_complete_and_one_that_never_was_begins(finish, request_for, climbed):
     first = finish(invert(request_for(resume=True)))
     assert climbed == [2, 2, 1]
-    again = finish(invert(request_for(resume=True, batch_size=5)))  # the recorded one counts
+    again = finish(invert(request_for(resume=True)))
     assert climbed == [2, 2, 1]
     assert "complete already: 5 photos." in again.notices()
     assert again.result.pictures == first.result.pictures
+
+
+def test_the_recorded_batch_size_is_used_unless_another_is_said(
+    finish, request_for, tmp_path, climbed
+):
+    finish(invert(request_for()))
+    for size, groups in ((None, [2]), (3, [3])):
+        (tmp_path / "out/0.pt").unlink()
+        (tmp_path / "out/0.inversion.png").unlink()
+        climbed.clear()
+        finish(invert(request_for(resume=True, batch_size=size)))
+        assert climbed == groups
 
 
 def test_photos_may_be_added_at_the_end(finish, request_for, photos, tmp_path, climbed):

@@ -21,26 +21,26 @@ from ddimctl.jobs.sampling_plan import Plan
 
 @dataclass(frozen=True)
 class Recorder:
-    """How the photos of a run are recorded; batch_size: of whole groups, however few photos."""
+    """How the photos of a run are recorded. out: the folder of their files."""
 
     out: Path
     plan: Plan
     checkpoint: Checkpoint
     tolerance: float
-    batch_size: int
 
     def settings(self) -> dict[str, Any]:
         """What is the same for all photos of the run, apart from what `inversion` says."""
         labels = None if self.plan.labels is None else self.plan.labels[:1]
         return latents_metadata(replace(self.plan, labels=labels), self.checkpoint)
 
-    def inversion(self) -> dict[str, Any]:
-        """What else decides the latents."""
-        return {"tolerance": self.tolerance, "batch_size": self.batch_size}
-
     def metadata(self, photo: Photo, fitted: Fitted, figures: Mapping[str, Any]) -> dict[str, Any]:
         """Of a photo's latents."""
-        report = {**self.inversion(), "pixels_sha256": _hash(fitted), "figures": dict(figures)}
+        report = {
+            "tolerance": self.tolerance,
+            "batch_size": self.plan.batch_size,
+            "pixels_sha256": _hash(fitted),
+            "figures": dict(figures),
+        }
         own = fitted.record() | {"picture": photo.path.name, "inversion": report}
         return self.settings() | own
 
@@ -92,7 +92,7 @@ def matching(
     kept = {}
     for name, record in records.items():
         changed = differences(record, expected)
-        changed += differences(record["inversion"], recorder.inversion())
+        changed += differences(record["inversion"], {"tolerance": recorder.tolerance})
         if changed and not force:
             raise RequestError(
                 f"--resume: {name}.pt is not of the run that was begun: {'; '.join(changed)}.",

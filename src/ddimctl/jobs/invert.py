@@ -17,7 +17,6 @@ from ddimctl.errors import DataError, RequestError, Stopped, StorageError
 from ddimctl.files.atomic import check_writable, make_folder, write_bytes
 from ddimctl.files.images import from_uint8, to_uint8
 from ddimctl.files.latents import save_latents
-from ddimctl.jobs.batch_size import default_batch_size
 from ddimctl.jobs.events import Event, Notice, Progress, Wrote
 from ddimctl.jobs.inversion_record import (
     Recorder,
@@ -99,16 +98,14 @@ def _invert(
     out, force = decoding.out or Path(), decoding.force
     recorded = read_records(out, photos) if decoding.resume else {}
     _check_room(out, [photo for photo in photos if photo.name not in recorded], force)
-    if not force and (size := recorded_batch_size(recorded)):
-        decoding = replace(decoding, batch_size=size)  # the same groups, whatever is said now
+    batch_size = decoding.batch_size or recorded_batch_size(recorded)  # for the same groups
+    decoding = replace(decoding, batch_size=batch_size)
     checkpoint, device, precision = open_for_inversion(decoding, request.method)
     yield from map(Notice, checkpoint.provenance.notes)
     plan = inversion_plan(
         decoding, checkpoint, len(photos), request.method, request.tolerance, device, precision
     )
-    asked = decoding.batch_size  # which the plan bounds by the number of photos
-    batch_size = asked or default_batch_size(checkpoint, plan.shape, device, guidance=1.0)
-    recorder = Recorder(out, plan, checkpoint, request.tolerance, batch_size)
+    recorder = Recorder(out, plan, checkpoint, request.tolerance)
     run = _Run(replace(request, decoding=decoding), photos, recorder)
     run.recorded = matching(recorded, recorder, force=force)
     if decoding.dry_run:
