@@ -3,6 +3,7 @@
 import random
 import signal
 import time
+from shutil import rmtree
 
 import pytest
 from PIL import Image
@@ -139,16 +140,65 @@ def test_what_cannot_be_resumed_says_so_by_its_code(run, tmp_path, name, code):
     assert run(*SAMPLE, "--save", "grid", "--resume").code == 0
 
 
+INVERT = ["invert", "photos", "--steps", 4, "--batch-size", 1, "--out", "out"]
+
+
 @pytest.mark.parametrize(("name", "code"), SIGNALS.items())
 def test_inversion_keeps_the_photos_that_it_has_done(run, tmp_path, photos, name, code):
-    command = ["invert", *photos, "--steps", 4, "--method", "naive", "--batch-size", 1]
-    for instant, call in (("jobs.invert:save_latents", 2), ("jobs.round_trip:climb", 2)):
-        ended = run(*command, "--out", "out", prelude=signal_in(instant, name, call))
-        assert ended.code == code, ended.stderr
-        assert sorted(contents(tmp_path / "out")) == ["a.inversion.png", "a.pt"]
-        check_whole(tmp_path / "out")
-        for path in (tmp_path / "out").iterdir():
-            path.unlink()
+    assert run(*INVERT).code == 0
+    (tmp_path / "out").rename(tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
+    instants = (("jobs.invert:save_latents", 2), ("jobs.round_trip:climb", 3))
+    for instant, call in instants:  # what is being written is written to its end
+        ended = run(*INVERT, prelude=signal_in(instant, name, call))
+        assert ended.code == 75, ended.stderr
+        assert f"stopped: {name}: stopped with 2 of 3 photos in out." in ended.stderr
+        assert "  try: The same command with --out out --resume goes on." in ended.stderr
+        assert contents(tmp_path / "out") == dict(list(whole.items())[:4])
+        ended = run(*INVERT, "--resume")
+        assert ended.code == 0, ended.stderr
+        assert contents(tmp_path / "out") == whole
+        rmtree(tmp_path / "out")
+    for instant in ("jobs.round_trip:climb", "jobs.round_trip:decode_latents"):
+        ended = run(*INVERT, prelude=signal_in(instant, name))
+        assert (ended.code, (tmp_path / "out").exists()) == (code, False)
+        assert ended.stderr.endswith("interrupted: the run is not complete.\n")
+
+
+@pytest.mark.parametrize(("name", "code"), SIGNALS.items())
+def test_a_second_signal_ends_an_inversion_at_once(run, tmp_path, photos, name, code):
+    ended = run(*INVERT, prelude=signal_in("jobs.invert:save_latents", name, 2, times=2))
+    assert ended.code == code
+    check_whole(tmp_path / "out")
+    assert run(*INVERT, "--resume").code == 0
+    assert len(contents(tmp_path / "out")) == 6
+
+
+@pytest.mark.parametrize("method", ["exact", "naive"])
+def test_a_killed_inversion_resumed_ends_with_the_same_bytes(forks, tmp_path, photos, method):
+    command = [*INVERT, "--method", method, "--batch-size", 2, "--steps", 12]
+    started = time.monotonic()
+    assert forks.run(*command, cwd=tmp_path).code == 0
+    seconds = time.monotonic() - started
+    whole = contents(tmp_path / "out")
+    rmtree(tmp_path / "out")
+    dice = random.Random(method)
+    delays = [dice.uniform(0.2, 0.8) * seconds for _ in range(3)]
+    ended = killed_often(forks, [*command, "--resume"], tmp_path, delays)
+    assert ended.code == 0, ended.stderr
+    assert contents(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6])
+def test_an_inversion_killed_between_any_two_files_is_resumed(run, tmp_path, photos, call):
+    assert run(*INVERT).code == 0
+    whole = contents(tmp_path / "out")
+    rmtree(tmp_path / "out")
+    prelude = signal_in("files.atomic:_sync_folder", "SIGKILL", call)
+    assert run(*INVERT, prelude=prelude).code == -signal.SIGKILL
+    check_whole(tmp_path / "out")
+    assert run(*INVERT, "--resume").code == 0
+    assert contents(tmp_path / "out") == whole
 
 
 def test_interpolation_stops_and_goes_on(run, tmp_path, photos):

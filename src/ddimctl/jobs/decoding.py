@@ -20,6 +20,7 @@ from ddimctl.errors import DeviceError, NumericsError, Stopped, StorageError
 from ddimctl.files.grids import GRID_LIMIT
 from ddimctl.jobs.batch_groups import Group
 from ddimctl.jobs.events import Event, Notice, Progress
+from ddimctl.jobs.run_folder import go_on
 from ddimctl.jobs.run_manifest import Layout
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest
 from ddimctl.jobs.sampling_store import SampleStore, open_store
@@ -170,7 +171,7 @@ def _stop(run: _Run, how_far: str) -> NoReturn:
     if not run.store.resumable:
         run.stop.pass_on()
     run.store.wait()
-    raise Stopped(f"{run.stop.name}: stopped {how_far}.", _go_on(run.store))
+    raise Stopped(f"{run.stop.name}: stopped {how_far}.", go_on(run.store.paths.out))
 
 
 @contextmanager
@@ -182,11 +183,8 @@ def _resumable_errors(store: SampleStore) -> Iterator[None]:
     except StorageError as error:
         if not store.resumable:
             raise
-        raise StorageError(error.cause, f"{error.remedy} {_go_on(store)}".strip()) from error
-
-
-def _go_on(store: SampleStore) -> str:
-    return f"The same command with --out {store.paths.out} --resume goes on."
+        remedy = f"{error.remedy} {go_on(store.paths.out)}".strip()
+        raise StorageError(error.cause, remedy) from error
 
 
 def _walk(

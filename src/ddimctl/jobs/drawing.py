@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
@@ -74,7 +73,8 @@ def draw_grid(
     text: dict[str, str] | None,
 ) -> bytes:
     """A PNG of pictures (H, W, C), uint8, with what is said under each, and a text chunk."""
-    return encode_picture(_grid(pictures, request, said), "png", text)
+    grid = make_grid(torch.stack(list(pictures)), request.columns, request.scale, said)
+    return encode_picture(grid, "png", text)
 
 
 def draw_animation(
@@ -85,12 +85,9 @@ def draw_animation(
 ) -> bytes:
     """A gif or webp of grids, one for each step shown; frames by image, as many for each."""
     order = sorted(frames)
+    under = None if said is None else said[: len(order)]
     grids = [
-        _grid([frames[i][k] for i in order], request, said) for k in range(len(frames[order[0]]))
+        make_grid(torch.stack([frames[i][k] for i in order]), request.columns, request.scale, under)
+        for k in range(len(frames[order[0]]))
     ]
     return encode_animation(grids, format, fps=min(20.0, max(4.0, len(grids) / 4)))
-
-
-def _grid(pictures: Sequence[Tensor], request: SampleRequest, said: Sequence[str] | None) -> Image:
-    under = None if said is None else said[: len(pictures)]
-    return make_grid(torch.stack(list(pictures)), request.columns, request.scale, under)

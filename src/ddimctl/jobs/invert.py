@@ -6,25 +6,31 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.inversion import TOLERANCE
-from ddimctl.diffusion.statistics import is_atypical, latent_statistics
-from ddimctl.errors import DataError, RequestError
+from ddimctl.diffusion.statistics import is_atypical
+from ddimctl.errors import DataError, RequestError, Stopped, StorageError
 from ddimctl.files.atomic import check_writable, make_folder, write_bytes
 from ddimctl.files.images import from_uint8, to_uint8
 from ddimctl.files.latents import save_latents
 from ddimctl.jobs.events import Event, Notice, Progress, Wrote
+from ddimctl.jobs.inversion_record import (
+    Recorder,
+    finished_figures,
+    matching,
+    photo_paths,
+    read_records,
+    recorded_batch_size,
+)
+from ddimctl.jobs.inversion_report import figures_of, sentence, warnings
 from ddimctl.jobs.inversion_sheet import inversion_sheet
-from ddimctl.jobs.photos import SHEET, Fitted, Photo, check_fit, find_photos, fit_photo
-from ddimctl.jobs.records import image_text, latents_metadata
+from ddimctl.jobs.photos import Fitted, Photo, check_fit, find_photos, fit_photo
+from ddimctl.jobs.records import image_text
 from ddimctl.jobs.round_trip import (
-    HALF_A_LEVEL,
-    Fidelity,
     RoundTrip,
     fidelity,
     inversion_plan,
@@ -32,11 +38,10 @@ from ddimctl.jobs.round_trip import (
     round_trip,
     with_steps,
 )
-from ddimctl.jobs.run_folder import run_folder
+from ddimctl.jobs.run_folder import go_on, run_folder
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest
 from ddimctl.runtime.device import memory_errors
-
-_NAMED_STEPS = 5  # in a warning about steps that were not solved
+from ddimctl.runtime.signals import StopRequest, interruptible, stop_on_signals
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,10 @@ class InvertResult:
 def invert(request: InvertRequest) -> Generator[Event, None, InvertResult]:
     """Invert every photo, batch by batch, and write NAME.pt and NAME.inversion.png for each.
 
-    A photo that cannot be read, or has no finite latent, is a notice and an entry in `failed`.
-    Raises RequestError (also where something would be overwritten), CheckpointError, DataError,
-    StorageError, DeviceError.
+    A photo that cannot be read, or has no finite latent, is a notice and an entry in `failed`. With
+    decoding.resume, photos that a run with the same settings has finished are kept. Raises
+    RequestError (also where something would be overwritten), CheckpointError, DataError,
+    StorageError, DeviceError; Stopped when a signal ended the run, which --resume goes on with.
     """
     check_fit(request.fit)
     photos = find_photos(request.photos)
@@ -89,173 +95,177 @@ def _invert(
 ) -> Generator[Event, None, InvertResult]:
     started = time.monotonic()
     decoding = request.decoding
-    out = decoding.out or Path()
-    _check_room(out, photos, decoding.force)
+    out, force = decoding.out or Path(), decoding.force
+    recorded = read_records(out, photos) if decoding.resume else {}
+    _check_room(out, [photo for photo in photos if photo.name not in recorded], force)
+    batch_size = decoding.batch_size or recorded_batch_size(recorded)  # for the same groups
+    decoding = replace(decoding, batch_size=batch_size)
     checkpoint, device, precision = open_for_inversion(decoding, request.method)
     yield from map(Notice, checkpoint.provenance.notes)
     plan = inversion_plan(
         decoding, checkpoint, len(photos), request.method, request.tolerance, device, precision
     )
-    if not decoding.dry_run:
-        check_writable(out, 4 * len(photos) * math.prod(plan.shape))
-
-    records: list[dict[str, Any]] = []
-    failed: list[tuple[str, str]] = []
-    steps, total = len(plan.tau), -(-len(photos) // plan.batch_size) * len(plan.tau)
-    for start in range(0, len(photos), plan.batch_size):
-        batch = photos[start : start + plan.batch_size]
-        readable = yield from _read(batch, checkpoint, plan, request.fit, failed)
-        if decoding.dry_run:
-            records += [_paths(out, photo) | fitted.record() for photo, fitted in readable]
-            continue
-        before = start // plan.batch_size * steps
-        if readable:
-            x_0 = from_uint8(torch.stack([fitted.pixels for _, fitted in readable])).to(device)
-            walk = round_trip(checkpoint, plan, x_0, request.tolerance)
-            facts = {"pictures": f"{len(records)}/{len(photos)}"}
-            trip = yield from with_steps(walk, "inverting", before, total, facts)
-            kept = yield from _finite(readable, trip, failed)
-            if kept:
-                found = [readable[i] for i in kept]
-                trip = RoundTrip(*(each[kept] for each in trip))
-                records += yield from _store(out, checkpoint, plan, found, x_0[kept], trip)
-        facts = {"pictures": f"{len(records)}/{len(photos)}"}
-        yield Progress("inverting", before + steps, total, "steps", facts)
+    recorder = Recorder(out, plan, checkpoint, request.tolerance)
+    run = _Run(replace(request, decoding=decoding), photos, recorder)
+    run.recorded = matching(recorded, recorder, force=force)
+    if decoding.dry_run:
+        for batch in run.batches():
+            readable = yield from _read(run, batch)
+            run.records += [photo_paths(out, photo) | fitted.record() for photo, fitted in readable]
+    else:
+        check_writable(out, 4 * (len(photos) - len(run.recorded)) * math.prod(plan.shape))
+        yield from _resumable(run, device)
     seconds = time.monotonic() - started
-    return InvertResult(tuple(records), tuple(failed), plan.settings, seconds)
+    return InvertResult(tuple(run.records), tuple(run.failed), plan.settings, seconds)
+
+
+@dataclass
+class _Run:
+    """recorded: the metadata of this run's latents that were there, by the photos' names."""
+
+    request: InvertRequest
+    photos: Sequence[Photo]
+    recorder: Recorder
+    recorded: dict[str, dict[str, Any]] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    made: int = 0  # how many of the records are new
+
+    def batches(self) -> Iterator[Sequence[Photo]]:
+        """The photos in groups, which are the same in a resumed run."""
+        size = self.recorder.plan.batch_size
+        for start in range(0, len(self.photos), size):
+            yield self.photos[start : start + size]
+
+
+def _resumable(run: _Run, device: torch.device) -> Generator[Event, None, None]:
+    """Invert all; an error of the disk says how to go on if anything is done."""
+    try:
+        with stop_on_signals() as stop:
+            yield from _invert_all(run, device, stop)
+    except StorageError as error:
+        if not run.records:
+            raise
+        remedy = f"{error.remedy} {go_on(run.recorder.out)}".strip()
+        raise StorageError(error.cause, remedy) from error
+    if run.recorded and not run.made and not run.failed:
+        yield Notice(f"complete already: {len(run.records)} photos.")
+
+
+def _stop(run: _Run, stop: StopRequest) -> NoReturn:
+    if not run.records:
+        stop.pass_on()
+    out, how_far = run.recorder.out, f"{len(run.records)} of {len(run.photos)} photos"
+    raise Stopped(f"{stop.name}: stopped with {how_far} in {out}.", go_on(out))
+
+
+def _invert_all(run: _Run, device: torch.device, stop: StopRequest) -> Generator[Event, None, None]:
+    """Invert the groups in which a photo is not done, whole; of them, only such photos are written."""
+    recorder, plan = run.recorder, run.recorder.plan
+    steps, total = len(plan.tau), -(-len(run.photos) // plan.batch_size) * len(plan.tau)
+    for number, batch in enumerate(run.batches()):
+        readable = yield from _read(run, batch)
+        known = [_figures_known(run, photo, fitted) for photo, fitted in readable]
+        if None in known:
+            x_0 = from_uint8(torch.stack([fitted.pixels for _, fitted in readable])).to(device)
+            walk = round_trip(recorder.checkpoint, plan, x_0, run.request.tolerance)
+            facts = {"pictures": f"{len(run.records)}/{len(run.photos)}"}
+            walk = interruptible(walk, stop)
+            try:
+                trip = yield from with_steps(walk, "inverting", number * steps, total, facts)
+            except KeyboardInterrupt:
+                if not stop:
+                    raise
+                _stop(run, stop)
+            yield from _store(run, readable, known, x_0, trip)
+        else:
+            for (photo, fitted), figures in zip(readable, known, strict=True):
+                _note(run, photo, fitted, figures or {})
+        facts = {"pictures": f"{len(run.records)}/{len(run.photos)}"}
+        yield Progress("inverting", (number + 1) * steps, total, "steps", facts)
 
 
 def _check_room(out: Path, photos: Sequence[Photo], force: bool) -> None:
     if force:
         return
     for photo in photos:
-        made = _paths(out, photo)
+        made = photo_paths(out, photo)
         for path in (Path(made["latents"]), Path(made["comparison"])):
             if path.exists() and path != photo.path:
                 raise RequestError(
-                    f"{path} exists already.", "Write over it with --force, or name another --out."
+                    f"{path} exists already.",
+                    "Go on with --resume, write over it with --force, or name another --out.",
                 )
 
 
-def _read(
-    photos: Sequence[Photo],
-    checkpoint: Checkpoint,
-    plan: Plan,
-    fit: str,
-    failed: list[tuple[str, str]],
-) -> Generator[Event, None, list[tuple[Photo, Fitted]]]:
-    """Those of the photos that can be read, fitted; the others go to `failed`."""
+def _read(run: _Run, photos: Sequence[Photo]) -> Generator[Event, None, list[tuple[Photo, Fitted]]]:
+    """Those of the photos that can be read, fitted; the others go to run.failed."""
+    size = run.recorder.plan.shape[1:]
     readable = []
     for photo in photos:
         try:
-            fitted = fit_photo(photo.path, checkpoint, (plan.shape[1], plan.shape[2]), fit)
+            fitted = fit_photo(photo.path, run.recorder.checkpoint, size, run.request.fit)
         except DataError as error:
-            failed.append((str(photo.path), error.cause))
-            yield Notice(f"left out: {error.cause}")
+            yield _fail(run, photo, error.cause)
         else:
             yield Notice(f"{photo.path}: {fitted.sentence()}.")
             readable.append((photo, fitted))
     return readable
 
 
-def _finite(
-    photos: Sequence[tuple[Photo, Fitted]], trip: RoundTrip, failed: list[tuple[str, str]]
-) -> Generator[Event, None, list[int]]:
-    """The places of the photos whose latents are numbers; the others go to `failed`."""
-    kept = []
-    for i, ((photo, _), finite) in enumerate(zip(photos, trip.finite.tolist(), strict=True)):
-        if finite:
-            kept.append(i)
-        else:
-            cause = f"{photo.path}: its latent, or what that decodes to, is not finite."
-            failed.append((str(photo.path), cause))
-            yield Notice(f"left out: {cause}")
-    return kept
+def _figures_known(run: _Run, photo: Photo, fitted: Fitted) -> dict[str, Any] | None:
+    """The figures of a photo that is done, or None."""
+    record = run.recorded.get(photo.name)
+    force = run.request.decoding.force
+    return record and finished_figures(record, run.recorder.out, photo, fitted, force=force)
+
+
+def _fail(run: _Run, photo: Photo, cause: str) -> Notice:
+    run.failed.append((str(photo.path), cause))
+    return Notice(f"left out: {cause}")
+
+
+def _note(run: _Run, photo: Photo, fitted: Fitted, figures: dict[str, Any]) -> None:
+    run.records.append(photo_paths(run.recorder.out, photo) | fitted.record() | figures)
 
 
 def _store(
-    out: Path,
-    checkpoint: Checkpoint,
-    plan: Plan,
+    run: _Run,
     photos: Sequence[tuple[Photo, Fitted]],
+    known: Sequence[dict[str, Any] | None],
     x_0: Tensor,
     trip: RoundTrip,
-) -> Generator[Event, None, list[dict[str, Any]]]:
-    """Write each photo's two files; returns the records."""
+) -> Generator[Event, None, None]:
+    """Write the two files of each photo that is not done, and note all in run.records."""
+    plan, out = run.recorder.plan, run.recorder.out
     make_folder(out)
-    records = []
-    odd = is_atypical(trip.latents)
+    odd, finite = is_atypical(trip.latents), trip.finite.tolist()
     decoded = to_uint8(trip.decoded).cpu()
     found = fidelity(x_0, trip.decoded)
     for i, (photo, fitted) in enumerate(photos):
+        if (figures := known[i]) is not None:
+            _note(run, photo, fitted, figures)
+            continue
+        if not finite[i]:
+            cause = f"{photo.path}: its latent, or what that decodes to, is not finite."
+            yield _fail(run, photo, cause)
+            continue
         latents = trip.latents[i : i + 1].cpu()
-        paths = _paths(out, photo)
-        figures = _figures(found[i], trip, i, bool(odd[i]))
-        own = _of_one(plan, latents)
-        metadata = (
-            latents_metadata(own, checkpoint) | fitted.record() | {"picture": photo.path.name}
-        )
+        paths = photo_paths(out, photo)
+        figures = figures_of(found[i], trip, i, bool(odd[i]))
+        metadata = run.recorder.metadata(photo, fitted, figures)
         save_latents(Path(paths["latents"]), latents, metadata)
-        text = {"ddimctl": json.dumps(image_text(own, checkpoint, 0) | {"method": plan.method})}
-        sheet = inversion_sheet(fitted.pixels, decoded[i], len(plan.tau), text)
+        text = image_text(_of_one(plan, latents), run.recorder.checkpoint, 0)
+        said = {"ddimctl": json.dumps(text | {"method": plan.method})}
+        sheet = inversion_sheet(fitted.pixels, decoded[i], len(plan.tau), said)
         write_bytes(Path(paths["comparison"]), sheet)
-        yield Wrote(paths["latents"], _sentence(figures))
-        yield from map(Notice, _warnings(photo.path, plan, found[i], trip.residuals[i], figures))
-        records.append(paths | fitted.record() | figures)
-    return records
-
-
-def _paths(out: Path, photo: Photo) -> dict[str, str]:
-    return {
-        "picture": str(photo.path),
-        "latents": str(out / f"{photo.name}.pt"),
-        "comparison": str(out / f"{photo.name}{SHEET}"),
-    }
+        run.made += 1
+        _note(run, photo, fitted, figures)
+        yield Wrote(paths["latents"], sentence(figures))
+        yield from map(Notice, warnings(photo.path, plan, found[i], trip.residuals[i], figures))
 
 
 def _of_one(plan: Plan, latents: Tensor) -> Plan:
     """The plan of decoding one picture's latents (1, C, H, W)."""
     labels = None if plan.labels is None else plan.labels[:1]
     return replace(plan, names=(0,), seeds=(0,), labels=labels, x_T=latents, batch_size=1)
-
-
-def _figures(found: Fidelity, trip: RoundTrip, i: int, atypical: bool) -> dict[str, Any]:
-    mean, std = latent_statistics(trip.latents[i : i + 1])
-    residuals = [r if math.isfinite(r) else None for r in trip.residuals[i].tolist()]
-    return {
-        **found.record(),
-        "evaluations": int(trip.evaluations[i]),
-        "residuals": residuals,
-        "latent_mean": float(mean[0]),
-        "latent_std": float(std[0]),
-        "atypical": atypical,
-    }
-
-
-def _sentence(figures: dict[str, Any]) -> str:
-    psnr = "exact" if figures["psnr"] is None else f"PSNR {figures['psnr']:.1f} dB"
-    return (
-        f"MSE {figures['mse']:.2g}, {psnr}, worst level {figures['worst_level']} of 255, "
-        f"{100 * figures['exact_pixels']:.4g} % of pixels exact, "
-        f"{figures['evaluations']} evaluations, latent mean {figures['latent_mean']:.3f}, "
-        f"deviation {figures['latent_std']:.3f}"
-    )
-
-
-def _warnings(
-    path: Path, plan: Plan, found: Fidelity, residuals: Tensor, figures: dict[str, Any]
-) -> Iterator[str]:
-    """What the user should know of an inverted picture besides its figures."""
-    if plan.method != "naive" and found.largest_error > HALF_A_LEVEL * 255 / 2:
-        by_size = sorted(zip(residuals.tolist(), plan.tau, strict=True), reverse=True)
-        left = ", ".join(f"{r * 255 / 2:.2g} at t = {t}" for r, t in by_size[:_NAMED_STEPS])
-        yield (
-            f"{path}: decoding misses the picture by up to {found.largest_error:.2g} levels of "
-            f"255; the steps that were not solved leave {left}. A picture that the model does not "
-            "know may have no exact latent; more --steps come nearer."
-        )
-    if figures["atypical"]:
-        yield (
-            f"{path}: its latent is unlike noise (mean {figures['latent_mean']:.2f}, deviation "
-            f"{figures['latent_std']:.2f}, not 0 and 1): interpolations may look odd near it."
-        )

@@ -73,6 +73,11 @@ def _own_folder(request: SampleRequest, command: str) -> Iterator[SampleRequest]
                     folder.rmdir()
 
 
+def go_on(out: Path) -> str:
+    """What to do after a run in this folder was cut off."""
+    return f"The same command with --out {out} --resume goes on."
+
+
 def begin_run(
     request: SampleRequest,
     plan: Plan,

@@ -18,6 +18,7 @@ from ddimctl.jobs.records import latent_sha256
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest
 
 NAME: Final = "manifest.json"
+AGAIN: Final = "Repeat the first command, or begin again with --force."
 _LARGEST: Final = 2**30  # bytes; no run has so many images
 _ALSO_RECORDED: Final = ("metadata", "deterministic", "compile")  # what else decides the bytes
 
@@ -156,10 +157,9 @@ def image_record(plan: Plan, checkpoint: Checkpoint, layout: Layout, i: int) -> 
 def check_same_run(recorded: dict[str, Any], now: dict[str, Any], layout: Layout) -> None:
     """Raise RequestError, with the differences, unless both manifests are of one run."""
     changed = [
-        f"{key} was {_short(recorded.get(part, {}).get(key))}, is {_short(value)}"
+        line
         for part in ("checkpoint", "settings")
-        for key, value in now[part].items()
-        if recorded.get(part, {}).get(key) != value
+        for line in differences(recorded.get(part, {}), now[part])
     ]
     alike = ("save", "format", *layout.details)
     changed += [f"{key} differs" for key in alike if recorded.get(key) != now[key]]
@@ -168,8 +168,17 @@ def check_same_run(recorded: dict[str, Any], now: dict[str, Any], layout: Layout
     if changed:
         raise RequestError(
             f"--resume: not the run that was begun: {'; '.join(changed)}.",
-            "Repeat the first command, or begin again with --force.",
+            AGAIN,
         )
+
+
+def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What the record says otherwise than what is now, one clause each."""
+    return [
+        f"{key} was {_short(recorded.get(key))}, is {_short(value)}"
+        for key, value in now.items()
+        if recorded.get(key) != value
+    ]
 
 
 def _subjects(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
