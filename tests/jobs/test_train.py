@@ -162,6 +162,26 @@ def weights_before(request_for):
     return torch.cat([weight.detach().flatten() for weight in unet.parameters()])
 
 
+def test_gradients_are_clipped_to_a_norm_and_with_0_not_at_all(
+    finish, request_for, tmp_path, monkeypatch
+):
+    """What AdamW is given: the norm is that of the option, or the gradient's own."""
+    norms = []
+
+    def seen(optimizer, original=torch.optim.AdamW.step):
+        gradients = [w.grad for group in optimizer.param_groups for w in group["params"]]
+        norms.append(float(torch.stack([each.norm() for each in gradients]).norm()))
+        return original(optimizer)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", seen)
+    for clip in (0.0, 1e9, 0.01):
+        finish(train(request_for(f"clip-{clip}", clip_grad=clip, steps=1)))
+    own, unreached, clipped = norms
+    assert own == unreached > 0.02
+    assert clipped == pytest.approx(0.01, rel=1e-3)
+    assert torch.equal(weights(tmp_path / "clip-0.0"), weights(tmp_path / "clip-1000000000.0"))
+
+
 def test_a_time_limit_ends_the_run_with_its_state_saved(finish, request_for, tmp_path):
     finished = finish(train(request_for(steps=10_000, time_limit=0.0)))
     assert finished.result.step == 1
@@ -206,6 +226,11 @@ def test_fine_tuning_starts_from_the_checkpoint(finish, request_for, tmp_path):
     tuned = ddimctl.load_checkpoint(tmp_path / "second" / "checkpoint")
     assert (tuned.prediction, tuned.schedule.settings["kind"]) == ("v", "cosine")
     torch.testing.assert_close(weights(tmp_path / "second"), weights(tmp_path / "first"))
+
+
+def test_fine_tuning_starts_from_the_bundled_checkpoint_by_its_name(finish, request_for):
+    with pytest.raises(RequestError, match="--init has 3 channels and 6 classes, the data 3 and 0"):
+        finish(train(request_for(model=None, init="bundled", image_size=(8, 8), steps=1)))
 
 
 def test_fine_tuning_at_another_size_says_so_and_keeps_its_start(finish, request_for, tmp_path):

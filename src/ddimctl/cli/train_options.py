@@ -120,7 +120,7 @@ ClipGrad = Annotated[
         min=0,
         callback=finite,
         metavar="NORM",
-        text="Largest gradient norm.",
+        text="Largest norm of the gradient; 0 does not clip.",
     ),
 ]
 Ema = Annotated[
@@ -150,7 +150,12 @@ Architecture = Annotated[
 ]
 Init = Annotated[
     str | None,
-    option("--init", panel=LEARNING, metavar="CKPT", text="Start from this checkpoint instead."),
+    option(
+        "--init",
+        panel=LEARNING,
+        metavar="CKPT",
+        text="Start from this checkpoint instead, named as elsewhere by --ckpt.",
+    ),
 ]
 ScheduleOf = Annotated[
     ScheduleKind | None,

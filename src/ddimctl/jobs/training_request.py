@@ -34,6 +34,7 @@ class TrainRequest:
     batch_size: pictures in one update, which grad_accum splits into that many passes (each
     process's share, where there are several).
     log: None or a word of LOGS, what shows the run besides its own files.
+    clip_grad: largest norm of the gradient; 0 does not clip.
     model: a name in ARCHITECTURES or a config.json; init: a checkpoint to go on from instead.
     image_size: (H, W), or None for the pictures' own.  time_limit: seconds, or None.
     """

@@ -24,7 +24,8 @@ def update(run: Run) -> None:
     loss = _backward(run)
     for group in learner.optimizer.param_groups:
         group["lr"] = learning_rate(request, learner.step)
-    norm = torch.nn.utils.clip_grad_norm_(learner.unet.parameters(), request.clip_grad)
+    most = request.clip_grad or math.inf
+    norm = torch.nn.utils.clip_grad_norm_(learner.unet.parameters(), most)
     learner.step += 1
     if math.isfinite(float(norm)) and math.isfinite(loss):
         learner.skipped_in_a_row = 0
