@@ -283,6 +283,22 @@ def test_no_spec_means_the_environment_variable_then_the_bundled_folder(
         load_checkpoint(None)
 
 
+def test_the_bundled_checkpoint_has_a_name_which_comes_before_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_flat(tmp_path / "bundled", tiny_unet(seed=1))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DDIMCTL_CKPT", str(other))
+    own = load_checkpoint("bundled")
+    assert own.sample_shape == (3, 32, 32)
+    for path in ("./bundled", Path("bundled"), None):
+        assert load_checkpoint(path).provenance.sha256 != own.provenance.sha256
+    monkeypatch.setenv("DDIMCTL_CKPT", "bundled")
+    assert load_checkpoint().provenance.sha256 == own.provenance.sha256
+    with pytest.raises(RequestError, match="'bundled' is a path, which has no revisions"):
+        load_checkpoint("bundled", revision="main")
+
+
 def test_an_existing_path_is_a_path_even_when_it_looks_like_a_hub_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

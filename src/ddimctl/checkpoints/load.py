@@ -17,6 +17,7 @@ from ddimctl.checkpoints.source import Source, folder_source
 from ddimctl.errors import CheckpointError, RequestError
 
 BUNDLED: Final = Path(__file__).parent / "bundled"
+BUNDLED_NAME: Final = "bundled"
 VARIABLE: Final = "DDIMCTL_CKPT"
 WEIGHTS: Final = ("auto", "ema", "raw")
 
@@ -37,7 +38,8 @@ def load_checkpoint(
     download: bool = True,
 ) -> Checkpoint:
     """The checkpoint that spec names: a folder, a file of one of the families, a hub id (owner/name;
-    an existing path is a path), or None for $DDIMCTL_CKPT, else the one in this package.
+    an existing path is a path), the text "bundled" for the one in this package ("./bundled" is a
+    path), or None for $DDIMCTL_CKPT, else the one in this package.
 
     revision: a branch, tag or commit of a hub id.  variant: "fp16" where weights come in several.
     weights: one of WEIGHTS; auto is EMA where there is one.  size: (H, W) of the training's images
@@ -67,8 +69,8 @@ def load_checkpoint(
 def _find(spec: str | Path | None, revision: str | None, *, download: bool) -> Source | Path:
     """The file, or the tree of files, that spec names. Raises as load_checkpoint does."""
     if spec is None:
-        spec = os.environ.get(VARIABLE) or BUNDLED
-    path = Path(spec).expanduser()
+        spec = os.environ.get(VARIABLE) or BUNDLED_NAME
+    path = local_path(spec)
     try:
         if path.exists():
             if revision is not None:
@@ -80,7 +82,7 @@ def _find(spec: str | Path | None, revision: str | None, *, download: bool) -> S
             return _look_into(path) or folder_source(path)
     except OSError as error:
         raise CheckpointError(f"'{spec}' cannot be read: {error.strerror}.") from error
-    if spec == BUNDLED:
+    if path == BUNDLED:
         raise CheckpointError(
             "this installation has no checkpoint of its own.", f"Pass --ckpt, or set {VARIABLE}."
         )
@@ -98,6 +100,11 @@ def _find(spec: str | Path | None, revision: str | None, *, download: bool) -> S
     if not download:
         return cached_source(str(spec), revision, NOT_ASKED)
     return hub_source(str(spec), revision)
+
+
+def local_path(spec: str | Path) -> Path:
+    """Where spec would be on this disk; the name of the bundled checkpoint comes before a file's."""
+    return BUNDLED if spec == BUNDLED_NAME else Path(spec).expanduser()
 
 
 def is_hub_id(name: str) -> bool:

@@ -123,12 +123,14 @@ Ckpt = Annotated[
         panel=MODEL,
         metavar="CKPT",
         show_default=_OWN_CKPT,
-        text="A folder, a file or a hub id.",
+        text="A folder, a file, a hub id, or: bundled.",
     ),
 ]
 CkptArgument = Annotated[
     str | None,
-    Argument(metavar="CKPT", show_default=_OWN_CKPT, help="A folder, a file or a hub id."),
+    Argument(
+        metavar="CKPT", show_default=_OWN_CKPT, help="A folder, a file, a hub id, or: bundled."
+    ),
 ]
 Revision = Annotated[
     str | None,

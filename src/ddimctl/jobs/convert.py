@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint, checkpoint_files, load_checkpoint
+from ddimctl.checkpoints.load import local_path
 from ddimctl.checkpoints.safetensors_file import read_safetensors
 from ddimctl.diffusion.float32 import ieee_float32
 from ddimctl.errors import CheckpointError, RequestError
@@ -108,7 +109,7 @@ def _compare(checkpoint: Checkpoint, source: str) -> dict[str, float] | None:
     Recorded are `x_T` (N, C, H, W), labels `y` (N,) of class-conditional networks, and the raw
     output at timestep T as `out.tT` or `eps.tT`, that of unaveraged weights as `raw_eps.tT`.
     """
-    path = Path(source).expanduser()
+    path = local_path(source)
     cases = (path if path.is_dir() else path.parent) / CASES
     if not path.exists() or not cases.is_file():
         return None

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from ddimctl.checkpoints import Checkpoint, load_checkpoint
-from ddimctl.checkpoints.load import BUNDLED, VARIABLE, is_hub_id
+from ddimctl.checkpoints.load import BUNDLED, BUNDLED_NAME, VARIABLE, is_hub_id, local_path
 from ddimctl.errors import RequestError, StorageError
 from ddimctl.files.atomic import write_json
 from ddimctl.files.datasets import user_cache
@@ -70,8 +70,8 @@ def open_checkpoint(
 
 def remember(checkpoint: Checkpoint, spec: str | None) -> None:
     """Note in the user's cache that this folder holds the checkpoint of this hash."""
-    path = None if spec is None else Path(spec).expanduser()
-    if path is None or not path.exists() or not checkpoint.provenance.sha256:
+    path = BUNDLED if spec is None else local_path(spec)
+    if path == BUNDLED or not path.exists() or not checkpoint.provenance.sha256:
         return
     index = _read_index()
     entry = {checkpoint.provenance.sha256: str(path.resolve())}
@@ -94,8 +94,8 @@ def recall(record: Mapping[str, Any]) -> Recalled:
         said = record.get("flags")
         said = said if isinstance(said, dict) else {}
         return Recalled(known, flags={str(key): str(value) for key, value in said.items()})
-    if name == BUNDLED.name and sha256:
-        return Recalled(str(BUNDLED))
+    if name == BUNDLED_NAME and sha256:
+        return Recalled(BUNDLED_NAME)
     revision = record.get("revision")
     if isinstance(name, str) and isinstance(revision, str) and is_hub_id(name):
         return Recalled(name, revision)
