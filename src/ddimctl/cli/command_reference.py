@@ -59,7 +59,7 @@ _PICTURES: Final = {
         "NAME.inversion.png: the photo, what its latent gives, and how far",
     ),
     "interpolate": ("interpolation.png", "grid.png of a tour of three pictures"),
-    "reconstruct": ("reconstruct.png", "pictures and their round trips"),
+    "reconstruct": ("reconstruct.png", "plot.png: error and cost against the number of steps"),
     "evaluate": ("evaluate.png", "curve.png: score against evaluations, a line for each eta"),
     "reference": ("reference.png", "statistics of 4,723 tiles, and 256 samples scored by them"),
     "info": ("info.png", "what info prints of the bundled checkpoint"),

@@ -43,10 +43,11 @@ class Fitted:
     def sentence(self) -> str:
         """How it was fitted, in words."""
         (height, width), (to_height, to_width) = self.original, self.pixels.shape[:2]
+        size = f"{width}x{height} pixels" + " (width x height)" * (width != height)
         if self.original == (to_height, to_width):
-            return f"{height}x{width} pixels, as they are"
+            return f"{size}, as they are"
         scale = (max if self.fit == "crop" else min)(to_height / height, to_width / width)
-        inner = f"{round(to_height / scale)}x{round(to_width / scale)}"
+        inner = f"{round(to_width / scale)}x{round(to_height / scale)}"
         how = {
             "crop": f"cut to the middle {inner} and resized",
             "pad": f"padded to {inner} and resized",
@@ -54,7 +55,7 @@ class Fitted:
         }[self.fit]
         if height * to_width == width * to_height:
             how = "resized"
-        return f"{height}x{width} pixels, {how} to {to_height}x{to_width}"
+        return f"{size}, {how} to {to_width}x{to_height}"
 
 
 def find_photos(given: Sequence[Path]) -> list[Photo]:
