@@ -6,7 +6,9 @@ import re
 import select
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -244,6 +246,49 @@ def on_terminal(env, columns=80):
     os.close(leader)
     assert process.returncode == 0, written
     return written.decode()
+
+
+def test_a_terminal_that_is_closed_ends_no_run(clean_env):
+    """ssh is cut off, and the run was told to outlive that (disown, setsid)."""
+    pty = pytest.importorskip("pty")
+    leader, follower = pty.openpty()
+    code = JOB + "\nimport pathlib\npathlib.Path(sys.argv[1]).write_text('to the end')\n"
+    with tempfile.TemporaryDirectory() as folder, subprocess.Popen(
+        [sys.executable, "-c", "import sys" + code, f"{folder}/end"],
+        stdin=follower,
+        stdout=subprocess.DEVNULL,
+        stderr=follower,
+        env=clean_env | {"TERM": "xterm-256color"},
+    ) as process:  # fmt: skip
+        os.close(follower)
+        shown = b""
+        while b"sampling" not in shown:
+            shown += os.read(leader, 65536)
+        os.close(leader)
+        assert process.wait(60) == 0
+        assert Path(folder, "end").read_text() == "to the end"
+
+
+def test_a_result_for_a_terminal_that_is_closed_is_no_error(clean_env):
+    pty = pytest.importorskip("pty")
+    leader, follower = pty.openpty()
+    code = """
+import sys
+from ddimctl.cli.console import print_result
+sys.stdin.read()
+print_result(["grid.png"], {}, False)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=follower,
+        stderr=subprocess.PIPE,
+        env=clean_env,
+    ) as process:
+        os.close(follower)
+        os.close(leader)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (console.BROKEN_PIPE_CODE, b"")
 
 
 def colours(text):

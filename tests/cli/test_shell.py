@@ -1,5 +1,6 @@
 """The entry point: help, usage errors, the error boundary, signals."""
 
+import json
 import os
 import re
 import shlex
@@ -25,6 +26,7 @@ from ddimctl.errors import (
     Stopped,
     StorageError,
 )
+from ddimctl.files.images import read_picture
 from light_start import HEAVY, start
 
 PARSED_WITHOUT_TORCH = [
@@ -369,3 +371,24 @@ def test_reader_that_goes_away_is_no_error(arguments, tiny_checkpoint, clean_env
     os.close(writer)
     assert done.stderr == ""
     assert done.returncode != 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_take_nothing_from_a_run(
+    closed, tiny_checkpoint, clean_env, tmp_path
+):
+    """Files of the run would get the streams' numbers, and in them what is printed."""
+    command = f"sample --ckpt {tiny_checkpoint} --steps 1 -n 2 --out out --save grid,samples"
+    python = [sys.executable, "-m", "ddimctl", *command.split()]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *python],
+        env=clean_env,
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "out/grid.png" in done.stdout.decode() or ">&-" in closed
+    assert read_picture(tmp_path / "out" / "grid.png", 3).size
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["complete"]

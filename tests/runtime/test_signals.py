@@ -7,7 +7,7 @@ import pytest
 from ddimctl.runtime.signals import stop_on_signals
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
 def test_the_first_signal_is_a_request_with_a_name(name):
     with stop_on_signals() as stop:
         assert not stop
@@ -22,6 +22,25 @@ def test_the_second_signal_ends_at_once():
         assert stop
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_closed_terminal_may_say_it_twice():
+    with stop_on_signals() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.name == "SIGHUP"
+
+
+def test_under_nohup_a_closed_terminal_is_none_of_our_business():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.name == "SIGTERM"
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_signal_from_several_sides_is_one_request():

@@ -1,7 +1,9 @@
 """The one sink for output: results on stdout, everything else on stderr."""
 
+import errno
 import json
 import os
+import stat
 import sys
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
@@ -109,6 +111,42 @@ def run_job(job: Generator[Event, None, R], *, quiet: bool = False) -> R:
                 _show(event, view)
 
 
+class Stderr:
+    """stderr for a display that writes to it itself: when the terminal is gone, that goes nowhere."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stderr
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            _discard(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            _discard(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def open_streams() -> None:
+    """Lead standard streams that the process was started without (`>&-`) nowhere.
+
+    Otherwise the next file opened would take their number, and what is printed.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+
+
 def print_result(lines: Iterable[str], record: Mapping[str, Any], as_json: bool) -> None:
     """The result on stdout: the record as one JSON object, or the lines.
 
@@ -122,7 +160,7 @@ def print_result(lines: Iterable[str], record: Mapping[str, Any], as_json: bool)
         sys.stdout.flush()
     except OSError as error:
         _discard(sys.stdout)
-        if isinstance(error, BrokenPipeError):
+        if isinstance(error, BrokenPipeError) or _is_hung_up(error):
             raise SystemExit(BROKEN_PIPE_CODE) from None
         raise StorageError(f"the result cannot be printed: {error.strerror}.") from error
 
@@ -187,6 +225,11 @@ def _stderr(line: str) -> None:
         sys.stderr.flush()
     except OSError:  # a log's reader is gone, or its disk is full: no reason to end a run
         _discard(sys.stderr)
+
+
+def _is_hung_up(error: OSError) -> bool:
+    """Whether stdout was a terminal, which has been closed; isatty does not tell any more."""
+    return error.errno == errno.EIO and stat.S_ISCHR(os.fstat(1).st_mode)
 
 
 def _discard(stream: TextIO) -> None:

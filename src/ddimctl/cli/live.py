@@ -1,11 +1,12 @@
 """The progress display of a terminal. The only module that imports rich, and only when there is one."""
 
-from typing import Final, Self
+from typing import Final, Self, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
+from ddimctl.cli.console import Stderr
 from ddimctl.cli.meter import Meter, Phase, count_text, fact_texts, time_texts
 from ddimctl.jobs.events import Progress
 
@@ -19,7 +20,8 @@ class LiveView:
 
     def __init__(self) -> None:
         self._meter = Meter()
-        self._console = Console(stderr=True, highlight=False, emoji=False, markup=False)
+        stderr = cast(TextIO, Stderr())
+        self._console = Console(file=stderr, highlight=False, emoji=False, markup=False)
         self._live = Live(
             self,
             console=self._console,

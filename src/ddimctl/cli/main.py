@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns the exit code: 0 done, 1 failed, 2 the request is wrong, 75 stopped with a state saved,
     130 and 143 interrupted. Errors other than the project's own are bugs and are not caught.
     """
+    console.open_streams()
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGUSR1"):  # the second is how clusters announce the first
             if hasattr(signal, name):

@@ -1,6 +1,7 @@
 """Tensors that live in a file while a run fills them, so that they take no memory and outlive it."""
 
 import math
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +18,14 @@ def mapped_tensor(path: Path, shape: Sequence[int], dtype: torch.dtype = torch.f
     The file is under its final name while it is filled: name it as a dotfile, and write what is
     for the user from it. Raises StorageError.
     """
-    size = math.prod(shape)
+    size = math.prod(shape) * dtype.itemsize
     with storage_errors(path):
-        if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
-            with path.open("ab") as file:
-                os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
-        return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(*shape)
+        with path.open("a+b") as file:  # torch.from_file takes names in UTF-8 only
+            if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
+                os.posix_fallocate(file.fileno(), 0, size)
+            elif path.stat().st_size < size:
+                file.truncate(size)
+            return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(*shape)
 
 
 def is_mapped(path: Path, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> bool:

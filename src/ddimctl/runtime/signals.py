@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 
 class StopRequest:
@@ -50,7 +50,10 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(*, once: bool = True) -> Iterator[StopRequest]:
-    """Within, SIGINT, SIGTERM and SIGUSR1 set the request; a repeated one acts as it did before.
+    """Within, SIGINT, SIGTERM, SIGUSR1 and SIGHUP set the request; a repeated one acts as it did before.
+
+    SIGHUP comes when a terminal is closed, often twice: it sets the request only where it is not
+    ignored (nohup), and is not heeded after the first signal.
 
     Unless once: under torchrun a process gets the same signal from several sides, and who wants it
     to end at once sends SIGKILL. Then a repeated one sets the request again.
@@ -64,14 +67,16 @@ def stop_on_signals(*, once: bool = True) -> Iterator[StopRequest]:
         request.signal = signal.Signals(number)
         if once:
             for known, handler in previous.items():
-                signal.signal(known, handler)
+                hangup = signal.Signals(known).name == "SIGHUP"
+                signal.signal(known, signal.SIG_IGN if hangup else handler)
         if request.interrupts:
             raise KeyboardInterrupt
 
     try:
         for name in _NAMES:
-            if hasattr(signal, name):
-                number = getattr(signal, name)
+            number = getattr(signal, name, None)
+            ignored = name == "SIGHUP" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            if number is not None and not ignored:
                 previous[number] = signal.signal(number, ask)
     except ValueError:  # not the main thread
         previous.clear()
