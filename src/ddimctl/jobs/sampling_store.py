@@ -170,23 +170,26 @@ class SampleStore:
             write_json(self.paths.smaller_part(self._ranks.rank), mine)
         return list(self.missing_groups(range(group.images.start, stretch.stop)))
 
-    def keep_step(self, images: range, index: int, x_0: Tensor) -> None:
-        """Remember the predicted x_0 (n, C, H, W) of a step, if the animation shows it."""
-        wanted = [i for i in images if i < TRAJECTORY_IMAGES]
-        if "trajectory" in self._request.save and wanted and index in self._shown_steps:
-            pixels = to_uint8(x_0[: len(wanted)]).cpu()
-            for i, picture in zip(wanted, pixels, strict=True):
-                before = self._frames.get(i, []) if index else []  # or it is made once more
-                self._frames[i] = [*before, picture]
+    def shown(self, images: range, index: int) -> int:
+        """Of how many of the images, its first, the animation shows the step with this index."""
+        if "trajectory" not in self._request.save or index not in self._shown_steps:
+            return 0
+        return len(range(images.start, min(images.stop, TRAJECTORY_IMAGES)))
 
-    def keep(self, images: range, x: Tensor) -> None:
-        """Store the finished samples (n, C, H, W) of a group; encoding happens elsewhere."""
+    def keep_step(self, images: range, index: int, pixels: Tensor) -> None:
+        """Remember the pixels (k, H, W, C) of the x_0 predicted in a step, of the k images shown."""
+        for i, picture in zip(images, pixels, strict=False):
+            before = self._frames.get(i, []) if index else []  # or it is made once more
+            self._frames[i] = [*before, picture]
+
+    def keep(self, images: range, pixels: Tensor, x: Tensor) -> None:
+        """Store a group's finished samples x (n, C, H, W) and their pixels (n, H, W, C), both on the
+        CPU; encoding happens elsewhere."""
         if "samples" in self._request.save:
             rows = slice(images.start, images.stop)
-            self._samples[rows] = x.float().cpu()
+            self._samples[rows] = x
             sync_files([self.paths.samples_part])
             self._samples_done[rows] = 1
-        pixels = to_uint8(x).cpu()
         for i, picture in zip(images, pixels, strict=True):
             if i < GRID_LIMIT:
                 self._pixels[i] = picture
@@ -372,7 +375,7 @@ def open_store(
     paths = OutputPaths(request.out or Path(), layout, request.format)
     if ranks.first:
         _begin(request, plan, checkpoint, device, paths, recorded)
-    with BackgroundWriter() as writer:
+    with BackgroundWriter(places=max(32, 2 * plan.batch_size)) as writer:
         yield SampleStore(request, plan, checkpoint, device, layout, paths, writer, recorded, ranks)
 
 
