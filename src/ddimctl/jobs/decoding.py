@@ -4,9 +4,9 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,18 +15,28 @@ from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.float32 import ieee_float32
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.predictions import make_denoiser
-from ddimctl.diffusion.sampling import Step, trajectory
+from ddimctl.diffusion.sampling import trajectory
+from ddimctl.diffusion.schedules import CLEAN
 from ddimctl.errors import DeviceError, NumericsError, Stopped, StorageError
 from ddimctl.files.grids import GRID_LIMIT
+from ddimctl.files.images import to_uint8
 from ddimctl.jobs.batch_groups import Group
 from ddimctl.jobs.events import Event, Notice, Progress
 from ddimctl.jobs.run_folder import go_on
 from ddimctl.jobs.run_manifest import Layout
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest
 from ddimctl.jobs.sampling_store import SampleStore, open_store
-from ddimctl.runtime.device import device_name, free_memory, is_out_of_memory, memory_errors
+from ddimctl.runtime.compilation import compile_errors
+from ddimctl.runtime.device import (
+    device_name,
+    free_memory,
+    is_out_of_memory,
+    memory_errors,
+    one_shape,
+)
 from ddimctl.runtime.ranks import Ranks
 from ddimctl.runtime.signals import StopRequest, stop_on_signals
+from ddimctl.runtime.transfer import AHEAD, ToHost, to_device
 
 _POLL: Final = 0.1  # seconds
 
@@ -62,7 +72,11 @@ def decode(
                 "a smaller --batch-size makes more."
             )
         remedy = go_on(named or store.paths.out)
-        with stop_on_signals(once=ranks.count == 1) as stop, _resumable_errors(store, remedy):
+        with (
+            stop_on_signals(once=ranks.count == 1) as stop,
+            _resumable_errors(store, remedy),
+            one_shape(device),
+        ):
             run = _Run(plan, checkpoint, store, device, ranks, stop, remedy)
             yield from _run_groups(run, store.take(groups))
             if ranks.first:
@@ -84,19 +98,31 @@ class _Run:
     stop: StopRequest
     remedy: str  # of a stop
     told: int = -1  # how many steps the last event said
+    taken_in: dict[Group, int] = field(default_factory=dict)  # steps of the group at hand
+
+
+class _Walked(NamedTuple):
+    """One step of a group, on its way to the host: where each image left the finite numbers, what
+    the animation shows of it, and of the last step the pixels and x."""
+
+    group: Group
+    step: int  # from 0
+    results: ToHost
 
 
 def _run_groups(run: _Run, groups: Sequence[Group]) -> Iterator[Event]:
-    """Make the groups, in halves where the device has no memory for them."""
-    left, steps = deque(groups), len(run.plan.tau)
+    """Make the groups, in halves where the device has no memory for them.
+
+    The device is given steps before the results of those before are taken in: so it does not wait
+    while pictures are handed over to be encoded, also not between groups.
+    """
+    left, walked, steps = deque(groups), deque[_Walked](), len(run.plan.tau)
     while left:
-        group, walked, exhausted = left[0], 0, False
+        group, exhausted = left[0], False
         try:
-            for index in _make_group(run.plan, run.checkpoint, run.store, group, run.device):
-                walked += 1
-                run.ranks.add("steps", 1)
-                run.ranks.add("images", len(group.images) if index == steps - 1 else 0)
-                yield from _progress(run)
+            for step in _walk(run.plan, run.checkpoint, run.store, group, run.device):
+                walked.append(step)
+                yield from _take_in(run, walked, AHEAD)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -108,14 +134,35 @@ def _run_groups(run: _Run, groups: Sequence[Group]) -> Iterator[Event]:
             exhausted = True
         if exhausted:  # and the error, which held the tensors of the step, is gone
             free_memory(run.device)
+            yield from _take_in(run, deque(step for step in walked if step.group != group))
+            walked.clear()
             before, left = len(left), deque(run.store.halve(group))
-            run.ranks.add("steps", -walked)
+            run.ranks.add("steps", -run.taken_in.pop(group, 0))
             run.ranks.add("all steps", steps * (len(left) - before))
             yield Notice(
                 f"out of memory with {group.size} images at a time; going on with {group.size // 2}."
             )
         else:
             left.popleft()
+    yield from _take_in(run, walked)
+
+
+def _take_in(run: _Run, walked: deque[_Walked], ahead: int = 0) -> Iterator[Event]:
+    """Hand the steps that have arrived to the store; wait until no more than `ahead` have not."""
+    ranks, store, last = run.ranks, run.store, len(run.plan.tau) - 1
+    while walked and (len(walked) > ahead or walked[0].results.are_there()):
+        (images, _), index, results = walked[0]
+        left, frames, *finished = results.tensors(store.check)
+        store.check()
+        _check_finite(left, run.plan, images)
+        store.keep_step(images, index, frames)
+        if index == last:
+            store.keep(images, *finished)
+        run.taken_in = {walked[0].group: index + 1}
+        walked.popleft()
+        ranks.add("steps", 1)
+        ranks.add("images", len(images) if index == last else 0)
+        yield from _progress(run)
 
 
 def _await_others(run: _Run) -> Iterator[Event]:
@@ -144,19 +191,6 @@ def _progress(run: _Run) -> Iterator[Event]:
     except Stopped:
         store.wait()
         raise
-
-
-def _make_group(
-    plan: Plan, checkpoint: Checkpoint, store: SampleStore, group: Group, device: torch.device
-) -> Iterator[int]:
-    """Walk a group down its trajectory and hand the results to the store, yielding steps' indices."""
-    for index, (step, finite) in enumerate(_walk(plan, checkpoint, group, device)):
-        store.check()
-        store.keep_step(group.images, index, step.x_0)
-        if index == len(plan.tau) - 1:
-            _check_finite(finite, plan, group.images)
-            store.keep(group.images, step.x)
-        yield index
 
 
 def _finish(run: _Run) -> None:
@@ -190,24 +224,24 @@ def _resumable_errors(store: SampleStore, remedy: str) -> Iterator[None]:
 
 
 def _walk(
-    plan: Plan, checkpoint: Checkpoint, group: Group, device: torch.device
-) -> Iterator[tuple[Step, Tensor]]:
-    """The steps of one group, with the step at which each image left the finite numbers.
+    plan: Plan, checkpoint: Checkpoint, store: SampleStore, group: Group, device: torch.device
+) -> Iterator[_Walked]:
+    """The steps of one group, of which the host waits for none.
 
     The group is padded to its size with its last image, so that the network always sees the same
-    shape. Yields (step, (n,) int64: the timestep, or -1 while finite); tensors hold the
-    group's own n images.
+    shape; the results are those of the group's own n images.
     """
     images, n = group.images, len(group.images)
     padded = [*images, *[images[-1]] * (group.size - n)]
-    seeds = torch.tensor([plan.seeds[i] for i in padded]).to(device)
+    seeds = to_device(torch.tensor([plan.seeds[i] for i in padded]), device)
     labels = None
     if plan.labels is not None:
-        labels = torch.tensor([plan.labels[i] for i in padded]).to(device)
+        labels = to_device(torch.tensor([plan.labels[i] for i in padded]), device)
     settings = plan.settings
     left = torch.full((n,), -1, device=device)
-    with torch.inference_mode(), ieee_float32():  # fp32 is what latents were inverted in
-        for step in trajectory(
+    # fp32 is what latents were inverted in
+    with torch.inference_mode(), ieee_float32(), compile_errors():
+        steps = trajectory(
             make_denoiser(checkpoint, settings["guidance"], settings["clip"]),
             plan.start(padded, device),
             checkpoint.schedule,
@@ -217,15 +251,17 @@ def _walk(
             solver=settings["solver"],
             noise=lambda t, x: seeded_noise(seeds, x.shape[1:], t, device),
             labels=labels,
-        ):
-            bad = ~step.x[:n].isfinite().flatten(1).all(1)
+        )
+        for index, step in enumerate(steps):
+            x, x_0 = step.x[:n], step.x_0[: store.shown(images, index)]
+            bad = ~x.isfinite().flatten(1).all(1)
             left = torch.where((left < 0) & bad, step.t, left)
-            if device.type == "cpu":  # where looking costs nothing, do not go on in vain
-                _check_finite(left, plan, images)
-            yield step._replace(x=step.x[:n], x_0=step.x_0[:n]), left
+            finished = (to_uint8(x), x) if step.t_next == CLEAN else ()
+            yield _Walked(group, index, ToHost(left, to_uint8(x_0), *finished))
 
 
 def _check_finite(left: Tensor, plan: Plan, images: range) -> None:
+    """left: (n,), int64: the timestep at which each image left the finite numbers, or -1."""
     for i, t in zip(images, left.tolist(), strict=True):
         if t >= 0:
             raise NumericsError(

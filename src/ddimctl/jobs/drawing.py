@@ -11,7 +11,7 @@ from torch import Tensor
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.files.animation import encode_animation
 from ddimctl.files.grids import GRID_LIMIT, make_grid
-from ddimctl.files.images import encode_picture, to_uint8
+from ddimctl.files.images import encode_picture
 from ddimctl.jobs.run_manifest import Layout
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest
 from ddimctl.jobs.shared_work import read_pictures, write_pictures
@@ -28,15 +28,11 @@ class Kept:
     pixels: dict[int, Tensor] = field(default_factory=dict)
     frames: dict[int, list[Tensor]] = field(default_factory=dict)
 
-    def keep_step(self, images: range, index: int, x_0: Tensor, steps: int) -> None:
-        """Remember the predicted x_0 (n, C, H, W) of step `index` of a number of steps, if the
-        animation shows it."""
-        wanted = [i for i in images if i < TRAJECTORY_IMAGES]
-        if wanted and index in shown_steps(steps):
-            pixels = to_uint8(x_0[: len(wanted)]).cpu()
-            for i, picture in zip(wanted, pixels, strict=True):
-                before = self.frames.get(i, []) if index else []  # or it is made once more
-                self.frames[i] = [*before, picture]
+    def keep_step(self, images: range, index: int, pixels: Tensor) -> None:
+        """Remember the pixels (k, H, W, C) of the x_0 that step `index` predicts of the first k."""
+        for i, picture in zip(images, pixels, strict=False):
+            before = self.frames.get(i, []) if index else []  # or it is made once more
+            self.frames[i] = [*before, picture]
 
     def hand_over(self, path: Path, *, pixels: bool) -> None:
         """Write it for another process, the pixels only if wanted; nothing where there is nothing."""
@@ -51,10 +47,15 @@ class Kept:
         self.frames |= frames
 
 
-def shown_steps(steps: int) -> set[int]:
-    """Which of so many steps the animation shows: all, or evenly spread ones with both ends."""
+def shown_images(images: range, index: int, steps: int) -> int:
+    """Of how many of the images, its first, the animation shows step `index` of so many.
+
+    It shows the steps of the first images: all, or evenly spread ones with both ends.
+    """
     shown = min(steps, TRAJECTORY_FRAMES)
-    return {round(i * (steps - 1) / max(shown - 1, 1)) for i in range(shown)}
+    if index not in {round(i * (steps - 1) / max(shown - 1, 1)) for i in range(shown)}:
+        return 0
+    return len(range(images.start, min(images.stop, TRAJECTORY_IMAGES)))
 
 
 def captions(plan: Plan, checkpoint: Checkpoint, layout: Layout) -> list[str] | None:

@@ -45,7 +45,7 @@ class FloatSamples:
     def keep(self, images: range, x: Tensor) -> None:
         """Store the samples (n, C, H, W) of some images."""
         rows = slice(images.start, images.stop)
-        self.values[rows] = x.float().cpu()
+        self.values[rows] = x
         sync_files([self._paths.samples_part])
         self.done[rows] = 1
 

@@ -14,6 +14,7 @@ from ddimctl.errors import RequestError, StorageError
 from ddimctl.files.atomic import write_json
 from ddimctl.files.datasets import user_cache
 from ddimctl.jobs.sampling_plan import SampleRequest
+from ddimctl.runtime.compilation import compile_for_inference
 from ddimctl.runtime.device import PRECISIONS, prepare_for_inference
 
 _KEPT: Final = 1000
@@ -64,7 +65,7 @@ def open_checkpoint(
     remember(checkpoint, spec)
     prepare_for_inference(checkpoint.unet)
     if request.compile:
-        checkpoint.unet.compile()
+        compile_for_inference(checkpoint.unet, device)
     return checkpoint
 
 

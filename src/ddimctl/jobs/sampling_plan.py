@@ -18,6 +18,7 @@ from ddimctl.diffusion.timesteps import AUTO, explicit_timesteps, timesteps
 from ddimctl.errors import RequestError
 from ddimctl.files.latents import LatentFile
 from ddimctl.jobs.batch_size import default_batch_size
+from ddimctl.runtime.transfer import to_device
 
 DEFAULT_STEPS: Final = 20
 SEEDED: Final = "seeds"
@@ -112,7 +113,7 @@ class Plan:
     def start(self, images: Sequence[int], device: torch.device) -> Tensor:
         """x_T (n, C, H, W), float32, of the images at these places of the plan."""
         if self.x_T is not None:
-            return self.x_T[list(images)].to(device)
+            return to_device(self.x_T[list(images)], device)
         return noise.seeded_noise([self.seeds[i] for i in images], self.shape, device=device)
 
     def in_batches(self, size: int) -> "Plan":

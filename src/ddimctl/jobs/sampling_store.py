@@ -17,7 +17,14 @@ from ddimctl.files.images import encode_image, looks_whole, picture_pixels, read
 from ddimctl.files.latents import save_samples
 from ddimctl.files.video import encode_video
 from ddimctl.jobs.batch_groups import Group, batch_groups, bounded, dealt, halved, read_smaller
-from ddimctl.jobs.drawing import TRAJECTORY_IMAGES, Kept, captions, draw_animation, draw_grid
+from ddimctl.jobs.drawing import (
+    TRAJECTORY_IMAGES,
+    Kept,
+    captions,
+    draw_animation,
+    draw_grid,
+    shown_images,
+)
 from ddimctl.jobs.float_samples import FloatSamples, write_latents
 from ddimctl.jobs.output_paths import OutputPaths
 from ddimctl.jobs.records import image_text, latents_metadata, sha256_hex
@@ -123,16 +130,21 @@ class SampleStore:
             write_json(self.paths.smaller_part(self._ranks.rank), mine)
         return list(self.missing_groups(range(group.images.start, stretch.stop)))
 
-    def keep_step(self, images: range, index: int, x_0: Tensor) -> None:
-        """Remember the predicted x_0 (n, C, H, W) of a step, if the animation shows it."""
-        if "trajectory" in self._request.save:
-            self._kept.keep_step(images, index, x_0, len(self._plan.tau))
+    def shown(self, images: range, index: int) -> int:
+        """Of how many of the images, its first, the animation shows the step with this index."""
+        if "trajectory" not in self._request.save:
+            return 0
+        return shown_images(images, index, len(self._plan.tau))
 
-    def keep(self, images: range, x: Tensor) -> None:
-        """Store the finished samples (n, C, H, W) of a group; encoding happens elsewhere."""
+    def keep_step(self, images: range, index: int, pixels: Tensor) -> None:
+        """Remember the pixels (k, H, W, C) of the x_0 predicted in a step, of the k images shown."""
+        self._kept.keep_step(images, index, pixels)
+
+    def keep(self, images: range, pixels: Tensor, x: Tensor) -> None:
+        """Store a group's finished samples x (n, C, H, W) and their pixels (n, H, W, C), both on the
+        CPU; encoding happens elsewhere."""
         if "samples" in self._request.save:
             self._samples.keep(images, x)
-        pixels = to_uint8(x).cpu()
         for i, picture in zip(images, pixels, strict=True):
             if i < GRID_LIMIT:
                 self._kept.pixels[i] = picture
@@ -278,5 +290,5 @@ def open_store(
     paths = OutputPaths(request.out or Path(), layout, request.format)
     if ranks.first:
         begin_run(request, plan, checkpoint, device, paths, recorded)
-    with BackgroundWriter() as writer:
+    with BackgroundWriter(places=max(32, 2 * plan.batch_size)) as writer:
         yield SampleStore(request, plan, checkpoint, device, layout, paths, writer, recorded, ranks)

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final
@@ -12,12 +13,19 @@ from torch import Tensor, nn
 from ddimctl.errors import DeviceError, RequestError
 
 PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# How a RuntimeError says it: the CPU's allocator, cuBLAS and cuDNN, and CUDA outside torch's own.
-_OUT_OF_MEMORY: Final = ("DefaultCPUAllocator", "_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+# How a RuntimeError says it: the CPU's allocator, cuBLAS and cuDNN, CUDA outside torch's own, and
+# the compiler's errors, which quote that of torch.
+_OUT_OF_MEMORY: Final = (
+    "DefaultCPUAllocator",
+    "_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "CUDA out of memory",
+)
 
 
 def resolve_device(name: str) -> torch.device:
-    """auto is CUDA where there is one, else the CPU. Raises DeviceError, RequestError."""
+    """auto is CUDA where there is one, else the CPU. A CUDA device that is named by its number
+    becomes the current one. Raises DeviceError, RequestError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -34,13 +42,15 @@ def resolve_device(name: str) -> torch.device:
             f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s).",
             "Count from cuda:0.",
         )
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # pinned memory, events and compiled kernels are of that one
     return device
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
     """auto is bf16 on CUDA devices that have it, else fp32. Raises RequestError."""
     if name == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bf16" if fast else "fp32"
     if name not in PRECISIONS:
         raise RequestError(f"unknown precision '{name}'.", f"Choose auto, {', '.join(PRECISIONS)}.")
@@ -52,6 +62,22 @@ def resolve_precision(name: str, device: torch.device) -> str:
 def device_name(device: torch.device) -> str:
     """The device in words for a manifest, such as "cpu" or "NVIDIA H200"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+@contextmanager
+def one_shape(device: torch.device) -> Iterator[None]:
+    """Within, most calls of a network have one shape, so on CUDA it pays to try out which of cuDNN's
+    kernels are fastest; not after make_deterministic, since the choice differs from run to run.
+    """
+    if device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def make_deterministic() -> None:
@@ -94,6 +120,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free_memory(device: torch.device) -> None:
     """Give back what an exception on its way and the device's allocator still held."""
+    if "torch._dynamo" in sys.modules:  # CUDA graphs keep the memory that they were captured in
+        torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
