@@ -161,7 +161,7 @@ def check_same_run(recorded: dict[str, Any], now: dict[str, Any], layout: Layout
         for key, value in now[part].items()
         if recorded.get(part, {}).get(key) != value
     ]
-    alike = ("save", "format", *layout.details)
+    alike = ("schedule", "prediction", "save", "format", *_ALSO_RECORDED, *layout.details)
     changed += [f"{key} differs" for key in alike if recorded.get(key) != now[key]]
     if _subjects(recorded) != _subjects(now):
         changed.append("the seeds, latents or classes differ")
