@@ -4,6 +4,7 @@ import shutil
 import pytest
 
 import ddimctl
+from ddimctl.checkpoints.load import BUNDLED
 from ddimctl.errors import RequestError
 from ddimctl.jobs.recall import Recalled, recall, remember, verify
 
@@ -59,3 +60,43 @@ def test_a_damaged_index_is_an_empty_one(own_cache, tiny_checkpoint, content):
 def test_strange_records_are_refused(record):
     with pytest.raises(RequestError, match="Name it with --ckpt"):
         recall(record)
+
+
+def edited(checkpoint, folder, **settings):
+    """A copy with other settings of its scheduler, and so of the same weights."""
+    path = shutil.copytree(checkpoint, folder) / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return folder
+
+
+def test_a_copy_with_other_settings_does_not_take_a_checkpoints_place(tiny_checkpoint, tmp_path):
+    copy = edited(tiny_checkpoint, tmp_path / "copy", prediction_type="v_prediction")
+    record = ddimctl.load_checkpoint(tiny_checkpoint).provenance.record()
+    for spec in (tiny_checkpoint, copy):  # the copy is used last
+        remember(ddimctl.load_checkpoint(spec), str(spec))
+    assert recall(record).spec == str(tiny_checkpoint)
+    assert recall(record | {"name": "copy"}).spec == str(copy)
+    assert recall(record | {"name": "moved"}).spec == str(copy)
+
+    other = edited(BUNDLED, tmp_path / "other", prediction_type="epsilon")
+    checkpoint = ddimctl.load_checkpoint(other)
+    remember(checkpoint, str(other))
+    assert recall(checkpoint.provenance.record() | {"name": "bundled"}).spec == "bundled"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"prediction_type": "v_prediction"}, "another prediction"),
+        ({"beta_end": 0.03}, "another schedule"),
+    ],
+)
+def test_other_settings_of_the_same_weights_are_refused(tiny_checkpoint, tmp_path, settings, said):
+    checkpoint = ddimctl.load_checkpoint(tiny_checkpoint)
+    known = {"schedule": checkpoint.schedule.settings, "prediction": checkpoint.prediction}
+    now = ddimctl.load_checkpoint(edited(tiny_checkpoint, tmp_path / "copy", **settings))
+    record = checkpoint.provenance.record()
+    verify(checkpoint, record, known)
+    verify(now, record)  # where nothing is known of them
+    with pytest.raises(RequestError, match=said):
+        verify(now, record, known)

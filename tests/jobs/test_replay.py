@@ -181,6 +181,14 @@ def test_what_is_not_as_it_was_is_told(old, again):
     assert len(finished.result.changes) == 4
 
 
+def test_another_meaning_of_the_networks_output_is_told(old, again, tiny_class_checkpoint):
+    edit(old, prediction="v")
+    with pytest.raises(RequestError, match="another prediction"):
+        again(old)
+    finished = again(old, ckpt=str(tiny_class_checkpoint))
+    assert "predicted v, is now said to predict eps" in finished.notices()
+
+
 def test_another_checkpoint_needs_to_be_named(old, again, tiny_class_checkpoint, tmp_path):
     edit(old, checkpoint=manifest(old)["checkpoint"] | {"sha256": "0" * 64})
     with pytest.raises(RequestError, match="is not where it was"):

@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -168,12 +169,35 @@ def test_resuming_where_nothing_is_starts(finish, request_for, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"eta": 0.5}, "eta"), ({"seeds": (0, 1)}, "seeds"), ({"save": ("images",)}, "save")],
+    [
+        ({"eta": 0.5}, "eta"),
+        ({"seeds": (0, 1)}, "seeds"),
+        ({"save": ("images",)}, "save"),
+        ({"metadata": False}, "metadata"),
+    ],
 )
 def test_resuming_another_run_is_refused_with_the_difference(finish, request_for, change, named):
     finish(sample(request_for()))
     with pytest.raises(RequestError, match=f"not the run that was begun.*{named}"):
         finish(sample(request_for(resume=True, **change)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"prediction_type": "v_prediction"}, "prediction"), ({"beta_end": 0.03}, "schedule")],
+)
+def test_a_checkpoint_whose_settings_were_edited_is_another_one(
+    finish, request_for, tiny_checkpoint, tmp_path, settings, named
+):
+    """Its hash is that of the weights."""
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "edited")
+    request = request_for(ckpt=str(folder), save=("images",))
+    finish(sample(request))
+    next((tmp_path / "out" / "images").iterdir()).unlink()
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(RequestError, match=f"not the run that was begun.*{named} differs"):
+        finish(sample(replace(request, resume=True)))
 
 
 def test_nothing_is_overwritten_without_force(finish, request_for, tmp_path):

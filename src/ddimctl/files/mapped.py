@@ -19,12 +19,12 @@ def mapped_tensor(path: Path, shape: Sequence[int], dtype: torch.dtype = torch.f
     for the user from it. Raises StorageError.
     """
     size = math.prod(shape) * dtype.itemsize
-    # torch.from_file takes names in UTF-8 only
     with storage_errors(path), path.open("a+b") as file:
         if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
             os.posix_fallocate(file.fileno(), 0, size)
         elif path.stat().st_size < size:
             file.truncate(size)
+        # not torch.from_file, which takes names in UTF-8 only
         return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(*shape)
 
 

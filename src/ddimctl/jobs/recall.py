@@ -61,7 +61,7 @@ def open_checkpoint(
         download=recalled is None or request.yes,
     )
     if recalled is not None and isinstance(record, dict):
-        verify(checkpoint, record)
+        verify(checkpoint, record, known)
     remember(checkpoint, spec)
     prepare_for_inference(checkpoint.unet)
     if request.compile:
@@ -70,12 +70,12 @@ def open_checkpoint(
 
 
 def remember(checkpoint: Checkpoint, spec: str | None) -> None:
-    """Note in the user's cache that this folder holds the checkpoint of this hash."""
+    """Note in the user's cache that this folder holds the checkpoint of this hash and name."""
     path = BUNDLED if spec is None else local_path(spec)
     if path == BUNDLED or not path.exists() or not checkpoint.provenance.sha256:
         return
     index = _read_index()
-    entry = {checkpoint.provenance.sha256: str(path.resolve())}
+    entry = dict.fromkeys(_keys(checkpoint.provenance.record()), str(path.resolve()))
     if index | entry != index:
         try:
             write_json(_index_path(), dict(list((index | entry).items())[-_KEPT:]))
@@ -90,13 +90,14 @@ def recall(record: Mapping[str, Any]) -> Recalled:
     it cannot be told.
     """
     sha256, name = record.get("sha256"), record.get("name")
-    known = _read_index().get(str(sha256))
-    if known is not None and Path(known).exists():
+    index = _read_index()
+    named, other = (index.get(key) for key in _keys(record))
+    here = [place if place and Path(place).exists() else None for place in (named, other)]
+    bundled = BUNDLED_NAME if name == BUNDLED_NAME and sha256 else None
+    if place := here[0] or bundled or here[1]:
         said = record.get("flags")
         said = said if isinstance(said, dict) else {}
-        return Recalled(known, flags={str(key): str(value) for key, value in said.items()})
-    if name == BUNDLED_NAME and sha256:
-        return Recalled(BUNDLED_NAME)
+        return Recalled(place, flags={str(key): str(value) for key, value in said.items()})
     revision = record.get("revision")
     if isinstance(name, str) and isinstance(revision, str) and is_hub_id(name):
         return Recalled(name, revision)
@@ -106,13 +107,31 @@ def recall(record: Mapping[str, Any]) -> Recalled:
     )
 
 
-def verify(checkpoint: Checkpoint, record: Mapping[str, Any]) -> None:
-    """Raise RequestError unless the checkpoint is the one that the record names."""
+def verify(
+    checkpoint: Checkpoint, record: Mapping[str, Any], known: Mapping[str, Any] | None = None
+) -> None:
+    """Raise RequestError unless the checkpoint is the one that the record names.
+
+    known: the metadata around the record, which may say its schedule and what it predicts.
+    """
+    now = {"schedule": checkpoint.schedule.settings, "prediction": checkpoint.prediction}
+    was = known or {}
+    if changed := [key for key, value in now.items() if was.get(key, value) != value]:
+        raise RequestError(
+            f"this was made when '{record.get('name')}' had another {' and '.join(changed)}: "
+            "the same weights are there, with other settings.",
+            "Name the checkpoint with --ckpt.",
+        )
     if checkpoint.provenance.sha256 != record.get("sha256"):
         raise RequestError(
             f"this was made with another version of '{record.get('name')}' than the one found.",
             "Name the checkpoint with --ckpt to use it all the same.",
         )
+
+
+def _keys(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Under which a folder is in the index: copies may have the same weights and other settings."""
+    return f"{record.get('sha256')} {record.get('name')}", str(record.get("sha256"))
 
 
 def _size(text: str) -> tuple[int, int] | None:

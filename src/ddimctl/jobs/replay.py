@@ -195,6 +195,11 @@ def _changes(record: Record, checkpoint: Checkpoint, device: torch.device) -> li
     made_with = record.known["checkpoint"]
     if made_with.get("sha256") != checkpoint.provenance.sha256:
         changes.append(f"the checkpoint is another one than '{made_with.get('name')}'.")
+    predicted = record.known.get("prediction", checkpoint.prediction)
+    if predicted != checkpoint.prediction:
+        changes.append(
+            f"the network predicted {predicted}, is now said to predict {checkpoint.prediction}."
+        )
     if record.batch_size is None:
         changes.append(
             "the batch size is not recorded in a picture: equal within a level is what to expect."

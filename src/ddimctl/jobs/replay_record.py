@@ -84,7 +84,8 @@ def _from_manifest(path: Path) -> Record:
     settings, images = found["settings"], found["images"]
     if not images:
         raise DataError(f"{path} names no images.")
-    known = _known(path, settings | {key: found.get(key) for key in ("checkpoint", "schedule")})
+    of_network = ("checkpoint", "schedule", "prediction")
+    known = _known(path, settings | {key: found.get(key) for key in of_network})
     format = found.get("format")
     threads = found.get("threads")
     return Record(

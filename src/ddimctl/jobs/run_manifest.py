@@ -161,7 +161,7 @@ def check_same_run(recorded: dict[str, Any], now: dict[str, Any], layout: Layout
         for part in ("checkpoint", "settings")
         for line in differences(recorded.get(part, {}), now[part])
     ]
-    alike = ("save", "format", *layout.details)
+    alike = ("schedule", "prediction", "save", "format", *_ALSO_RECORDED, *layout.details)
     changed += [f"{key} differs" for key in alike if recorded.get(key) != now[key]]
     if _subjects(recorded) != _subjects(now):
         changed.append("the seeds, latents or classes differ")
