@@ -62,7 +62,7 @@ def open_checkpoint(
     if recalled is not None and isinstance(record, dict):
         verify(checkpoint, record)
     remember(checkpoint, spec)
-    prepare_for_inference(checkpoint.unet)
+    prepare_for_inference(checkpoint.unet, compiled=request.compile)
     if request.compile:
         checkpoint.unet.compile()
     return checkpoint
