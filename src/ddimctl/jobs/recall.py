@@ -63,7 +63,7 @@ def open_checkpoint(
     if recalled is not None and isinstance(record, dict):
         verify(checkpoint, record, known)
     remember(checkpoint, spec)
-    prepare_for_inference(checkpoint.unet)
+    prepare_for_inference(checkpoint.unet, compiled=request.compile)
     if request.compile:
         compile_for_inference(checkpoint.unet, device)
     return checkpoint

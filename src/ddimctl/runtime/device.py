@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddimctl.errors import DeviceError, RequestError
+from ddimctl.runtime.packed import can_pack, pack_convolutions
 
 PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # How a RuntimeError says it: the CPU's allocator, cuBLAS and cuDNN, CUDA outside torch's own, and
@@ -87,10 +88,16 @@ def make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def prepare_for_inference(network: nn.Module) -> None:
-    """Evaluation mode, no gradients, and the memory format in which convolutions are fastest."""
+def prepare_for_inference(network: nn.Module, *, compiled: bool = False) -> None:
+    """Evaluation mode, no gradients, and the memory format in which convolutions are fastest.
+
+    compiled: the network will be, which then lays its weights out itself.
+    """
     network.eval().requires_grad_(False)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if can_pack(network) and not compiled:
+        pack_convolutions(network)
+    else:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def prepare_for_training(network: nn.Module, device: torch.device) -> nn.Module:
