@@ -1,5 +1,12 @@
 """The errors that ddimctl raises on purpose; the command line turns each into two lines and an exit code."""
 
+from reprlib import Repr
+from typing import Final
+
+_BRIEF: Final = Repr()
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 60
+_BRIEF.maxlevel = 2
+
 
 class DdimctlError(Exception):
     """Something failed for a reason that the user can act on.
@@ -46,3 +53,12 @@ class Stopped(DdimctlError):  # noqa: N818, it is no failure
     """A signal stopped the run; what it had is saved and the same command with --resume goes on."""
 
     exit_code = 75
+
+
+def brief(value: object) -> str:
+    """A value as messages show it: its repr on one line, cut short in the middle, which takes little
+    time however long or nested it is."""
+    try:
+        return _BRIEF.repr(value)
+    except ValueError:  # Python does not write integers of thousands of digits
+        return f"a huge {type(value).__name__}"

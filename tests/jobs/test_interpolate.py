@@ -367,6 +367,9 @@ def test_an_inverted_picture_is_remembered_by_content_and_settings(
         file.write_bytes(b"damaged")
     assert inversions("d", other_name) >= 2
     assert torch.equal(stored(tmp_path / "a"), stored(tmp_path / "d"))
+    monkeypatch.setenv("DDIMCTL_CACHE_GB", "0")
+    assert inversions("e", other_name, steps=4) > 0
+    assert len(list((tmp_path / "cache/inversions").iterdir())) == 1
 
 
 def test_pictures_latents_and_seeds_mix(finish, request_for, drawn, photo):

@@ -100,12 +100,12 @@ def test_photos_may_be_added_at_the_end(finish, request_for, photos, tmp_path, c
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "fixed-point"}, "method was naive, is fixed-point"),
+        ({"method": "fixed-point"}, "method was 'naive', is 'fixed-point'"),
         ({"steps": 4}, "steps was 3, is 4"),
-        ({"tau": "trailing"}, "tau was linspace, is trailing"),
+        ({"tau": "trailing"}, "tau was 'linspace', is 'trailing'"),
         ({"tolerance": 0.5}, "tolerance was 1e-06, is 0.5"),
         ({"size": (8, 8)}, r"shape was \[3, 16, 16\], is \[3, 8, 8\]"),
-        ({"fit": "pad"}, "not the picture that was inverted: fit was crop, is pad"),
+        ({"fit": "pad"}, "not the picture that was inverted: fit was 'crop', is 'pad'"),
     ],
 )
 def test_another_run_is_refused_and_force_writes_over_it(

@@ -119,10 +119,16 @@ def test_frames_take_the_solver_and_pictures_refuse_it(finish, request_for, tmp_
         finish(interpolate(again))
 
 
-def test_auto_timesteps_are_found_once_and_recorded(finish, request_for, tmp_path, cache):
+def test_auto_timesteps_are_found_once_and_recorded(
+    finish, request_for, tmp_path, cache, monkeypatch
+):
+    monkeypatch.setenv("DDIMCTL_CACHE_GB", "0")
+    cache.mkdir(parents=True)
+    (cache / "older.json").write_text("{}")
     first = finish(sample(request_for("a", tau="auto")))
     assert "240 evaluations" in first.notices()
     assert "choosing timesteps" in phases(first)
+    assert not (cache / "older.json").exists()
     recorded = settings_of(tmp_path / "a")
     assert recorded["tau"] == "auto"
     assert len(recorded["timesteps"]) == 4

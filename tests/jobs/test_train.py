@@ -241,7 +241,7 @@ def test_fine_tuning_at_another_size_says_so_and_keeps_its_start(finish, request
     checkpoint = ddimctl.load_checkpoint(tmp_path / "second" / "checkpoint")
     assert checkpoint.sample_shape == (3, 16, 16)
     assert checkpoint.provenance.weights == "ema"
-    with pytest.raises(RequestError, match="--prediction was v, is eps"):
+    with pytest.raises(RequestError, match="--prediction was 'v', is 'eps'"):
         finish(train(replace(tuned, init=None, model="tiny", resume=True)))
     with pytest.raises(RequestError, match="divisible by 8"):
         finish(train(request_for("third", model=None, init=start, image_size=(12, 12))))

@@ -180,7 +180,7 @@ def test_every_other_setting_is_compared_and_shown(finish, copied, request_for):
         "--seed was 0, is 7",
         "--flip was False, is True",
         "--clip-grad was 1.0, is 0.5",
-        "--precision was fp32, is bf16",
+        "--precision was 'fp32', is 'bf16'",
     ):
         assert text in error.value.cause
     assert error.value.exit_code == 2

@@ -1,14 +1,13 @@
 """What the families of single files have in common: a network told in diffusers' words."""
 
 from collections.abc import Callable, Iterable, Mapping
-from reprlib import repr as brief
 from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 
 from ddimctl.checkpoints.network import Beyond
 from ddimctl.checkpoints.scheduler_config import MAX_TIMESTEPS, Diffusion
-from ddimctl.errors import CheckpointError, DdimctlError, RequestError
+from ddimctl.errors import CheckpointError, DdimctlError, RequestError, brief
 
 SIZE: Final = "image_size"
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from reprlib import repr as brief
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -23,7 +22,7 @@ from ddimctl.checkpoints.converted import (
 from ddimctl.checkpoints.network import Beyond
 from ddimctl.checkpoints.scheduler_config import Diffusion
 from ddimctl.diffusion.schedules import Schedule, from_betas, make_schedule
-from ddimctl.errors import RequestError
+from ddimctl.errors import RequestError, brief
 
 NAME: Final = "ermongroup"
 CONFIG: Final = "config.yml"

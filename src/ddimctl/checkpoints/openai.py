@@ -1,7 +1,6 @@
 """The family of OpenAI's improved-diffusion and guided-diffusion: `input_blocks.0.0.weight` and its like."""
 
 from collections.abc import Callable, Mapping
-from reprlib import repr as brief
 from typing import Any, Final
 
 from torch import Tensor
@@ -23,7 +22,7 @@ from ddimctl.checkpoints.openai_published import PUBLISHED
 from ddimctl.checkpoints.openai_shape import MARK, Shape, read_shape
 from ddimctl.checkpoints.scheduler_config import Diffusion
 from ddimctl.diffusion.schedules import Schedule, make_schedule
-from ddimctl.errors import CheckpointError, RequestError
+from ddimctl.errors import CheckpointError, RequestError, brief
 
 NAME: Final = "openai"
 CONFIG: Final = "flags.json"

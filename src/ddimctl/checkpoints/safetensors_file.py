@@ -8,7 +8,7 @@ from typing import Any, Final, NoReturn
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ddimctl.errors import CheckpointError
+from ddimctl.errors import CheckpointError, brief
 
 _MAX_HEADER: Final = 4 * 2**20  # bytes; a tensor takes about 120
 _MAX_DIMENSIONS: Final = 16
@@ -73,7 +73,7 @@ def _place(name: str, entry: Any, damaged: Any) -> tuple[int, int]:
         damaged(f"{name} is not described")
     kind, shape, place = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(kind, str) or kind not in _SIZES:
-        damaged(f"{name} has the unknown type {kind!r:.40}")
+        damaged(f"{name} has the unknown type {brief(kind)}")
     if not _are_sizes(shape) or not _are_sizes(place) or len(place) != 2:
         damaged(f"{name} has an impossible shape or place")
     if len(shape) > _MAX_DIMENSIONS or math.prod(shape) * _SIZES[kind] != place[1] - place[0]:

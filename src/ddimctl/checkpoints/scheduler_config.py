@@ -4,7 +4,7 @@ from typing import Any, Final, NamedTuple
 
 from ddimctl.checkpoints.identify import SUPPORTED, scheduler_refusal
 from ddimctl.diffusion.schedules import Schedule, from_betas, make_schedule
-from ddimctl.errors import CheckpointError, RequestError
+from ddimctl.errors import CheckpointError, RequestError, brief
 
 _KINDS: Final = {
     "linear": "linear",
@@ -102,10 +102,10 @@ def _read_schedule(config: dict[str, Any], where: str) -> Schedule:
             )
         steps = config.get("num_train_timesteps", 1000)
         if type(steps) is not int or not 1 <= steps <= MAX_TIMESTEPS:
-            raise RequestError(f"num_train_timesteps is {steps!r:.60}.")
+            raise RequestError(f"num_train_timesteps is {brief(steps)}.")
         start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
         if not (_is_number(start) and _is_number(end) and 0 < start <= 1 and 0 < end <= 1):
-            raise RequestError(f"beta_start and beta_end are {start!r:.60} and {end!r:.60}.")
+            raise RequestError(f"beta_start and beta_end are {brief(start)} and {brief(end)}.")
         return make_schedule(_KINDS[kind], steps, float(start), float(end), zero_snr)
     except RequestError as error:
         raise CheckpointError(f"{where}: {error.cause}", error.remedy) from error

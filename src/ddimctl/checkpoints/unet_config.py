@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from ddimctl.checkpoints.scheduler_config import MAX_TIMESTEPS
-from ddimctl.errors import CheckpointError
+from ddimctl.errors import CheckpointError, brief
 
 _MAX_BLOCKS: Final = 16
 _MAX_LAYERS: Final = 64
@@ -98,7 +98,7 @@ def check_unet_config(config: dict[str, Any], where: str) -> None:
     for name, rule in _RULES.items():
         if name in config and not rule.valid(config[name]):
             raise CheckpointError(
-                f"{where}: {name} is {_shown(config[name])}, not {rule.wanted}.",
+                f"{where}: {name} is {brief(config[name])}, not {rule.wanted}.",
                 "Use the config.json that belongs to the weights.",
             )
     _check_layers(config, where)
@@ -111,11 +111,3 @@ def _check_layers(config: dict[str, Any], where: str) -> None:
             f"{where}: {count} residual blocks on the way down, more than {_MAX_BLOCKS_IN_ALL}.",
             "Use the config.json that belongs to the weights.",
         )
-
-
-def _shown(value: Any) -> str:
-    """Short, whatever it is: repr of a nested or long value may be endless."""
-    if isinstance(value, list | dict):
-        return f"a {type(value).__name__} of {len(value)}"
-    text = repr(value[:60]) if isinstance(value, str) else repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -7,7 +7,7 @@ from typing import Final
 
 from ddimctl.cli.suggest import did_you_mean
 from ddimctl.diffusion.timesteps import AUTO, KINDS
-from ddimctl.errors import RequestError
+from ddimctl.errors import RequestError, brief
 
 MAX_SEED: Final = 2**63 - 1
 MAX_IMAGES: Final = 1_000_000
@@ -30,17 +30,15 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         match = re.fullmatch(rf"\s*({_INTEGER})(?:\s*-\s*({_INTEGER}))?\s*", item)
         if not match:
             raise RequestError(
-                f"--seeds: {_quoted(item)} is not a seed or a range.", "Write --seeds 0-63,70."
+                f"--seeds: {brief(item)} is not a seed or a range.", "Write --seeds 0-63,70."
             )
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise RequestError(
-                f"--seeds: the range {_quoted(item)} runs backwards.", f"Write {last}-{first}."
+                f"--seeds: the range {brief(item)} runs backwards.", f"Write {last}-{first}."
             )
         if last > MAX_SEED:
-            raise RequestError(
-                f"--seeds: {_quoted(item)} is beyond 2^63 - 1.", "Name smaller ones."
-            )
+            raise RequestError(f"--seeds: {brief(item)} is beyond 2^63 - 1.", "Name smaller ones.")
         if len(seeds) + last - first + 1 > MAX_IMAGES:
             raise RequestError(
                 f"--seeds names more than {MAX_IMAGES:,} images.", "Split them over several runs."
@@ -74,11 +72,11 @@ def parse_size(text: str, option: str) -> tuple[int, int]:
     match = re.fullmatch(rf"({_INTEGER})(?:[xX×]({_INTEGER}))?", text.strip())
     if not match:
         raise RequestError(
-            f"{option}: {_quoted(text)} is not a size.", "Write HEIGHTxWIDTH, or N for a square."
+            f"{option}: {brief(text)} is not a size.", "Write HEIGHTxWIDTH, or N for a square."
         )
     size = int(match[1]), int(match[2] or match[1])
     if not all(1 <= side <= MAX_SIDE for side in size):
-        raise RequestError(f"{option}: each side of {_quoted(text)} must be in 1 ... {MAX_SIDE}.")
+        raise RequestError(f"{option}: each side of {brief(text)} must be in 1 ... {MAX_SIDE}.")
     return size
 
 
@@ -87,11 +85,11 @@ def parse_classes(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     if not all(names):
         raise RequestError(
-            f"--class: {_quoted(text)} has an empty name.", "Write names such as monster,item."
+            f"--class: {brief(text)} has an empty name.", "Write names such as monster,item."
         )
     for name in names:
         if len(name) > MAX_CLASS:
-            raise RequestError(f"--class: {_quoted(name)} is too long for the name of a class.")
+            raise RequestError(f"--class: {brief(name)} is too long for the name of a class.")
     return names
 
 
@@ -101,7 +99,7 @@ def parse_counts(text: str, option: str) -> tuple[int, ...]:
     for word in words:
         if not re.fullmatch(_INTEGER, word) or int(word) < 1:
             raise RequestError(
-                f"{option}: {_quoted(word)} is not a number above 0.", f"Write {option} 10,20,50."
+                f"{option}: {brief(word)} is not a number above 0.", f"Write {option} 10,20,50."
             )
     return tuple(dict.fromkeys(map(int, words)))
 
@@ -112,7 +110,7 @@ def parse_numbers(text: str, option: str, low: float, high: float) -> tuple[floa
     for word in words:
         if not re.fullmatch(_NUMBER, word) or not low <= float(word) <= high:
             raise RequestError(
-                f"{option}: {_quoted(word)} is not a number in {low:g} ... {high:g}.",
+                f"{option}: {brief(word)} is not a number in {low:g} ... {high:g}.",
                 f"Write {option} {low:g},{high:g}, for example.",
             )
     return tuple(dict.fromkeys(map(float, words)))
@@ -123,7 +121,7 @@ def parse_choices(text: str, option: str, choices: Sequence[str]) -> tuple[str, 
     chosen = {word.strip() for word in text.split(",")}
     for word in sorted(chosen - set(choices)):
         raise RequestError(
-            f"{option}: unknown word {_quoted(word)}.{did_you_mean(word, choices)}",
+            f"{option}: unknown word {brief(word)}.{did_you_mean(word, choices)}",
             f"Choose from {', '.join(choices)}.",
         )
     return tuple(choice for choice in choices if choice in chosen)
@@ -140,7 +138,7 @@ def parse_colour(text: str, option: str) -> tuple[int, int, int]:
     if match and all(int(level) <= 255 for level in match.groups()):
         return int(match[1]), int(match[2]), int(match[3])
     raise RequestError(
-        f"{option}: {_quoted(text)} is not a colour.", "Write black, white, #rrggbb or r,g,b."
+        f"{option}: {brief(text)} is not a colour.", "Write black, white, #rrggbb or r,g,b."
     )
 
 
@@ -154,7 +152,7 @@ def parse_duration(text: str, option: str) -> float:
         seconds = sum(float(match[unit] or 0) * scale for unit, scale in _SECONDS.items())
     else:
         raise RequestError(
-            f"{option}: {_quoted(text)} is not a duration.", "Write 90s, 30m, 2h30m or 1d."
+            f"{option}: {brief(text)} is not a duration.", "Write 90s, 30m, 2h30m or 1d."
         )
     if seconds <= 0:
         raise RequestError(f"{option} must be longer than no time.", "Write 90s, 30m or 2h30m.")
@@ -169,9 +167,7 @@ def parse_fraction(text: str, option: str) -> float:
     except ValueError:  # "." or nothing before the sign
         share = 1.0
     if share >= 1:
-        raise RequestError(
-            f"{option}: {_quoted(text)} is not a share below 1.", "Write 0.02 or 2%."
-        )
+        raise RequestError(f"{option}: {brief(text)} is not a share below 1.", "Write 0.02 or 2%.")
     return share
 
 
@@ -182,11 +178,11 @@ def parse_flags(texts: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
         name, sign, value = (part.strip() for part in text.partition("="))
         if not (name and sign and value):
             raise RequestError(
-                f"--model-flag: {_quoted(text)} is not a name and a value.",
+                f"--model-flag: {brief(text)} is not a name and a value.",
                 "Write --model-flag num_heads=4.",
             )
         if flags.get(name, value) != value:
-            raise RequestError(f"--model-flag names {_quoted(name)} twice.", "Name it once.")
+            raise RequestError(f"--model-flag names {brief(name)} twice.", "Name it once.")
         flags[name] = value
     return tuple(flags.items())
 
@@ -197,19 +193,19 @@ def _listed_timesteps(text: str) -> tuple[int, ...]:
     try:
         if not Path(text).is_file():
             raise RequestError(
-                f"--tau: {_quoted(text)} is no kind of timesteps, no list and no file."
+                f"--tau: {brief(text)} is no kind of timesteps, no list and no file."
                 f"{did_you_mean(text, KINDS)}",
                 f"Choose {', '.join(KINDS)}, a list such as 0,250,999, or a file of integers.",
             )
         if Path(text).stat().st_size > MAX_TAU_BYTES:
-            raise RequestError(f"--tau: the file {_quoted(text)} is too large for a list.")
+            raise RequestError(f"--tau: the file {brief(text)} is too large for a list.")
         content = Path(text).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         if isinstance(error, RequestError):
             raise
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise RequestError(f"--tau: cannot read {_quoted(text)}: {reason}.") from error
-    return _integers(content, f"--tau {_quoted(text)}")
+        raise RequestError(f"--tau: cannot read {brief(text)}: {reason}.") from error
+    return _integers(content, f"--tau {brief(text)}")
 
 
 def _integers(text: str, where: str) -> tuple[int, ...]:
@@ -219,12 +215,6 @@ def _integers(text: str, where: str) -> tuple[int, ...]:
     for word in words:
         if not re.fullmatch(_INTEGER, word):
             raise RequestError(
-                f"{where}: {_quoted(word)} is not a timestep.", "Give integers from 0 to T - 1."
+                f"{where}: {brief(word)} is not a timestep.", "Give integers from 0 to T - 1."
             )
     return tuple(map(int, words))
-
-
-def _quoted(text: str) -> str:
-    """The text at fault, on one line and short enough for it."""
-    shown = text if len(text) <= 60 else f"{text[:57]}..."
-    return f"'{' '.join(shown.split())}'"

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ddimctl.errors import DataError, RequestError, StorageError
 from ddimctl.files.atomic import clean_temporaries, make_folder, open_atomic
+from ddimctl.files.cache import make_room, mark_used
 from ddimctl.files.dataset_source import Entry, open_source, printable
 from ddimctl.files.images import bands, fit_picture, read_picture
 
@@ -98,6 +99,7 @@ def read_pixels(
     path = cache_dir / "datasets" / f"{key}.pixels"
     found = _open(path, key)
     if found is not None and not _readable_now(source, entries, how, found[1]):
+        mark_used(path)
         return found
 
     def fill(sink: _Sink) -> Index:
@@ -105,6 +107,7 @@ def read_pixels(
 
     try:
         _write(path, key, fill)
+        make_room(path)
         found = _open(path, key)
     except StorageError:  # a full or read-only disk: it would only have saved time
         found = None

@@ -21,6 +21,7 @@ from ddimctl.diffusion.tau_search import Survey, choose_timesteps, survey, surve
 from ddimctl.diffusion.timesteps import explicit_timesteps
 from ddimctl.errors import StorageError
 from ddimctl.files.atomic import write_json
+from ddimctl.files.cache import make_room, mark_used
 from ddimctl.files.datasets import user_cache
 from ddimctl.jobs.batch_size import default_batch_size
 from ddimctl.jobs.events import Event, Notice, Progress
@@ -156,6 +157,7 @@ def _kept(path: Path) -> Survey | None:
     except (OSError, LookupError, TypeError, ValueError):
         return None
     N = len(timesteps)
+    mark_used(path)
     fits = products.shape == (2 * N, 2 * N) and response.shape == (N,)
     return Survey(timesteps, products, response) if fits else None
 
@@ -170,6 +172,7 @@ def _keep(path: Path, found: Survey) -> None:
                 "response": found.response.tolist(),
             },
         )
+        make_room(path)
     except StorageError:  # a read-only home: the next run makes it again
         return
 

@@ -13,6 +13,7 @@ from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.inversion import TOLERANCE, check_inversion
 from ddimctl.errors import DataError, NumericsError, RequestError, StorageError
 from ddimctl.files.atomic import clean_temporaries, make_folder
+from ddimctl.files.cache import make_room, mark_used
 from ddimctl.files.datasets import user_cache
 from ddimctl.files.images import from_uint8
 from ddimctl.files.latents import load_latents, save_latents
@@ -114,6 +115,7 @@ def _cached(file: Path | None, plan: Plan) -> Inverted | None:
     error = metadata.get("worst_level")
     if latents.shape != (1, *plan.shape) or not isinstance(error, int):
         return None
+    mark_used(file)
     return Inverted(latents[0], error)
 
 
@@ -123,5 +125,6 @@ def _keep(file: Path | None, latent: Tensor, error: int) -> None:
             make_folder(file.parent)
             clean_temporaries(file.parent)
             save_latents(file, latent[None], {"worst_level": error})
+            make_room(file)
     except StorageError:  # a read-only home: the next run inverts again
         return

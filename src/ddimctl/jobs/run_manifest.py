@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from ddimctl.checkpoints import Checkpoint
-from ddimctl.errors import DataError, RequestError
+from ddimctl.errors import DataError, RequestError, brief
 from ddimctl.files.untrusted import check_plain_file
 from ddimctl.jobs.batch_groups import Smaller, read_smaller
 from ddimctl.jobs.records import latent_sha256
@@ -175,7 +175,7 @@ def check_same_run(recorded: dict[str, Any], now: dict[str, Any], layout: Layout
 def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What the record says otherwise than what is now, one clause each."""
     return [
-        f"{key} was {_short(recorded.get(key))}, is {_short(value)}"
+        f"{key} was {brief(recorded.get(key))}, is {brief(value)}"
         for key, value in now.items()
         if recorded.get(key) != value
     ]
@@ -187,8 +187,3 @@ def _subjects(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
         {key: value for key, value in image.items() if key not in ("file", "sha256")}
         for image in manifest.get("images", [])
     ]
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ddimctl.diffusion.objective import WEIGHTINGS
 from ddimctl.diffusion.predictions import PREDICTIONS
-from ddimctl.errors import RequestError
+from ddimctl.errors import RequestError, brief
 from ddimctl.files.event_log import check_event_log
 
 LOGS: Final = ("tensorboard",)
@@ -170,7 +170,7 @@ def _changes(prefix: str, was: dict[str, Any], now: dict[str, Any]) -> list[str]
         for name in names
     ]
     return [
-        f"{flag} was {was.get(name)}, is {now.get(name)}"
+        f"{flag} was {brief(was.get(name))}, is {brief(now.get(name))}"
         for flag, name in zip(flags, names, strict=True)
     ]
 
