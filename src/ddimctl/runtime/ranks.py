@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
@@ -54,8 +54,13 @@ class Ranks:
         """The largest of each number over the processes; all must ask. Raises as check does."""
         return list(numbers)
 
-    def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Replace the tensors by their sums over the processes, the same to the bit in each."""
+    def begin_sum(self, tensor: Tensor) -> Callable[[], None]:
+        """Begin to replace a vector by its sum over the processes, the same to the bit in each.
+
+        What it returns ends that, and may be called after other sums have begun; all processes
+        begin them in one order. Both raise as check does.
+        """
+        return lambda: None
 
 
 def several_processes() -> bool:
