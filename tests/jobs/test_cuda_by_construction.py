@@ -30,11 +30,10 @@ class Shows:
 
 @pytest.fixture
 def network(tiny_class_checkpoint):
-    """A checkpoint with classes, whatever it is said to predict, in bf16 on the device."""
+    """A checkpoint with classes, whatever it is said to predict."""
 
     def make(prediction="eps"):
-        checkpoint = replace(load_checkpoint(tiny_class_checkpoint), prediction=prediction)
-        return checkpoint
+        return replace(load_checkpoint(tiny_class_checkpoint), prediction=prediction)
 
     return make
 
@@ -132,7 +131,6 @@ def test_no_update_waits_for_the_device(monkeypatch, opened, weighting):
     assert copies.all[-2:] == ["cuda to cpu, ()"] * 2
     assert all(tensor.device == CUDA for tensor in ranks.summed)
     assert len(learner.under_way) == 2
-    with pytest.raises(DataDependentOutputException):  # the third waits for the first
-        with pretended_cuda(monkeypatch):
-            monkeypatch.setattr("pretended_cuda.Event.query", lambda self: True)
-            count_updates(run)
+    monkeypatch.setattr("pretended_cuda.Event.query", lambda self: True)
+    with pytest.raises(DataDependentOutputException), pretended_cuda(monkeypatch):
+        count_updates(run)  # which does read

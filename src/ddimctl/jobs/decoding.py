@@ -102,7 +102,7 @@ class _Walked(NamedTuple):
     the animation shows of it, and of the last step the pixels and x."""
 
     group: Group
-    index: int
+    number: int
     results: ToHost
 
 

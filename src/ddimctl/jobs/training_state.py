@@ -62,7 +62,7 @@ def average(learner: Learner, ema_decay: float, finite: Tensor) -> None:
     Its decay warms up as (1 + k) / (10 + k), k being the updates that it has followed. Unlike
     AveragedModel's own, no number of it is looked at by the host.
     """
-    shadow, weights = list(learner.ema.module.parameters()), list(learner.unet.parameters())
+    shadow, weights = _both(learner)
     count = learner.ema.n_averaged
     decay = ((1 + count) / (10 + count)).clamp(max=ema_decay)
     change = torch._foreach_sub(weights, shadow)
@@ -74,8 +74,13 @@ def average(learner: Learner, ema_decay: float, finite: Tensor) -> None:
 @torch.no_grad()
 def begin_average(learner: Learner) -> None:
     """Let the average begin with the weights as they are, after the first update."""
-    torch._foreach_copy_(list(learner.ema.module.parameters()), list(learner.unet.parameters()))
+    torch._foreach_copy_(*_both(learner))
     learner.ema.n_averaged += 1
+
+
+def _both(learner: Learner) -> tuple[list[Tensor], list[Tensor]]:
+    """The averaged weights and the weights."""
+    return list[Tensor](learner.ema.module.parameters()), list[Tensor](learner.unet.parameters())
 
 
 def save_state(folder: Path, learner: Learner, run: dict[str, Any]) -> None:

@@ -32,15 +32,16 @@ class GradientSum:
         self._sent: list[Callable[[], None]] = []
         self._open = False
         for number, weights in enumerate(self._parameters if ranks.count > 1 else ()):
-            weights.register_post_accumulate_grad_hook(partial(self._made, number))
+            hook = partial(self._made, number)
+            weights.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
         """From here on gradients are final: the next backward pass is an update's last."""
         self._waiting = [len(bucket) for bucket in self._buckets]
         self._open = True
 
-    def finish(self, *others: Tensor) -> None:
-        """Replace all gradients, and the other tensors, by their sums over the processes.
+    def finish(self, loss: Tensor) -> None:
+        """Replace all gradients, and the loss, by their sums over the processes.
 
         The same to the bit in each. Raises as Ranks.check does.
         """
@@ -51,7 +52,7 @@ class GradientSum:
             self._divide(self._ranks.share("order of the gradients", self._order))
         while len(self._sent) < len(self._buckets):
             self._send_next()
-        self._sent.append(self._send(others))
+        self._sent.append(self._send([loss]))
         sent, self._sent = self._sent, []
         for receive in sent:
             receive()
@@ -85,15 +86,14 @@ class GradientSum:
                 weights.grad = torch.zeros_like(weights)
         self._sent.append(self._send([w.grad for w in bucket if w.grad is not None]))
 
-    def _send(self, tensors: Iterable[Tensor]) -> Callable[[], None]:
+    def _send(self, tensors: list[Tensor]) -> Callable[[], None]:
         """Begin to sum the tensors; what it returns waits for that and puts the sums in place."""
-        tensors = list(tensors)
         flat = torch.cat([_in_memory_order(tensor) for tensor in tensors])
         wait = self._ranks.begin_sum(flat)
 
         def receive() -> None:
             wait()
-            parts = flat.split([tensor.numel() for tensor in tensors])
+            parts = torch.split(flat, [tensor.numel() for tensor in tensors])
             torch._foreach_copy_([_in_memory_order(tensor) for tensor in tensors], list(parts))
 
         return receive

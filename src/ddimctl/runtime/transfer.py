@@ -28,12 +28,12 @@ class ToHost:
         self._copies = tuple(tensor.detach().to("cpu", non_blocking=True) for tensor in tensors)
         self._event: torch.cuda.Event | None = None
         if device.type == "cuda":
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record(torch.cuda.current_stream(device))
 
     def are_there(self) -> bool:
         """Whether tensors() would not wait."""
-        return self._event is None or self._event.query()
+        return self._event is None or self._event.query()  # type: ignore[no-untyped-call]
 
     def tensors(self, check: Callable[[], None] = lambda: None) -> tuple[Tensor, ...]:
         """The copies, once they are there. check: may raise to end the wait."""
