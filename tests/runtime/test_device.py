@@ -30,7 +30,10 @@ def test_cuda_without_a_device_says_why(monkeypatch):
 def test_a_device_index_beyond_the_last_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert resolve_device("cuda:1").index == 1
+    assert current == [torch.device("cuda:1")]  # of which pinned memory and events are
     with pytest.raises(DeviceError, match=r"has 2 CUDA device"):
         resolve_device("cuda:2")
 

@@ -96,4 +96,10 @@ class Checkpoint:
         if self.beyond.timestep_scale != 1:
             t = t * self.beyond.timestep_scale
         output: Tensor = self.unet(x.to(dtype), t, class_labels=labels, return_dict=False)[0]
-        return output.to(torch.promote_types(x.dtype, torch.float32))
+        # A copy, since in CUDA graphs the next call writes over the output; and always in one order in
+        # memory, since a compiled network takes another one in its input for another shape.
+        return output.to(
+            torch.promote_types(x.dtype, torch.float32),
+            copy=True,
+            memory_format=torch.contiguous_format,
+        )

@@ -37,12 +37,12 @@ def loss_weight(t: Tensor, schedule: Schedule, prediction: str, weighting: str) 
     """
     if weighting == "simple":
         return torch.ones(len(t), device=t.device)
-    alpha_bar = schedule.alpha_bar.to(t.device)[t]
+    alpha_bar = schedule.at(t)
     snr = alpha_bar / (1 - alpha_bar)
     of_x_0 = {"x_0": torch.ones_like(snr), "eps": snr, "v": snr + 1}[prediction]
     return (snr.clamp(max=_MIN_SNR_GAMMA) / of_x_0).float()
 
 
 def _levels(t: Tensor, schedule: Schedule, like: Tensor) -> tuple[Tensor, Tensor]:
-    alpha_bar = schedule.alpha_bar.to(t.device)[t].view(-1, *[1] * (like.ndim - 1))
+    alpha_bar = schedule.at(t).view(-1, *[1] * (like.ndim - 1))
     return alpha_bar.sqrt().to(like.dtype), (1 - alpha_bar).sqrt().to(like.dtype)

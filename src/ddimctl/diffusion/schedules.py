@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -26,6 +26,17 @@ class Schedule:
 
     alpha_bar: Tensor
     settings: dict[str, Any]
+    _copies: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def at(self, t: Tensor) -> Tensor:
+        """alpha_bar at training timesteps t (N,), int64: (N,), float64, on their device.
+
+        It keeps a copy there, since each one made would wait for all that the device has to do.
+        """
+        if t.device not in self._copies:
+            with torch.inference_mode(False):
+                self._copies[t.device] = self.alpha_bar.to(t.device)
+        return self._copies[t.device][t]
 
     @property
     def num_train_timesteps(self) -> int:

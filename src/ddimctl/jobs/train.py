@@ -22,7 +22,7 @@ from ddimctl.jobs.training_report import (
 from ddimctl.jobs.training_request import TrainRequest, check_request, memory_remedy
 from ddimctl.jobs.training_run import Run, open_run
 from ddimctl.jobs.training_state import save_state
-from ddimctl.jobs.training_update import update
+from ddimctl.jobs.training_update import count_updates, update
 from ddimctl.runtime.device import memory_errors
 from ddimctl.runtime.ranks import Ranks, joined
 from ddimctl.runtime.signals import StopRequest, stop_on_signals
@@ -94,10 +94,13 @@ def _learn(run: Run, stop: StopRequest) -> Iterator[Event]:
             if run.ranks.first:
                 _save(run)
             raise
+        complete = learner.step == request.steps
+        logged = learner.step % request.log_every == 0 or complete
+        if logged or learner.step % request.save_every == 0:
+            count_updates(run)
         pictures += request.batch_size
         busy += time.monotonic() - begun  # reports and states are not training time
-        complete = learner.step == request.steps
-        if learner.step % request.log_every == 0 or complete:
+        if logged:
             facts = add_record(request, learner, pictures / busy, time.monotonic() - started)
             pictures, busy = 0, 0.0
         yield Progress("training", learner.step, request.steps, "steps", facts)
@@ -150,6 +153,7 @@ def _agree(ranks: Ranks, late: bool, stop: StopRequest) -> tuple[bool, bool]:
 def _save(run: Run) -> None:
     """The state, then what follows from it."""
     request, learner = run.request, run.learner
+    count_updates(run)
     about = run.record["settings"] | {
         "parameters": run.model.parameters,
         "data": run.data.fingerprint,

@@ -13,6 +13,7 @@ from ddimctl.jobs.background import with_progress
 from ddimctl.jobs.events import Event, Notice
 from ddimctl.jobs.training_request import TrainRequest
 from ddimctl.runtime.device import to_training_format
+from ddimctl.runtime.transfer import to_device
 
 # what a random number in training is for
 _T, _EPS, _FLIP, _LABEL, _DROPOUT = range(5)
@@ -71,9 +72,9 @@ def make_batch(
         if model.null_class is not None:
             dropped = noise.uniform(noise.hash_keys(keys, _LABEL)) < request.label_dropout
             labels = labels.masked_fill(dropped, model.null_class)
-        labels = labels.to(device)
+        labels = to_device(labels, device)
     x_0 = to_training_format(gather(data.pixels, indices, flips, device))
-    keys = keys.to(device)
+    keys = to_device(keys, device)
     t = noise.uniform_integers(noise.hash_keys(keys, _T), model.schedule.num_train_timesteps)
     eps = noise.normal(noise.hash_keys(keys, _EPS), x_0.shape[1:])
     return Batch(x_0, eps, t, labels)

@@ -116,8 +116,9 @@ def write_samples(path: Path, run: Run, stop: StopRequest) -> bool:
     checkpoint, size = run.averaged, _batch_size(run, SAMPLES)
     labels, names = None, None
     if checkpoint.num_classes:
-        labels = torch.arange(SAMPLES, device=run.device) * checkpoint.num_classes // SAMPLES
-        names = [checkpoint.class_name(int(label)) for label in labels]
+        labels = torch.arange(SAMPLES) * checkpoint.num_classes // SAMPLES
+        names = [checkpoint.class_name(label) for label in labels.tolist()]
+        labels = labels.to(run.device)
     tau = timesteps("linspace", SAMPLE_STEPS, checkpoint.schedule.num_train_timesteps)
     denoise = make_denoiser(checkpoint, 1.0, "none")
     done = list[Tensor]()

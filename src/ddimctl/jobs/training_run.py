@@ -25,7 +25,9 @@ from ddimctl.jobs.training_state import (
     restore,
     saved_steps,
 )
+from ddimctl.runtime.compilation import compile_for_training
 from ddimctl.runtime.device import prepare_for_training, resolve_precision
+from ddimctl.runtime.gradients import GradientSum
 from ddimctl.runtime.ranks import Ranks
 from ddimctl.runtime.signals import StopRequest
 
@@ -48,6 +50,7 @@ class Run:
     model: Checkpoint
     averaged: Checkpoint
     learner: Learner
+    gradients: GradientSum
     record: dict[str, Any]
     ranks: Ranks
 
@@ -89,7 +92,7 @@ def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks) -> Generato
     if state is not None:
         check_same_run(state["run"], record)
     unet = prepare_for_training(model.unet, device)
-    learner = make_learner(unet, request.ema, request.weight_decay)
+    learner = make_learner(unet, request.weight_decay)
     if state is not None:
         restore(learner, state)
         yield Notice(f"going on from step {learner.step}.")
@@ -98,9 +101,10 @@ def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks) -> Generato
         _forget_earlier_run(request.out)
     _check_alike(ranks, learner, record)
     if request.compile:
-        unet.compile()
+        compile_for_training(unet)
     averaged = replace(model, unet=learner.ema.module)
-    return Run(request, device, precision, data, model, averaged, learner, record, ranks)
+    gradients = GradientSum(ranks, unet.parameters())
+    return Run(request, device, precision, data, model, averaged, learner, gradients, record, ranks)
 
 
 def _state_to_go_on_from(

@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import struct
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
@@ -13,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ddimctl.errors import DataError
 from ddimctl.files.atomic import open_atomic, storage_errors
+from ddimctl.runtime.transfer import ToHost
 
 KEPT_STATES: Final = 2
 FORMAT_VERSION: Final = 2
@@ -22,8 +24,6 @@ _MAGIC: Final = b"ddimstat"
 _PLAIN: Final = ("step", "skipped", "skipped_in_a_row", "loss_sum", "loss_count", "metrics")
 _MODULES: Final = ("unet", "ema", "optimizer")
 
-_Weights = tuple[Tensor, ...] | list[Tensor]
-
 
 @dataclass
 class Learner:
@@ -31,6 +31,7 @@ class Learner:
 
     step: updates made. losses: sum of the losses since the last metrics record, and their count.
     skipped: updates left out because the gradient was not finite, in all and just now.
+    under_way: (loss, whether the update was finite) of the last updates, which are not yet counted.
     """
 
     unet: nn.Module
@@ -42,22 +43,44 @@ class Learner:
     loss_sum: float = 0.0
     loss_count: int = 0
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    under_way: deque[ToHost] = field(default_factory=deque)
 
 
-def make_learner(unet: nn.Module, ema_decay: float, weight_decay: float) -> Learner:
-    """AdamW and an exponential moving average, whose decay warms up as (1 + k) / (10 + k)."""
-
-    def average(shadow: _Weights, weights: _Weights, count: Tensor | int) -> None:
-        count = torch.as_tensor(count)
-        decay = ((1 + count) / (10 + count)).clamp(max=ema_decay).to(weights[0].device)
-        change = torch._foreach_sub(weights, shadow)
-        torch._foreach_mul_(change, 1 - decay)
-        torch._foreach_add_(shadow, change)
-
-    ema = AveragedModel(unet, multi_avg_fn=average)
+def make_learner(unet: nn.Module, weight_decay: float) -> Learner:
+    """AdamW and an average of the weights, on the network's device."""
+    ema = AveragedModel(unet)
+    ema.n_averaged = ema.n_averaged.to(next(unet.parameters()).device)
     ema.eval()
     optimizer = torch.optim.AdamW(unet.parameters(), weight_decay=weight_decay, fused=True)
     return Learner(unet, ema, optimizer)
+
+
+@torch.no_grad()
+def average(learner: Learner, ema_decay: float, finite: Tensor) -> None:
+    """Let the exponential moving average follow the weights, where finite, a bool on their device.
+
+    Its decay warms up as (1 + k) / (10 + k), k being the updates that it has followed. Unlike
+    AveragedModel's own, no number of it is looked at by the host.
+    """
+    shadow, weights = _both(learner)
+    count = learner.ema.n_averaged
+    decay = ((1 + count) / (10 + count)).clamp(max=ema_decay)
+    change = torch._foreach_sub(weights, shadow)
+    torch._foreach_mul_(change, (1 - decay) * finite)
+    torch._foreach_add_(shadow, change)
+    count += finite
+
+
+@torch.no_grad()
+def begin_average(learner: Learner) -> None:
+    """Let the average begin with the weights as they are, after the first update."""
+    torch._foreach_copy_(*_both(learner))
+    learner.ema.n_averaged += 1
+
+
+def _both(learner: Learner) -> tuple[list[Tensor], list[Tensor]]:
+    """The averaged weights and the weights."""
+    return list[Tensor](learner.ema.module.parameters()), list[Tensor](learner.unet.parameters())
 
 
 def save_state(folder: Path, learner: Learner, run: dict[str, Any]) -> None:

@@ -10,7 +10,9 @@ from ddimctl.errors import NumericsError
 from ddimctl.jobs.training_data import make_batch, seed_of
 from ddimctl.jobs.training_request import TrainRequest
 from ddimctl.jobs.training_run import Run
+from ddimctl.jobs.training_state import average, begin_average
 from ddimctl.runtime.device import autocast
+from ddimctl.runtime.transfer import AHEAD, ToHost
 
 SKIP_LIMIT = 100
 
@@ -21,22 +23,51 @@ def update(run: Run) -> None:
     Raises NumericsError when that has happened too often in a row.
     """
     request, learner = run.request, run.learner
-    loss = _backward(run)
+    loss = _backward(run)  # from here on nothing waits for the device
     for group in learner.optimizer.param_groups:
         group["lr"] = learning_rate(request, learner.step)
     most = request.clip_grad or math.inf
     norm = torch.nn.utils.clip_grad_norm_(learner.unet.parameters(), most)
-    learner.step += 1
-    if math.isfinite(float(norm)) and math.isfinite(loss):
-        learner.skipped_in_a_row = 0
-        learner.optimizer.step()
-        if run.ranks.first:
-            learner.ema.update_parameters(learner.unet)
-        learner.loss_sum += loss
-        learner.loss_count += 1
-    else:
-        _skip(run)
+    finite = norm.isfinite() & loss.isfinite()
+    # where this is 1, the fused optimizer leaves everything as it is
+    learner.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
+    learner.step += 1
+    learner.under_way.append(ToHost(loss, finite))
+    if run.ranks.first:
+        _average(run, finite)
+    count_updates(run, AHEAD)
+
+
+def count_updates(run: Run, ahead: int = 0) -> None:
+    """Count the losses of the updates that the device has made, of all but the newest `ahead`.
+
+    Raises as update does; DeviceError where another process has died, which the device waits for.
+    """
+    learner = run.learner
+    while learner.under_way and (
+        len(learner.under_way) > ahead or learner.under_way[0].are_there()
+    ):
+        loss, finite = learner.under_way[0].tensors(run.ranks.check)
+        learner.under_way.popleft()
+        if finite:
+            learner.skipped_in_a_row = 0
+            learner.loss_sum += float(loss)
+            learner.loss_count += 1
+        else:
+            _skip(run)
+
+
+def _average(run: Run, finite: Tensor) -> None:
+    """Let the average follow this update, the newest of those under way."""
+    learner = run.learner
+    if learner.step - len(learner.under_way) > learner.skipped:  # it has followed one
+        average(learner, run.request.ema, finite)
+        return
+    count_updates(run)
+    if learner.step - learner.skipped == 1:
+        begin_average(learner)
 
 
 def learning_rate(request: TrainRequest, step: int) -> float:
@@ -47,8 +78,8 @@ def learning_rate(request: TrainRequest, step: int) -> float:
     return request.lr * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / request.steps)))
 
 
-def _backward(run: Run) -> float:
-    """Gradients of the mean loss over a batch, in passes; returns that loss.
+def _backward(run: Run) -> Tensor:
+    """Gradients of the mean loss over a batch, in passes; returns that loss, on the device.
 
     Each process makes grad_accum of the passes, and all get the sum.
     """
@@ -65,11 +96,12 @@ def _backward(run: Run) -> float:
         with autocast(run.device, run.precision):
             output = model.network(x_t, batch.t, batch.labels)
         loss = _weighted(run, output.float() - target, batch.t) / passes
+        if micro == request.grad_accum - 1:
+            run.gradients.begin()
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
-    gradients = [weights.grad for weights in run.learner.unet.parameters()]
-    run.ranks.sum([total, *(gradient for gradient in gradients if gradient is not None)])
-    return float(total)
+    run.gradients.finish(total)
+    return total
 
 
 def _weighted(run: Run, difference: Tensor, t: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ddimctl.errors import DdimctlError, DeviceError, RequestError, Stopped
 from ddimctl.runtime.device import resolve_device
 from ddimctl.runtime.ranks import Ranks, number_in
+from ddimctl.runtime.transfer import wait_until
 
 T = TypeVar("T")
 
@@ -61,7 +62,6 @@ class JoinedRanks(Ranks):
                     "Use --device cuda, and CUDA_VISIBLE_DEVICES to choose among them.",
                 )
             device = resolve_device(f"cuda:{self.local_rank}")
-            torch.cuda.set_device(device)
         self._device = device
         return device
 
@@ -96,16 +96,12 @@ class JoinedRanks(Ranks):
             raise self._failure
 
     def highest(self, numbers: Sequence[int]) -> list[int]:
-        found = torch.tensor(numbers)
-        self._reduce([found], "MAX")
-        return [int(number) for number in found]
+        found = torch.tensor(numbers)  # on the CPU, so that no device is waited for
+        self._begin_reduce(found, "MAX")()
+        return found.tolist()
 
-    def sum(self, tensors: Sequence[Tensor]) -> None:
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        self._reduce([flat], "SUM")
-        sums = torch.split(flat, [tensor.numel() for tensor in tensors])
-        for tensor, its in zip(tensors, sums, strict=True):
-            tensor.copy_(its.view(tensor.shape))
+    def begin_sum(self, tensor: Tensor) -> Callable[[], None]:
+        return self._begin_reduce(tensor, "SUM")
 
     def leave(self, error: BaseException | None) -> None:
         """Tell the others how this process ends, and raise what is to be said instead of its error."""
@@ -137,18 +133,27 @@ class JoinedRanks(Ranks):
                 time.sleep(0.02)
                 gone = self.add("gone", 0)
 
-    def _reduce(self, tensors: Sequence[Tensor], operation: str) -> None:
-        """One all-reduce in place, in which the others' ends and deaths are noticed."""
+    def _begin_reduce(self, tensor: Tensor, operation: str) -> Callable[[], None]:
+        """Begin an all-reduce in place; what it returns ends it, and notices others' ends and deaths.
+
+        On CUDA it is only the device that waits then, in its queue.
+        """
         group = self._collectives()
-        try:
-            for tensor in tensors:
-                work = group.all_reduce(tensor, getattr(group.ReduceOp, operation), async_op=True)
-                pause = 1e-5
-                while not work.is_completed():
-                    self.check()
-                    time.sleep(pause)
-                    pause = min(1.5 * pause, 1e-3)
+        with self._connection_errors():
+            work = group.all_reduce(tensor, getattr(group.ReduceOp, operation), async_op=True)
+
+        def end() -> None:
+            with self._connection_errors():
+                if tensor.device.type == "cpu":
+                    wait_until(work.is_completed, self.check)
                 work.wait()
+
+        return end
+
+    @contextmanager
+    def _connection_errors(self) -> Iterator[None]:
+        try:
+            yield
         except RuntimeError as error:  # a connection is gone, and why may be told by the store
             time.sleep(3 * _BEAT)
             self.check()
@@ -164,10 +169,15 @@ class JoinedRanks(Ranks):
 
             self.add("grouping", 1)
             self.wait("grouping", self.count)  # who has ended by now is noticed here
-            backend = "cpu:gloo,cuda:nccl" if self._device.type == "cuda" else "gloo"
+            cuda = self._device.type == "cuda"
             store = group.PrefixStore("group", self._store)  # type: ignore[attr-defined]
             group.init_process_group(
-                backend, store=store, rank=self.rank, world_size=self.count, timeout=_LONG
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=store,
+                rank=self.rank,
+                world_size=self.count,
+                timeout=_LONG,
+                device_id=self._device if cuda else None,
             )
             self._group = group
         return self._group

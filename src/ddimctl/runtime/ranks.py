@@ -65,8 +65,13 @@ class Ranks:
         """The largest of each number over the processes; all must ask. Raises as check does."""
         return list(numbers)
 
-    def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Replace the tensors by their sums over the processes, the same to the bit in each."""
+    def begin_sum(self, tensor: Tensor) -> Callable[[], None]:
+        """Begin to replace a vector by its sum over the processes, the same to the bit in each.
+
+        What it returns ends that, and may be called after other sums have begun; all processes
+        begin them in one order. Both raise as check does.
+        """
+        return lambda: None
 
 
 class _Part(Ranks):
@@ -93,8 +98,8 @@ class _Part(Ranks):
     def highest(self, numbers: Sequence[int]) -> list[int]:
         return self._whole.highest(numbers)
 
-    def sum(self, tensors: Sequence[Tensor]) -> None:
-        self._whole.sum(tensors)
+    def begin_sum(self, tensor: Tensor) -> Callable[[], None]:
+        return self._whole.begin_sum(tensor)
 
 
 def several_processes() -> bool:

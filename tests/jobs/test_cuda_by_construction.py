@@ -1,0 +1,136 @@
+"""What can be known without a CUDA device: the host waits for it nowhere, and nothing is mixed up."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
+from ddimctl.checkpoints import load_checkpoint
+from ddimctl.jobs import decoding
+from ddimctl.jobs.batch_groups import Group
+from ddimctl.jobs.sampling_plan import SampleRequest, make_plan
+from ddimctl.jobs.training_request import TrainRequest
+from ddimctl.jobs.training_run import open_run
+from ddimctl.jobs.training_state import make_learner
+from ddimctl.jobs.training_update import count_updates, update
+from ddimctl.runtime.gradients import GradientSum
+from ddimctl.runtime.ranks import Ranks
+from ddimctl.runtime.signals import stop_on_signals
+from pretended_cuda import CUDA, pretended_cuda
+from training_runs import make_network, make_pictures
+
+
+class Shows:
+    """Of a store, what a walk asks: an animation shows two images of every step."""
+
+    def shown(self, images, index):
+        return 2
+
+
+@pytest.fixture
+def network(tiny_class_checkpoint):
+    """A checkpoint with classes, whatever it is said to predict."""
+
+    def make(prediction="eps"):
+        return replace(load_checkpoint(tiny_class_checkpoint), prediction=prediction)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"eta": 1.0, "guidance": 2.0, "clip": "dynamic"},
+        {"variance": "large", "clip": "static"},
+        {"solver": "ipndm"},
+        {"solver": "dpm++2m", "guidance": 3.0},
+    ],
+)
+@pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
+def test_no_step_of_sampling_waits_for_the_device(monkeypatch, network, settings, prediction):
+    checkpoint = network(prediction)
+    request = SampleRequest(steps=4, seeds=tuple(range(5)), batch_size=4, **settings)
+    with pretended_cuda(monkeypatch) as copies:
+        checkpoint.unet.to(CUDA, torch.bfloat16)
+        copies.all.clear()
+        copies.waited_for.clear()
+        plan = make_plan(request, checkpoint, None, CUDA, "bf16")
+        group = Group(range(4, 5), 4)  # the last one, padded
+        walked = list(decoding._walk(plan, checkpoint, Shows(), group, CUDA))
+    assert len(walked) == 4
+    assert copies.waited_for == []
+    assert copies.all.count("cuda to cpu, (1,)") == 4
+    assert copies.all[-2:] == ["cuda to cpu, (1, 16, 16, 3)", "cuda to cpu, (1, 3, 16, 16)"]
+
+
+class TwoRanks(Ranks):
+    """The first of two processes; the other's gradients are the same."""
+
+    count = 2
+
+    def __init__(self):
+        super().__init__()
+        self.summed = []
+
+    def begin_sum(self, tensor):
+        self.summed.append(tensor)
+        return lambda: None
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """A training run with classes, just begun, on the CPU."""
+    pictures = make_pictures(tmp_path / "pictures")
+    request = TrainRequest(
+        pictures, tmp_path / "run", model=str(make_network(tmp_path / "network.json")),
+        steps=100, batch_size=8, grad_accum=2, class_conditional=True, flip=True, warmup=2,
+        device="cpu",
+    )  # fmt: skip
+    with stop_on_signals() as stop:
+        steps = open_run(request, stop, Ranks())
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+
+
+def backward(run):
+    """For Tensor.backward, which a torch without CUDA cannot do there: zeros as gradients."""
+
+    def passes(loss):
+        assert loss.device == run.device
+        for number, weights in reversed(list(enumerate(run.learner.unet.parameters()))):
+            weights.grad = torch.zeros_like(weights)
+            run.gradients._made(number, weights)
+
+    return passes
+
+
+@pytest.mark.parametrize("weighting", ["simple", "min-snr"])
+def test_no_update_waits_for_the_device(monkeypatch, opened, weighting):
+    request = replace(opened.request, loss_weighting=weighting, batch_size=16)
+    with pretended_cuda(monkeypatch) as copies, torch.no_grad():
+        unet = opened.model.unet.to(CUDA)
+        ranks = TwoRanks()
+        learner = make_learner(unet, 0.0)
+        learner.step = 3  # the first ones are waited for, to begin the average
+        run = replace(
+            opened, request=request, device=CUDA, learner=learner, ranks=ranks,
+            gradients=GradientSum(ranks, unet.parameters()),
+        )  # fmt: skip
+        assert run.micro_batch == 4
+        monkeypatch.setattr(torch.Tensor, "backward", backward(run))
+        update(run)  # after which the schedule lies on the device, and the order is known
+        copies.all.clear()
+        copies.waited_for.clear()
+        update(run)
+    assert copies.waited_for == []
+    assert copies.all[-2:] == ["cuda to cpu, ()"] * 2
+    assert all(tensor.device == CUDA for tensor in ranks.summed)
+    assert len(learner.under_way) == 2
+    monkeypatch.setattr("pretended_cuda.Event.query", lambda self: True)
+    with pytest.raises(DataDependentOutputException), pretended_cuda(monkeypatch):
+        count_updates(run)  # which does read
