@@ -238,7 +238,7 @@ def test_a_folder_that_is_moved_away_ends_the_run_at_once_and_can_be_put_back(
     request, out, away = request_for(seeds=tuple(range(100))), tmp_path / "out", tmp_path / "away"
     request = replace(request, save=("grid", "images"))
     events, steps = sample(request), 0
-    with pytest.raises(StorageError, match="its folder is no longer there.*Put it back") as raised:
+    with pytest.raises(StorageError, match=r"its folder is no longer there.*Put it back") as raised:
         for _ in events:
             steps += 1
             if steps > 3 and out.exists():

@@ -38,8 +38,9 @@ no-metadata = true
 model = "small"
 ```
 
-Paths in it are seen from where the command runs. `ddimctl --install-completion` completes commands,
-options and their words in bash, zsh, fish and PowerShell.
+Paths in it are seen from where the command runs, and may begin with `~`.
+`ddimctl --install-completion` completes commands, options and their words in bash, zsh, fish and
+PowerShell.
 """
 _PICTURES: Final = {
     "sample": ("grid.png", "grid.png of a run"),

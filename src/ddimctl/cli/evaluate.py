@@ -1,5 +1,6 @@
 """`ddimctl evaluate`: how good samples are, as a table over eta and S (the paper's Table 1)."""
 
+import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from ddimctl.cli import evaluate_options as own
 from ddimctl.cli import options as o
 from ddimctl.cli import parse
 from ddimctl.cli import sample_options as s
+from ddimctl.cli.config import CKPT
 from ddimctl.cli.console import print_result, run_job, say
 from ddimctl.cli.listing import listing
 from ddimctl.errors import RequestError
@@ -90,7 +92,7 @@ def evaluate(
         )  # fmt: skip
         _score(samples, num, shape, device, json, common)
         return
-    if preset and ckpt is None:
+    if preset and not (ckpt or os.environ.get(CKPT)):
         _ask_for_checkpoint(preset)
     if preset and tau:
         raise RequestError(

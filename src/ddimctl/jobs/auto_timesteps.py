@@ -4,10 +4,10 @@ The checkpoint in the package has its timesteps beside it: examples/bundled_time
 """
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -35,14 +35,21 @@ _VERSION: Final = 1
 
 
 def settle_timesteps(
-    request: SampleRequest, plan: Plan, checkpoint: Checkpoint, device: torch.device
+    request: SampleRequest,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    recorded: Mapping[str, Any] | None = None,
 ) -> Generator[Event, None, Plan]:
     """The plan with the timesteps of --tau auto, looked up or found; any other plan as it is.
 
-    With request.dry_run they are only looked up, and left out where they are not known.
+    recorded: the manifest of the run to go on with, which has them. With request.dry_run they are
+    only looked up, and left out where they are not known.
     """
     if not plan.searched:
         return plan
+    if tau := _recorded_timesteps(recorded, plan):
+        return _settled(plan, tau)
     key, solver, steps = search_key(plan, checkpoint), plan.settings["solver"], len(plan.tau)
     T = checkpoint.schedule.num_train_timesteps
     if tau := _bundled_timesteps(key, solver, steps, T):
@@ -106,6 +113,16 @@ def search_key(plan: Plan, checkpoint: Checkpoint) -> str:
         **{name: plan.settings[name] for name in ("guidance", "clip", "size")},
     }
     return sha256_hex(json.dumps(depends, sort_keys=True).encode())
+
+
+def _recorded_timesteps(recorded: Mapping[str, Any] | None, plan: Plan) -> tuple[int, ...] | None:
+    """Those that the run began with: another machine's rounding might choose others."""
+    settings = (recorded or {}).get("settings", {})
+    tau, T = settings.get("timesteps"), plan.tau[-1] + 1  # what stands in ends at T - 1
+    same = all(settings.get(name) == plan.settings[name] for name in ("tau", "steps", "solver"))
+    if not same or not isinstance(tau, list) or not all(type(t) is int for t in tau):
+        return None
+    return explicit_timesteps(tau, T) if len(tau) == len(plan.tau) else None
 
 
 def _settled(plan: Plan, tau: tuple[int, ...]) -> Plan:

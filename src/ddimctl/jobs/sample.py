@@ -79,7 +79,7 @@ def _sample(request: SampleRequest, ranks: Ranks) -> Generator[Event, None, Samp
     plan = make_plan(request, checkpoint, latents, device, precision)
     if plan.method in METHODS and plan.settings["solver"] != "ddim":
         yield Notice("the latents were inverted for --solver ddim; another only comes near.")
-    plan = yield from settle_timesteps(request, plan, checkpoint, device)
+    plan = yield from settle_timesteps(request, plan, checkpoint, device, recorded)
     if request.dry_run:
         return SampleResult(request.out, {}, plan.settings, plan.seeds, 0.0)
 
