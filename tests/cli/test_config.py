@@ -123,6 +123,26 @@ def test_a_wrong_variable_is_named(plan, monkeypatch):
     assert err.startswith("error: DDIMCTL_SAMPLE_STEPS: ")
 
 
+def test_a_contradiction_names_the_side_that_nobody_typed(plan, monkeypatch):
+    code, err = plan("seeds = '1,2'\n[sample]\neta = 1", "-n", 3)
+    assert code == 2
+    assert err.splitlines()[1] == "  try: Leave one side out. --seeds is from own.toml: seeds."
+    code, err = plan("[sample]\neta = 1", "--solver", "ipndm")
+    assert "--eta is from own.toml: [sample] eta." in err
+    assert "--solver is from" not in err
+    assert "is from" not in plan("[sample]\neta = 1", "--solver", "ipndm", "--eta", 0.5)[1]
+    monkeypatch.setenv("DDIMCTL_SAMPLE_SEEDS", "4")
+    assert "--seeds is from DDIMCTL_SAMPLE_SEEDS." in plan("", "--seed", 1)[1]
+
+
+def test_a_path_may_begin_at_home(plan, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert plan('[sample]\nout = "~/runs/a"')["out"] == str(tmp_path / "home/runs/a")
+    monkeypatch.setenv("DDIMCTL_SAMPLE_OUT", "~/b")
+    assert plan('[sample]\nout = "~/runs/a"')["out"] == str(tmp_path / "home/b")
+    assert plan("", "--out", "~/c")["out"] == "~/c"  # a shell has seen it
+
+
 @pytest.mark.parametrize("name", ["missing.toml", ".", "bytes.toml"])
 def test_a_file_that_cannot_be_read(name, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

@@ -34,6 +34,21 @@ def data(tmp_path):
     return "data"
 
 
+@pytest.mark.parametrize("place", ["flag", "environment", "file"])
+def test_a_presets_checkpoint_may_be_named_anywhere(
+    place, run_here, data, tiny_checkpoint, tmp_path, monkeypatch
+):
+    arguments = ["evaluate", "--preset", "paper-cifar10", "--data", data, "--dry-run"]
+    monkeypatch.setenv("DDIMCTL_CKPT", str(tiny_checkpoint) if place == "environment" else "")
+    if place == "file":
+        (tmp_path / "own.toml").write_text(f'ckpt = "{tiny_checkpoint}"')
+        arguments += ["--config", "own.toml"]
+    elif place == "flag":
+        arguments += ["--ckpt", tiny_checkpoint]
+    code, _, err = run_here(*arguments, "--metric", "swd")
+    assert (code, "the checkpoint of 16x16" in err) == (2, True)  # found, and of another size
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -143,6 +143,12 @@ def test_missing_folders_are_made(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b" / "c.bin").read_bytes() == b"data"
 
 
+def test_the_folder_of_many_files_is_not_made_again(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="its folder is no longer there"):
+        atomic.write_bytes(tmp_path / "a" / "c.bin", b"data", sync=False)
+    assert entries(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [

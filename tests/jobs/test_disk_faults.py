@@ -230,3 +230,23 @@ def test_a_picture_that_a_power_cut_left_without_its_content_is_made_again(
     manifest.write_bytes(manifest.read_bytes().replace(b'"complete": true', b'"complete": false'))
     finish(sample(request_for(format=format, resume=True)))
     assert contents(tmp_path / "out") == whole
+
+
+def test_a_folder_that_is_moved_away_ends_the_run_at_once_and_can_be_put_back(
+    finish, request_for, tmp_path
+):
+    request, out, away = request_for(seeds=tuple(range(100))), tmp_path / "out", tmp_path / "away"
+    request = replace(request, save=("grid", "images"))
+    events, steps = sample(request), 0
+    with pytest.raises(StorageError, match=r"its folder is no longer there.*Put it back") as raised:
+        for _ in events:
+            steps += 1
+            if steps > 3 and out.exists():
+                out.rename(away)
+    assert "--resume goes on" in raised.value.remedy
+    assert steps < 40  # of 50 batches
+    assert not out.exists()
+    away.rename(out)
+    finish(sample(replace(request, resume=True)))
+    finish(sample(replace(request, out=tmp_path / "whole")))
+    assert contents(out) == contents(tmp_path / "whole")

@@ -3,16 +3,18 @@ import csv
 import io
 import json
 import re
+import shutil
 import signal
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from ddimctl.checkpoints import load_checkpoint
-from ddimctl.errors import DataError, NumericsError, RequestError, Stopped
+from ddimctl.errors import DataError, NumericsError, RequestError, Stopped, StorageError
 from ddimctl.jobs import auto_timesteps, evaluation_work, measuring, preset_checks, presets
 from ddimctl.jobs import evaluate as evaluating
 from ddimctl.jobs import score as scoring
@@ -455,6 +457,46 @@ def reference(finish, data, tmp_path):
         return finish(make_reference(request)).result[0]
 
     return make
+
+
+def measured(job):
+    """How many pictures were measured before the job ended with an error; which."""
+    events = []
+    with pytest.raises((RequestError, StorageError)) as raised:
+        for event in job:
+            events.append(event)
+    return sum(getattr(event, "phase", "") == "measuring" for event in events), raised.value
+
+
+def test_a_reference_that_cannot_be_written_is_refused_before_it_is_made(data, tmp_path):
+    (tmp_path / "file").touch()
+    for out, said in (("r.pt", "ends in .safetensors"), ("file/r.safetensors", "a file, not a")):
+        count, error = measured(make_reference(ReferenceRequest(data, tmp_path / out)))
+        assert (count, said in str(error)) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [(".", "data.v1"), ("../data.v1", "data.v1"), ("../zipped.zip", "zipped")],
+)
+def test_a_reference_has_its_datas_name(finish, data, tmp_path, monkeypatch, source, name):
+    folder = data.rename(tmp_path / "data.v1")
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", folder)
+    monkeypatch.chdir(folder)
+    path, _ = finish(
+        make_reference(ReferenceRequest(Path(source), None, Preparation((16, 16))))
+    ).result
+    assert (str(path), path.exists()) == (f"{name}.reference.safetensors", True)
+
+
+def test_what_to_do_about_sizes_and_damage_is_said_for_this_command(finish, data):
+    picture(data / "wide.png", 1, (30, 16))
+    with pytest.raises(RequestError, match="else --size 64"):
+        finish(make_reference(ReferenceRequest(data, data / "r.safetensors")))
+    (data / "0.png").write_bytes(b"no picture")
+    request = ScoreRequest(data, data=data, count=9, size=(16, 16))
+    with pytest.raises(DataError, match=r"0\.png: .*without -n"):
+        finish(scoring.score(request))
 
 
 def test_a_reference_scores_as_its_data_do(finish, request_for, reference, tmp_path):

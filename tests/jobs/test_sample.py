@@ -250,6 +250,9 @@ def test_a_list_that_ends_elsewhere_than_the_latents_is_refused(finish, request_
     with pytest.raises(RequestError, match="latents are at timestep 999"):
         finish(sample(request_for("b", latents=latents, tau="quadratic")))
     finish(sample(request_for("b", latents=latents, steps=7)))  # another S of the same space
+    finish(sample(request_for("c", tau="uniform", steps=10)))
+    with pytest.raises(RequestError, match=r"at timestep 900.*Leave out --tau and --steps"):
+        finish(sample(request_for("d", latents=tmp_path / "c" / "latents.pt", tau="linspace")))
 
 
 def test_latents_of_a_checkpoint_that_is_gone_ask_for_it(finish, request_for, tmp_path):

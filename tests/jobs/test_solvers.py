@@ -153,6 +153,24 @@ def test_auto_timesteps_are_found_once_and_recorded(
     assert settings_of(tmp_path / "d")["timesteps"] == recorded["timesteps"]
 
 
+def test_a_resumed_run_keeps_the_timesteps_that_it_began_with(finish, request_for, tmp_path, cache):
+    """Without its cache, on another machine, a search might find others."""
+    finish(sample(request_for(tau="auto", save=("images",))))
+    path = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["settings"]["timesteps"] = [0, 7, 500, 999]
+    path.write_text(json.dumps(manifest))
+    next(cache.iterdir()).unlink()
+    next((tmp_path / "out" / "images").iterdir()).unlink()
+    resumed = finish(sample(request_for(tau="auto", save=("images",), resume=True)))
+    assert phases(resumed) == {"sampling"}
+    assert settings_of(tmp_path / "out")["timesteps"] == [0, 7, 500, 999]
+    manifest["settings"]["timesteps"] = [0, 7, 7, 999]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(RequestError, match="holds 7 twice"):
+        finish(sample(request_for(tau="auto", save=("images",), resume=True)))
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"timesteps": [1, 2]}', "null"])
 def test_a_damaged_cache_is_made_again(finish, request_for, tmp_path, cache, content):
     finish(sample(request_for("a", tau="auto")))

@@ -38,7 +38,7 @@ no-metadata = true
 model = "small"
 ```
 
-Paths in it are seen from where the command runs.
+Paths in it are seen from where the command runs, and may begin with `~`.
 
 | environment variable | |
 |---|---|

@@ -6,8 +6,10 @@ latents that name their own checkpoint come before it.
 """
 
 import os
+import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +20,7 @@ from ddimctl.errors import RequestError
 
 VARIABLE: Final = "DDIMCTL_CONFIG"
 _PREFIX: Final = "DDIMCTL"
-_CKPT: Final = f"{_PREFIX}_CKPT"
+CKPT: Final = f"{_PREFIX}_CKPT"
 _LARGEST: Final = 1_000_000  # bytes
 _NOT_IN_FILES: Final = ("--config", "--help", "--version")
 
@@ -37,17 +39,39 @@ def use_config(context: typer.Context, file: Path | None) -> Path | None:
     for name, (value, where) in (_from_file(context, file) if file else {}).items():
         if name != "ckpt":
             found.setdefault(name, (value, where))
-        elif not os.environ.get(_CKPT):
-            os.environ[_CKPT] = value
+        elif not os.environ.get(CKPT):
+            os.environ[CKPT] = value
     by_name = {param.name: param for param in context.command.params}
     for name, (value, where) in found.items():
         try:
-            by_name[name].process_value(context, value)
+            if isinstance(
+                by_name[name].process_value(context, value), Path
+            ):  # no shell has seen it
+                found[name] = (os.path.expanduser(value), where)  # noqa: PTH111, leaves what it cannot
         except typer.TyperException as error:
             why = usage_cause(error, error.message)  # without the flag, which nobody has typed
             raise RequestError(f"{where}: {why}", "Mend it there.") from error
     context.default_map = {name: value for name, (value, _) in found.items()}
+    context.with_resource(_told(context, {name: where for name, (_, where) in found.items()}))
     return file
+
+
+@contextmanager
+def _told(context: typer.Context, origins: Mapping[str, str]) -> Iterator[None]:
+    """Within, an error about options says which of them nobody has typed, and where they are from."""
+    try:
+        yield
+    except RequestError as error:
+        params = flags_of(context.command)
+        told = [
+            f"--{flag} is from {origins[name]}."
+            for flag in dict.fromkeys(re.findall(r"--([a-z][a-z-]*)", str(error)))
+            if (name := str(getattr(params.get(flag), "name", ""))) in origins
+            and str(context.get_parameter_source(name)).endswith("DEFAULT_MAP")
+        ]
+        if not told:
+            raise
+        raise RequestError(error.cause, " ".join([error.remedy, *told]).strip()) from error
 
 
 def variable(command: str, flag: str) -> str:

@@ -1,5 +1,6 @@
 """`ddimctl evaluate`: how good samples are, as a table over eta and S (the paper's Table 1)."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
@@ -8,6 +9,7 @@ from ddimctl.cli import evaluate_options as own
 from ddimctl.cli import options as o
 from ddimctl.cli import parse
 from ddimctl.cli import sample_options as s
+from ddimctl.cli.config import CKPT
 from ddimctl.cli.console import print_result, run_job, say
 from ddimctl.cli.listing import listing
 from ddimctl.cli.table import table_lines, terminal_width
@@ -96,7 +98,7 @@ def evaluate(
         _refuse_sampling(given)
         _score(samples, num, shape, device, json, common)
         return
-    if preset and ckpt is None:
+    if preset and not (ckpt or os.environ.get(CKPT)):
         _ask_for_checkpoint(preset)
     if preset and tau:
         raise RequestError(

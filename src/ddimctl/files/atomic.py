@@ -32,6 +32,7 @@ _CAUSES: Final = {
     errno.ENOTDIR: ("a part of the path is a file, not a folder", _ELSEWHERE),
     errno.EEXIST: ("a part of the path is a file, not a folder", _ELSEWHERE),
     errno.EISDIR: ("it is a folder, not a file", "Give the name of a file."),
+    errno.ENOENT: ("its folder is no longer there", "Put it back if it was moved."),
     errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter one."),
 }
 
@@ -42,7 +43,8 @@ def open_atomic(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
 
     Missing folders are made; permissions follow the umask; a link is written through. When the
     body raises, or the process dies, an earlier file of that name stays as it was. sync=False
-    leaves the file to a later sync_files.
+    leaves the file to a later sync_files, and makes no folder: one of many files whose folder is
+    gone, moved away in the midst of a run, is an error at once.
     Raises StorageError when the disk refuses, also for writes within the body.
     """
     target = Path(os.path.realpath(path))
@@ -51,7 +53,8 @@ def open_atomic(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
             raise (
                 OSError(errno.EISDIR, "") if target.is_dir() else OSError("it is not a plain file")
             )
-        make_folder(target.parent)
+        if sync:
+            make_folder(target.parent)
         temporary, file = _open_temporary(target.parent)
         try:
             with file:

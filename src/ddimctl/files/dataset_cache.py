@@ -191,7 +191,9 @@ def _pictures(
 
 def not_strict(name: str, reason: str) -> DataError:
     """What --strict says of a picture that cannot be read."""
-    return DataError(f"{name}: {reason}", "Remove it, or do without --strict.")
+    return DataError(
+        f"{name}: {reason}", "Remove it, or do without --strict (in evaluate: without -n)."
+    )
 
 
 def _readable_now(source: Path, entries: Sequence[Entry], how: Preparation, index: Index) -> bool:
@@ -229,7 +231,7 @@ def _check_same_size(first: tuple[str, tuple[int, int]], this: tuple[str, tuple[
             raise RequestError(
                 f"the pictures are not all square and of one size: {first[0]} is "
                 f"{first[1][0]}x{first[1][1]}, {name} is {width}x{height} (width x height).",
-                "Say to which size to bring them: --image-size 64, for example.",
+                "Say to which size to bring them: --image-size 64 in train, else --size 64.",
             )
 
 

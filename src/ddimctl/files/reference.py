@@ -19,13 +19,18 @@ _DTYPES: Final = (torch.int64, torch.float32, torch.float64)
 _REMEDY: Final = "Make one with: ddimctl reference DATA."
 
 
+def check_reference_name(path: Path) -> None:
+    """Raise RequestError for another suffix, before anything is measured."""
+    if path.suffix.lower() != SUFFIX:
+        raise RequestError(f"{path}: a reference file ends in {SUFFIX}.", f"Name it NAME{SUFFIX}.")
+
+
 def save_reference(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write the tensors, and the facts about them (plain values) into the header.
 
     Raises RequestError for another suffix, StorageError when the disk refuses.
     """
-    if path.suffix.lower() != SUFFIX:
-        raise RequestError(f"{path}: a reference file ends in {SUFFIX}.", f"Name it NAME{SUFFIX}.")
+    check_reference_name(path)
     text = json.dumps(facts, allow_nan=False)
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_bytes(path, save(whole, {"ddimctl": text}))

@@ -4,10 +4,10 @@ The checkpoint in the package has its timesteps beside it: examples/bundled_time
 """
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -43,18 +43,21 @@ def settle_timesteps(
     checkpoint: Checkpoint,
     device: torch.device,
     ranks: Ranks | None = None,
+    recorded: Mapping[str, Any] | None = None,
 ) -> Generator[Event, None, Plan]:
     """The plan with the timesteps of --tau auto, looked up or found; any other plan as it is.
 
-    With request.dry_run they are only looked up, and left out where they are not known. Of several
-    processes the first finds them, for all.
+    recorded: the manifest of the run to go on with, which has them. With request.dry_run they are
+    only looked up, and left out where they are not known. Of several processes the first finds
+    them, for all.
     """
     if not plan.searched:
         return plan
     ranks = ranks or Ranks()
     tau = None
     if ranks.first:
-        tau = yield from _find_timesteps(request, plan, checkpoint, device)
+        tau = _recorded_timesteps(recorded, plan)
+        tau = tau or (yield from _find_timesteps(request, plan, checkpoint, device))
     tau = ranks.share("timesteps", tau)
     if tau is None:
         settings = {k: v for k, v in plan.settings.items() if k != "timesteps"}
@@ -137,6 +140,16 @@ def search_key(plan: Plan, checkpoint: Checkpoint) -> str:
         **{name: plan.settings[name] for name in ("guidance", "clip", "size")},
     }
     return sha256_hex(json.dumps(depends, sort_keys=True).encode())
+
+
+def _recorded_timesteps(recorded: Mapping[str, Any] | None, plan: Plan) -> tuple[int, ...] | None:
+    """Those that the run began with: another machine's rounding might choose others."""
+    settings = (recorded or {}).get("settings", {})
+    tau, T = settings.get("timesteps"), plan.tau[-1] + 1  # what stands in ends at T - 1
+    same = all(settings.get(name) == plan.settings[name] for name in ("tau", "steps", "solver"))
+    if not same or not isinstance(tau, list) or not all(type(t) is int for t in tau):
+        return None
+    return explicit_timesteps(tau, T) if len(tau) == len(plan.tau) else None
 
 
 def _bundled_timesteps(key: str, solver: str, steps: int, T: int) -> tuple[int, ...] | None:

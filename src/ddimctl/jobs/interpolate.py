@@ -118,7 +118,7 @@ def _interpolate(request: InterpolateRequest) -> Generator[Event, None, Interpol
     checkpoint = open_checkpoint(decoding, known, device, precision)
     yield from map(Notice, checkpoint.provenance.notes)
     plan = _plan(request, decoding, inputs, known, checkpoint, device, precision)
-    plan = yield from settle_timesteps(decoding, plan, checkpoint, device)
+    plan = yield from settle_timesteps(decoding, plan, checkpoint, device, recorded=recorded)
     if _has_pictures(inputs):
         check_invertible(plan, checkpoint)
     if decoding.dry_run:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ddimctl.errors import DataError, RequestError
+from ddimctl.files.atomic import check_writable
 from ddimctl.files.datasets import Dataset, load_dataset, stream_pictures
-from ddimctl.files.reference import load_reference, save_reference
+from ddimctl.files.reference import SUFFIX, check_reference_name, load_reference, save_reference
 from ddimctl.jobs.background import with_progress
 from ddimctl.jobs.events import Event, Notice, Progress
 from ddimctl.metrics.inception import DIMENSIONS, load_inception
@@ -202,14 +203,22 @@ class ReferenceRequest:
 def make_reference(request: ReferenceRequest) -> Generator[Event, None, tuple[Path, Measured]]:
     """Measure a data set once, for `evaluate --reference`. Raises as measure_pictures does."""
     device = resolve_device(request.device)
-    out = request.out or Path(f"{request.data.stem}.reference.safetensors")
+    out = request.out or _reference_of(request.data)
+    check_reference_name(out)
     if out.exists() and not request.force:
         raise RequestError(f"{out} exists.", "Write over it with --force, or name another --out.")
+    check_writable(out.parent)
     measure = make_measure(request.metrics, request.inception, device)
     found = yield from measure_pictures(request.data, request.preparation, measure, device)
     yield from few_pictures(found.facts["pictures"], "the data")
     save_reference(out, found.summary, found.facts)
     return out, found
+
+
+def _reference_of(data: Path) -> Path:
+    """The file for a data set's reference, in the folder that one is in."""
+    whole = data.resolve()  # "." has no name of its own
+    return Path(f"{whole.name if whole.is_dir() else whole.stem}.reference{SUFFIX}")
 
 
 def _load(source: Path, how: Preparation, strict: bool, report: Any) -> Dataset:

@@ -80,7 +80,7 @@ def _sample(request: SampleRequest, ranks: Ranks) -> Generator[Event, None, Samp
     plan = plan.in_batches(ranks.share("batch size", plan.batch_size))
     if plan.method in METHODS and plan.settings["solver"] != "ddim":
         yield Notice("the latents were inverted for --solver ddim; another only comes near.")
-    plan = yield from settle_timesteps(request, plan, checkpoint, device, ranks)
+    plan = yield from settle_timesteps(request, plan, checkpoint, device, ranks, recorded)
     if request.dry_run:
         return SampleResult(request.out, {}, plan.settings, plan.seeds, 0.0)
 

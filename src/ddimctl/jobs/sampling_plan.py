@@ -152,9 +152,11 @@ def make_plan(
         )
     top = known.get("top")
     if top is not None and top != tau[-1]:
+        last = top == checkpoint.schedule.num_train_timesteps - 1
+        instead = "Use --tau linspace or trailing" if last else "Leave out --tau and --steps"
         raise RequestError(
             f"the latents are at timestep {top}, the list of timesteps ends at {tau[-1]}.",
-            f"Use --tau linspace or trailing, or a list that ends at {top}.",
+            f"{instead}, or use a list that ends at {top}.",
         )
     shape = _shape(request, checkpoint, latents)
     seeds = _seeds(request, latents)
