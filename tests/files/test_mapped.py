@@ -1,3 +1,4 @@
+import errno
 import os
 import sys
 
@@ -24,3 +25,17 @@ def test_names_need_not_be_utf_8(tmp_path):
     folder.mkdir()
     mapped_tensor(folder / "numbers", (4,), torch.uint8)[2] = 7
     assert (folder / "numbers").read_bytes() == b"\0\0\7\0"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks as Linux's C library does")
+def test_a_disk_that_cannot_reserve_space_is_written_to_instead(tmp_path, monkeypatch):
+    """NFS 3, for example. The C library then writes the blocks, but not to a file open to append."""
+    import fcntl
+
+    def posix_fallocate(descriptor, at, size):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        os.ftruncate(descriptor, at + size)
+
+    monkeypatch.setattr(os, "posix_fallocate", posix_fallocate)
+    assert mapped_tensor(tmp_path / "numbers", (3,)).tolist() == [0, 0, 0]

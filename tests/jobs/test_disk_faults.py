@@ -168,6 +168,12 @@ def test_a_clear_shortage_is_told_before_anything_is_sampled(
     assert len(opened) == (0 if known else 1)  # the size is the checkpoint's own
 
 
+def test_a_disk_that_does_not_tell_its_size_is_written_to(finish, request_for, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: usage(0, 0, 0))  # ramfs, some FUSE
+    assert finish(sample(request_for())).result.outputs["grid"].exists()
+
+
 def test_what_is_there_already_needs_no_space_again(finish, request_for, tmp_path, monkeypatch):
     finish(sample(request_for()))
     (tmp_path / "out/images/000001.png").unlink()

@@ -116,8 +116,8 @@ def check_writable(folder: Path, bytes_needed: int = 0) -> None:
         temporary, file = _open_temporary(there)
         file.close()
         temporary.unlink(missing_ok=True)  # another run may have cleaned it away
-        free = shutil.disk_usage(there).free
-    if free < bytes_needed:
+        total, _, free = shutil.disk_usage(there)
+    if 0 < total and free < bytes_needed:  # a disk without a size does not tell
         raise StorageError(
             f"{folder}: {_size(bytes_needed)} are needed, {_size(free)} are free on the disk.",
             _CAUSES[errno.ENOSPC][1],

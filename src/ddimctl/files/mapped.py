@@ -19,13 +19,15 @@ def mapped_tensor(path: Path, shape: Sequence[int], dtype: torch.dtype = torch.f
     for the user from it. Raises StorageError.
     """
     size = math.prod(shape) * dtype.itemsize
-    with storage_errors(path), path.open("a+b") as file:
-        if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
-            os.posix_fallocate(file.fileno(), 0, size)
-        elif path.stat().st_size < size:
-            file.truncate(size)
-        # not torch.from_file, which takes names in UTF-8 only
-        return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(*shape)
+    with storage_errors(path):
+        path.touch()
+        with path.open("r+b") as file:  # not "a": a disk that cannot reserve space is written to
+            if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
+                os.posix_fallocate(file.fileno(), 0, size)
+            elif path.stat().st_size < size:
+                file.truncate(size)
+            # not torch.from_file, which takes names in UTF-8 only
+            return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(*shape)
 
 
 def is_mapped(path: Path, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> bool:
