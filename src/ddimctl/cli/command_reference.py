@@ -47,6 +47,7 @@ Paths in it are seen from where the command runs, and may begin with `~`.
 | `DDIMCTL_CACHE` | the folder of what is kept between runs (decoded data sets, timesteps chosen by `--tau auto`, inverted pictures, where checkpoints lie), by default `ddimctl` in `$XDG_CACHE_HOME` or `~/.cache`; it may be removed |
 | `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` | huggingface_hub's: its cache, your account, a mirror, no network |
 | `OMP_NUM_THREADS` | how many threads compute on a CPU |
+| `DDIMCTL_CACHE_GB` | how large that folder may become, 20 without it; what was used longest ago goes first |
 | `NO_COLOR`, `TERM=dumb` | no colours; no bars either |
 
 `ddimctl --install-completion` completes commands, options and their words in bash, zsh, fish and
