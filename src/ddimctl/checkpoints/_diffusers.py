@@ -20,7 +20,7 @@ def import_unet() -> Any:
     diffusers decorates layers with torch._dynamo's marks when it is imported, which imports the
     whole compiler (about 1,000 modules) though nothing is compiled. An empty stand-in takes its
     place during the import only; torch.compile then traces through those layers instead. The other
-    130 networks of diffusers are imported when first something is asked of their packages.
+    networks of diffusers (130 modules) are imported when first one is asked for.
     """
     if "diffusers" in sys.modules:
         return _plain_import()
@@ -111,7 +111,7 @@ class _Package(ModuleType):
     """
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__all__":  # asked of any module, even by tests
+        if name.startswith("__") and name != "__all__":  # some programs ask every module for them
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         self.__class__ = ModuleType  # type: ignore[assignment]
         loader: Any = self.__loader__
