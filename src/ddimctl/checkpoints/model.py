@@ -96,10 +96,5 @@ class Checkpoint:
         if self.beyond.timestep_scale != 1:
             t = t * self.beyond.timestep_scale
         output: Tensor = self.unet(x.to(dtype), t, class_labels=labels, return_dict=False)[0]
-        # A copy, since in CUDA graphs the next call writes over the output; and always in one order in
-        # memory, since a compiled network takes another one in its input for another shape.
-        return output.to(
-            torch.promote_types(x.dtype, torch.float32),
-            copy=True,
-            memory_format=torch.contiguous_format,
-        )
+        # a copy, since in CUDA graphs the next call writes over the output
+        return output.to(torch.promote_types(x.dtype, torch.float32), copy=True)

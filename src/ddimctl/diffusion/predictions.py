@@ -109,6 +109,8 @@ def make_denoiser(model: Model, guidance: float = 1.0, clip: str = "none") -> De
             output = model.network(x, x.new_full((len(x),), t, dtype=torch.int64), labels)
         else:
             output = _guided(model, x, t, labels, guidance)
+        # and with it the next x: to a compiler another order in memory is another shape
+        output = output.contiguous()
         variance = None
         if model.learned_variance:
             output, variance = output.chunk(2, dim=1)
