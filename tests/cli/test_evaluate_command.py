@@ -145,16 +145,6 @@ def test_another_solver_has_the_row_without_noise(run_here, tiny_checkpoint, dat
     assert "eta" in err
 
 
-@pytest.mark.parametrize("command", ["evaluate", "reference"])
-def test_help_names_every_option_with_a_text(command, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    assert main([command, "--help"]) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if re.match(r"│ [ *]*--", line)]
-    assert len(rows) >= 5
-    for row in rows:
-        assert re.search(r"--[a-z-]+.*?\s{2,}\S.*\s{2,}\S", row), row
-
-
 def test_words_are_those_of_the_layers():
     from ddimctl.diffusion.steps import VARIANCES
     from ddimctl.diffusion.timesteps import AUTO, KINDS

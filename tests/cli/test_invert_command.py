@@ -138,16 +138,6 @@ def test_reconstruct_prints_the_table(run_here, tiny_checkpoint, tmp_path):
     assert run_here(*command, "--out", "t")[0] == 2
 
 
-@pytest.mark.parametrize("command", ["invert", "reconstruct"])
-def test_help_names_every_option_with_a_text(command, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    assert main([command, "--help"]) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if re.match(r"│ [ *]*--", line)]
-    assert len(rows) >= 5
-    for row in rows:
-        assert re.search(r"--[a-z-]+.*?\s{2,}\S.*\s{2,}\S", row), row
-
-
 def test_words_and_defaults_are_those_of_the_layers():
     import inspect
 

@@ -162,6 +162,7 @@ def test_help_names_every_option_with_a_text(command, capsys, monkeypatch):
     assert len(rows) >= 5
     for row in rows:
         assert re.search(r"--[a-z-]+.*\s{2,}\S.*[.\]]\s+│$", row), row
+        assert re.search(r"--[a-z-]+.*?\s{2,}\S.*\s{2,}\S", row), row
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

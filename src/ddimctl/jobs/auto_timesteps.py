@@ -6,6 +6,7 @@ The checkpoint in the package has its timesteps beside it: examples/bundled_time
 import json
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ from ddimctl.files.atomic import write_json
 from ddimctl.files.cache import make_room, mark_used
 from ddimctl.files.datasets import user_cache
 from ddimctl.jobs.batch_size import default_batch_size
-from ddimctl.jobs.events import Event, Notice, Progress
+from ddimctl.jobs.events import Event, Notice, Progress, retold
 from ddimctl.jobs.records import sha256_hex
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest, drawn_labels
 from ddimctl.runtime.device import memory_errors
@@ -114,16 +115,12 @@ def survey_checkpoint(
     walk = survey(denoise, checkpoint.schedule, start, IMAGES, batch_size)
     batches = -(-IMAGES // batch_size)
     total = batches * survey_evaluations(checkpoint.schedule.num_train_timesteps)
-    done = 0
+    done = count(1)
     with torch.inference_mode(), ieee_float32():
-        while True:
-            try:
-                next(walk)
-            except StopIteration as end:
-                found: Survey = end.value
-                return _rounded(found)  # as it will be read again
-            done += 1
-            yield Progress("choosing timesteps", done, total, "steps")
+        found = yield from retold(
+            walk, lambda _: Progress("choosing timesteps", next(done), total, "steps")
+        )
+    return _rounded(found)  # as it will be read again
 
 
 def search_key(plan: Plan, checkpoint: Checkpoint) -> str:

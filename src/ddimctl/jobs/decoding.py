@@ -55,8 +55,9 @@ def decode(
 
     request.out is the run's own folder (run_folder). recorded: the manifest of the run to go on
     with, or None; the first process's alone counts. named: the --out of the command that goes on
-    with it, where that is another folder. Raises RequestError when that was another run, StorageError, NumericsError with the image and the step; DeviceError when there is no
-    memory for one image; Stopped when a signal ended the run, which --resume goes on with.
+    with it, where that is another folder. Raises RequestError when that was another run,
+    StorageError, NumericsError with the image and the step; DeviceError when there is no memory for
+    one image; Stopped when a signal ended the run, which --resume goes on with.
     """
     name, ranks = device_name(device), ranks or Ranks()
     with open_store(request, plan, checkpoint, name, layout, recorded, ranks) as store:

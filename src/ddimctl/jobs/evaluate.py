@@ -24,7 +24,7 @@ from ddimctl.jobs.measuring import Preparation, few_pictures, make_measure
 from ddimctl.jobs.preset_checks import check_size, differences
 from ddimctl.jobs.presets import PRESETS, Row
 from ddimctl.jobs.recall import open_checkpoint
-from ddimctl.jobs.run_folder import run_folder
+from ddimctl.jobs.run_folder import go_on, run_folder
 from ddimctl.jobs.sampling_plan import SampleRequest
 from ddimctl.metrics.measure import Measure
 from ddimctl.runtime.device import make_deterministic, memory_errors, resolve_precision
@@ -216,10 +216,7 @@ def _check_of(stop: StopRequest, out: Path, ranks: Ranks) -> Callable[[], None]:
 
     def check() -> None:
         if stop:
-            raise Stopped(
-                f"{stop.name}: stopped while scoring.",
-                f"The same command with --out {out} --resume goes on.",
-            )
+            raise Stopped(f"{stop.name}: stopped while scoring.", go_on(out))
         ranks.check()
 
     return check

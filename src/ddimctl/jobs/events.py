@@ -1,7 +1,11 @@
 """What a job tells while it runs. A job is a generator of events that returns its result."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -36,3 +40,14 @@ class Wrote:
 
 
 Event = Notice | Progress | Wrote
+
+
+def retold(walk: Generator[T, None, R], tell: Callable[[T], Event]) -> Generator[Event, None, R]:
+    """The walk as part of a job: tell says what each of its steps is to the user."""
+    while True:
+        try:
+            told = next(walk)
+        except StopIteration as end:
+            result: R = end.value
+            return result
+        yield tell(told)

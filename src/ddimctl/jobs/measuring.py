@@ -15,7 +15,7 @@ from ddimctl.files.atomic import check_writable
 from ddimctl.files.datasets import Dataset, load_dataset, stream_pictures
 from ddimctl.files.reference import SUFFIX, check_reference_name, load_reference, save_reference
 from ddimctl.jobs.background import with_progress
-from ddimctl.jobs.events import Event, Notice, Progress
+from ddimctl.jobs.events import Event, Notice, Progress, retold
 from ddimctl.metrics.inception import DIMENSIONS, load_inception
 from ddimctl.metrics.measure import METRICS, Measure, Summary, summarize
 from ddimctl.metrics.sliced import BINS, DIRECTIONS, PATCH, level_sizes
@@ -126,13 +126,9 @@ def _summarize(
 ) -> Generator[Event, None, Summary]:
     walk = summarize(batches, count, measure, device)
     with memory_errors("Use --device cpu."):
-        while True:
-            try:
-                done = next(walk)
-            except StopIteration as end:
-                summary: Summary = end.value
-                return summary
-            yield Progress("measuring", done, count, "pictures")
+        return (
+            yield from retold(walk, lambda done: Progress("measuring", done, count, "pictures"))
+        )
 
 
 def open_reference(path: Path, measure: Measure) -> Measured:

@@ -15,7 +15,7 @@ from ddimctl.diffusion.predictions import make_denoiser
 from ddimctl.diffusion.sampling import trajectory
 from ddimctl.errors import DeviceError, RequestError
 from ddimctl.files.images import to_uint8
-from ddimctl.jobs.events import Event, Notice, Progress
+from ddimctl.jobs.events import Event, Notice, Progress, retold
 from ddimctl.jobs.recall import open_checkpoint
 from ddimctl.jobs.sampling_plan import Plan, SampleRequest, make_plan
 from ddimctl.runtime.device import (
@@ -216,16 +216,13 @@ def with_steps(
     facts: Mapping[str, str],
 ) -> Generator[Event, None, RoundTrip]:
     """The walk, its steps told as progress after `before` of total."""
-    while True:
-        try:
-            told = next(walk)
-        except StopIteration as end:
-            trip: RoundTrip = end.value
-            return trip
+
+    def tell(told: int | Notice) -> Event:
         if isinstance(told, Notice):
-            yield told
-        else:
-            yield Progress(phase, before + told, total, "steps", facts)
+            return told
+        return Progress(phase, before + told, total, "steps", facts)
+
+    return (yield from retold(walk, tell))
 
 
 def decode_latents(

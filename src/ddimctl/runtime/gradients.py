@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ddimctl.runtime.ranks import Ranks
 
-BUCKET: Final = (
-    25 * 2**20
-)  # bytes; smaller ones cost more for being told apart, larger ones overlap less
+# Bytes; smaller ones cost more for being told apart, larger ones overlap less.
+BUCKET: Final = 25 * 2**20
 _PARTS: Final = 8  # of a small network
 
 
