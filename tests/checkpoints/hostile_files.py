@@ -1,13 +1,8 @@
-"""Weight files that are broken on purpose, each with a pattern of what is said about it.
-
-Run as a program with a folder, it reads them all and prints by how many MiB each raised the peak of memory.
-"""
+"""Weight files that are broken on purpose, each with a pattern of what is said about it."""
 
 import json
 import pickle
-import resource
 import struct
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,9 +25,10 @@ from pickle_parts import (
     write_zip,
 )
 
+from peak import forget_peak, peak
+
 FOUR: Final = bytes(16)  # four float32
 BIG: Final = 10**12
-_STATUS: Final = Path("/proc/self/status")
 ORDERED: Final = call(("collections", "OrderedDict"))
 
 
@@ -339,20 +335,8 @@ def read(path: Path) -> object:
     return read_weights([path], "folder")
 
 
-def _peak() -> float:
-    """MiB. On Linux since _forget_peak: ru_maxrss would begin with the parent process's."""
-    if _STATUS.exists():
-        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def _forget_peak() -> None:
-    if _STATUS.exists():
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _measure(folder: Path) -> None:
+def measure(folder: Path) -> None:
+    """Read them all and print by how many MiB each raised the peak of memory, as JSON."""
     from ddimctl.errors import CheckpointError
 
     grown = {}
@@ -360,14 +344,10 @@ def _measure(folder: Path) -> None:
     read(plain)  # what is imported at the first reading is not to be counted
     plain.unlink()
     for path in sorted(folder.iterdir()):
-        _forget_peak()
-        before = _peak()
+        forget_peak()
+        before = peak()
         try:
             read(path)
         except CheckpointError:
-            grown[path.name] = _peak() - before
+            grown[path.name] = peak() - before
     print(json.dumps(grown))
-
-
-if __name__ == "__main__":
-    _measure(Path(sys.argv[1]))

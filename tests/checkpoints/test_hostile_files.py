@@ -12,12 +12,18 @@ from tiny_unets import tiny_unet
 
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import CheckpointError
+from peak import IMPORT_PEAK
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Duplicate name"),
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor"),
 ]
-HERE = Path(__file__).parent
+MEASURE = f"""
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from hostile_files import measure
+measure(Path(sys.argv[1]))
+"""
 FORCED = ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
 
 
@@ -87,7 +93,7 @@ def test_none_of_them_takes_memory(tmp_path: Path, clean_env: dict[str, str]) ->
     for name, (write_calling, _) in CALLING.items():
         write_calling(files / f"calling-{name}", tmp_path / "canary")
     ran = subprocess.run(
-        [sys.executable, HERE / "hostile_files.py", files],
+        [sys.executable, "-c", IMPORT_PEAK + MEASURE, files],
         env=clean_env,
         capture_output=True,
         text=True,

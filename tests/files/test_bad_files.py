@@ -39,6 +39,7 @@ from ddimctl.files.images import MAX_PIXELS, MAX_SIDE, picture_pixels, read_imag
 from ddimctl.files.latents import load_latents, save_latents
 from ddimctl.jobs.interpolation_inputs import read_inputs
 from ddimctl.jobs.photos import find_photos
+from peak import IMPORT_PEAK
 
 PICTURES = some_pictures()
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's, about damaged files
@@ -95,13 +96,12 @@ def test_a_picture_cut_off_anywhere_is_a_picture_or_a_data_error(name):
 # what pictures claim and hold
 
 PEAK = """
-import resource, sys, warnings
+import warnings
 from pathlib import Path
 from ddimctl.errors import DataError
 from ddimctl.files.images import read_image_text, read_picture
 from ddimctl.files.latents import load_latents
 warnings.simplefilter("ignore")
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
 for path in sorted(Path(sys.argv[1]).iterdir()):
     readers = [lambda path: read_picture(path, 3), read_image_text]
@@ -110,7 +110,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
             read(path)
         except DataError as error:
             print(path.name, error.cause)
-print((peak() - before) // (2**20 if sys.platform == "darwin" else 2**10))
+print(int(peak() - before))
 """
 
 
@@ -124,7 +124,10 @@ def test_bombs_are_refused_without_taking_memory(tmp_path, clean_env, latents):
         )
         (tmp_path / f"{name}-bare.pt").write_bytes(data)
     ran = subprocess.run(
-        [sys.executable, "-c", PEAK, tmp_path], env=clean_env, capture_output=True, text=True
+        [sys.executable, "-c", IMPORT_PEAK + PEAK, tmp_path],
+        env=clean_env,
+        capture_output=True,
+        text=True,
     )
     *refused, megabytes = ran.stdout.splitlines()
     assert {line.split()[0] for line in refused} == {path.name for path in tmp_path.iterdir()}

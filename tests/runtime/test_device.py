@@ -55,7 +55,7 @@ def test_precision_on_a_cpu():
 
 
 def test_a_network_is_prepared_without_changing_what_it_computes():
-    network, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
+    network, x = nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(2, 3, 8, 8)
     before = network(x)
     prepare_for_training(network, CPU)
     assert network.training

@@ -38,11 +38,13 @@ def test_it_computes_the_convolution(settings, batch):
     conv = nn.Conv2d(16, 24, **{"kernel_size": 3} | settings)
     x = draw(batch, 16, 12, 10)
     wanted = conv.double()(x.double()).float()
+    shape = wanted.shape[1:]  # which the pass that finds the inputs' sizes must keep, too
     conv.float()
-    prepare_for_inference(conv)
+    network = nn.Sequential(conv, nn.Flatten(), nn.Unflatten(1, shape))
+    prepare_for_inference(network)
     with torch.inference_mode():
         for given in (x, x.contiguous(memory_format=torch.channels_last), x.mT.contiguous().mT):
-            torch.testing.assert_close(conv(given), wanted, atol=2e-6, rtol=1e-5)
+            torch.testing.assert_close(network(given), wanted, atol=2e-6, rtol=1e-5)
     plain = {"same", "circular"} & set(map(str, settings.values()))
     assert conv.weight.is_mkldnn is not bool(plain)
 
@@ -81,16 +83,29 @@ def test_weights_that_are_read_but_not_called_stay_plain():
 
 
 def test_what_is_counted_of_a_network_stays_as_it_was():
-    network = nn.Conv2d(3, 4, 3)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3))
     pack_convolutions(network.requires_grad_(False))
     network(draw(1, 3, 8, 8))
+    assert network[0].weight.is_mkldnn
     assert sum(weight.numel() for weight in network.parameters()) == 4 * 3 * 9 + 4
     assert next(network.parameters()).dtype == torch.float32
-    assert network.weight.shape == (4, 3, 3, 3)
+    assert network[0].weight.shape == (4, 3, 3, 3)
 
 
 def test_a_network_to_be_compiled_or_in_another_precision_is_not_packed():
-    for network, compiled in ((nn.Conv2d(3, 4, 3), True), (nn.Conv2d(3, 4, 3).bfloat16(), False)):
+    for conv, compiled in ((nn.Conv2d(3, 4, 3), True), (nn.Conv2d(3, 4, 3).bfloat16(), False)):
+        network = nn.Sequential(conv)
         prepare_for_inference(network, compiled=compiled)
-        assert type(network) is nn.Conv2d
-        assert network.weight.is_contiguous(memory_format=torch.channels_last)
+        network(draw(1, 3, 8, 8).to(conv.weight))
+        assert type(conv) is nn.Conv2d
+        assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_network_that_fails_is_left_as_it_was():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(7, 1))
+    prepare_for_inference(network)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        network(draw(1, 3, 8, 8))
+    assert type(network[0]) is nn.Conv2d
+    network[1] = nn.Identity()
+    assert network(draw(1, 3, 8, 8)).shape == (1, 4, 6, 6)

@@ -11,15 +11,15 @@ import torch
 import ddimctl
 from ddimctl.files.images import from_uint8, picture_pixels, read_picture
 from forks import contents, killed_often
+from peak import IMPORT_PEAK
 
 pytestmark = pytest.mark.slow
 
 TILES = sorted((Path(__file__).parents[2] / "examples" / "tiles").glob("*.png"))
 PEAK = """
-import resource, sys
 from ddimctl.cli.main import main
 code = main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak())
 sys.exit(code)
 """
 
@@ -29,10 +29,10 @@ def peak_memory(checkpoint, out, count, env):
     arguments = ["sample", "--ckpt", checkpoint, "-n", str(count), "--steps", "1"]
     arguments += ["--batch-size", "32", "--save", "images", "--out", out]
     ran = subprocess.run(
-        [sys.executable, "-c", PEAK, *map(str, arguments)],
+        [sys.executable, "-c", IMPORT_PEAK + PEAK, *map(str, arguments)],
         env=env, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    return int(ran.stdout.splitlines()[-1]) / (2**20 if sys.platform == "darwin" else 2**10)
+    return float(ran.stdout.splitlines()[-1])
 
 
 def test_memory_stays_flat_over_thousands_of_images(tiny_checkpoint, tmp_path, clean_env):

@@ -1,6 +1,7 @@
 """How the C library hands out memory on CPUs."""
 
 import ctypes
+import os
 from typing import Final
 
 # From malloc.h of the GNU C library.
@@ -15,8 +16,14 @@ def keep_freed_memory() -> None:
     A network frees and takes blocks of megabytes in each layer. By default the GNU C library maps
     and unmaps those, and every mapping costs a page fault for each 4 kB and zeroing: a fifth of the
     time of a short run on a CPU (docs/benchmarks.md). Other C libraries are left as they are.
+
+    Blocks of 2 MiB and more are aligned to pages, too: what torch's usual 64 bytes cut off around a
+    block goes to small objects, and the freed block is then too narrow for the next of its size.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _MOST)
         mallopt(_M_TRIM_THRESHOLD, _MOST)
+        os.environ.setdefault(
+            "THP_MEM_ALLOC_ENABLE", "1"
+        )  # torch reads it at its first large block

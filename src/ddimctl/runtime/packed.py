@@ -22,30 +22,85 @@ def can_pack(network: nn.Module) -> bool:
 
 
 def pack_convolutions(network: nn.Module) -> None:
-    """Let each convolution bring its weights into the library's order once, not in each evaluation.
+    """Bring the convolutions' weights into the library's order once, not in each evaluation.
 
-    That took a fifth of an evaluation of one picture. The order depends on the input's size, so a
-    convolution's first input decides it; the output's bits do not depend on it. The network then
-    only evaluates: it cannot be trained, copied or compiled.
+    That took a fifth of an evaluation of one picture. The order depends on the inputs' sizes, so
+    the network's first input decides it; the outputs' bits do not depend on it. From then on the
+    network only evaluates: it cannot be trained, copied or compiled.
     """
-    for module in network.modules():
-        if (
-            type(module) is nn.Conv2d
-            and module.padding_mode == "zeros"
-            and isinstance(module.padding, tuple)
-        ):
-            module.__class__ = _PackedConv2d
+
+    def pack(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        hook.remove()
+        sizes = _input_sizes(network, given, named)
+        for convolution, size in sizes.items():
+            packed = torch.ops.mkldnn._reorder_convolution_weight(
+                convolution.weight, *_settings(convolution), size
+            )
+            convolution.weight = nn.Parameter(packed, requires_grad=False)
+            convolution.__class__ = _PackedConv2d
+
+    hook = network.register_forward_pre_hook(pack, with_kwargs=True)
+
+
+def _input_sizes(
+    network: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
+) -> dict[nn.Conv2d, tuple[int, ...]]:
+    """(N, C, H, W) by convolution that these arguments reach, from a pass of one image without products.
+
+    A pass ahead of the first evaluation, since weights that are packed during it come to lie
+    between its outputs, and what is freed around them is too narrow to be used again.
+    """
+    convolutions = [
+        module
+        for module in network.modules()
+        if type(module) is nn.Conv2d
+        and module is not network  # whose forward is already on its way
+        and module.padding_mode == "zeros"
+        and isinstance(module.padding, tuple)
+    ]
+    for module in convolutions:
+        module.__class__ = _SizingConv2d
+    try:
+        network.forward(
+            *map(_first, given), **{name: _first(value) for name, value in named.items()}
+        )
+        count = len(given[0])
+        return {
+            module: (count, *module.__dict__.pop("size"))
+            for module in convolutions
+            if "size" in module.__dict__
+        }
+    finally:
+        for module in convolutions:
+            module.__class__ = nn.Conv2d
+
+
+def _first(argument: Any) -> Any:
+    return argument[:1] if isinstance(argument, Tensor) and argument.ndim else argument
+
+
+def _settings(module: nn.Conv2d) -> tuple[Any, ...]:
+    return module.padding, module.stride, module.dilation, module.groups
+
+
+class _SizingConv2d(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        """Zeros (N, C, H, W) in the shape of the convolution's output; x's shape is kept as size."""
+        self.size = x.shape[1:]
+        padding: Any = self.padding
+        settings = zip(padding, self.dilation, self.kernel_size, self.stride, strict=True)
+        shape = [
+            (side + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+            for side, (pad, dilation, kernel, stride) in zip(x.shape[2:], settings, strict=True)
+        ]
+        return x.new_zeros(len(x), self.out_channels, *shape)
 
 
 class _PackedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of x (N, C, H, W), in channels_last."""
         x = x.contiguous(memory_format=torch.channels_last)
-        how: Any = (self.padding, self.stride, self.dilation, self.groups)
-        if not self.weight.is_mkldnn:
-            packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *how, x.shape)
-            self.weight = nn.Parameter(packed, requires_grad=False)
         output: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, *how, "none", [], ""
+            x, self.weight, self.bias, *_settings(self), "none", [], ""
         )
         return output
