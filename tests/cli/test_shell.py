@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import typing
+from pathlib import Path
 
 import pytest
 import typer
@@ -393,3 +394,13 @@ def test_streams_that_are_closed_take_nothing_from_a_run(
     assert "out/grid.png" in done.stdout.decode() or ">&-" in closed
     assert read_picture(tmp_path / "out" / "grid.png", 3).size
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["complete"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["sample", "--help"], ["--version"], []])
+def test_what_a_full_disk_cannot_take_is_an_error_of_one_line(arguments, clean_env):
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "ddimctl", *arguments]
+        ran = subprocess.run(command, env=clean_env, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ran.returncode == 1
+    assert ran.stderr == "error: the result cannot be printed: No space left on device.\n"

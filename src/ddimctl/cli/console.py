@@ -5,8 +5,8 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any, Final, Protocol, Self, TextIO, TypeVar
 
 from ddimctl.cli.meter import Meter, Phase, count_text, fact_texts, time_texts
@@ -148,15 +148,22 @@ def open_streams() -> None:
 
 
 def print_result(lines: Iterable[str], record: Mapping[str, Any], as_json: bool) -> None:
-    """The result on stdout: the record as one JSON object, or the lines.
-
-    A reader that has gone away ends the program quietly. Raises StorageError for a full disk.
-    """
+    """The result on stdout: the record as one JSON object, or the lines. Raises as printing does."""
     if not speaks():
         return
     text = json.dumps(record, allow_nan=False) if as_json else "\n".join(lines)
-    try:
+    with printing():
         sys.stdout.write(f"{text}\n")
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Within, stdout is written to: a reader that has gone away ends the program quietly.
+
+    Raises StorageError for a full disk.
+    """
+    try:
+        yield
         sys.stdout.flush()
     except OSError as error:
         _discard(sys.stdout)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -23,15 +24,15 @@ STEPS: Final = "10,20,50,100"
 STEPS_OF_AUTO: Final = "10,20,50"
 ETAS: Final = "0,0.2,0.5,1"
 _NAMES: Final = {"swd": "swd (not FID)"}
-# Options that SampleRequest takes as they are, and those that --samples leaves no use for.
+# Options that SampleRequest takes as they are, and those that --samples has a use for.
 _AS_GIVEN: Final = (
     *("out", "ckpt", "revision", "variant", "weights", "allow_nonfinite", "tau", "solver", "clip"),
     *("guidance", "batch_size", "device", "precision", "resume", "force", "dry_run"),
     *("deterministic", "compile"),
 )
-_OF_SAMPLING: Final = (
-    *("ckpt", "preset", "steps", "eta", "variance", "tau", "solver", "clip", "guidance"),
-    *("classes", "seed", "out", "resume"),
+_OF_SCORING: Final = (
+    *("data", "reference", "samples", "metric", "inception", "background", "num", "size"),
+    *("device", "json", "config", "debug"),
 )
 
 
@@ -173,9 +174,9 @@ def _ask_for_checkpoint(preset: str) -> None:
 
 
 def _refuse_sampling(given: Mapping[str, Any]) -> None:
-    for name in _OF_SAMPLING:
-        if given[name] not in (None, False):
-            flag = "class" if name == "classes" else name
+    for name, parameter in signature(evaluate).parameters.items():
+        if name not in _OF_SCORING and given[name] != parameter.default:
+            flag = "class" if name == "classes" else name.replace("_", "-")
             raise RequestError(
                 f"--samples scores pictures that exist already; --{flag} is about making them.",
                 "Leave one side out.",

@@ -15,6 +15,7 @@ import typer
 from typer import Argument, Option
 
 from ddimctl.cli.config import VARIABLE, use_config
+from ddimctl.cli.console import printing
 
 MODEL = "Checkpoint"
 OUTPUT = "Output"
@@ -39,7 +40,8 @@ def _show_version(value: bool) -> None:
     if value:
         from importlib.metadata import version
 
-        typer.echo(f"ddimctl {version('ddimctl')}")
+        with printing():
+            typer.echo(f"ddimctl {version('ddimctl')}")
         raise typer.Exit
 
 

@@ -1,8 +1,13 @@
-"""Commands whose help shows options without a value as such: Typer writes `<bool>` after them."""
+"""Commands whose help shows options without a value as such: Typer writes `<bool>` after them.
+
+And whose help may be written to a full disk.
+"""
 
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
+
+from ddimctl.cli.console import printing
 
 
 class _Switches:
@@ -12,6 +17,10 @@ class _Switches:
             if getattr(param, "is_flag", False):
                 param.metavar = ""
         return params
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        with printing():
+            super().format_help(ctx, formatter)  # type: ignore[misc]
 
 
 class Command(_Switches, TyperCommand):
