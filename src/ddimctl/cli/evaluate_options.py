@@ -10,12 +10,11 @@ from typer import Argument
 
 from ddimctl.cli.options import OUTPUT, option
 from ddimctl.cli.parse import MAX_IMAGES
-from ddimctl.cli.sample_options import IMAGES, METHOD
+from ddimctl.cli.sample_options import IMAGES, METHOD, Kind
 
 SCORES = "Scores"
 
 Metric = Literal["swd", "fid", "kid"]
-Kind = Literal["linspace", "trailing", "uniform", "quadratic", "auto"]
 AddedVariance = Literal["large", "learned"]
 PresetName = Literal["paper-cifar10", "paper-celeba", "paper-bedroom", "paper-church"]
 

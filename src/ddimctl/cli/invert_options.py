@@ -1,12 +1,12 @@
 """The options of `ddimctl invert` and `ddimctl reconstruct`, as options.py declares them."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from typer import Argument
 
-from ddimctl.cli.options import MACHINE, OUTPUT, finite, option, reachable
+from ddimctl.cli.options import MACHINE, OUTPUT, beginning, finite, option, reachable
 from ddimctl.cli.parse import MAX_IMAGES
 from ddimctl.cli.sample_options import IMAGES
 
@@ -43,6 +43,7 @@ Steps = Annotated[
         text="Of the way down that is inverted; more come nearer.",
     ),
 ]
+Kind = Literal["linspace", "trailing", "uniform", "quadratic"]
 Tau = Annotated[
     str | None,
     option(
@@ -50,6 +51,7 @@ Tau = Annotated[
         panel=INVERSION,
         show_default="linspace",
         metavar="KIND|LIST",
+        autocompletion=beginning(get_args(Kind)),
         text="Visited timesteps: linspace, trailing, uniform, quadratic, a list such as 0,250,999, "
         "or a file of them.",
     ),
@@ -132,7 +134,7 @@ Methods = Annotated[
     ),
 ]
 TauKind = Annotated[
-    Literal["linspace", "trailing", "uniform", "quadratic"],
+    Kind,
     option("--tau", panel=INVERSION, text="Visited timesteps."),
 ]
 Limit = Annotated[

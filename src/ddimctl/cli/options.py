@@ -8,6 +8,7 @@ Where None is a default, the help says what takes its place.
 
 import math
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -68,6 +69,11 @@ def reachable(value: Any) -> Any:
 
 def option(*flags: str, panel: str, text: str, **more: Any) -> Any:
     return Option(*flags, help=text, rich_help_panel=panel, **more)
+
+
+def beginning(words: Sequence[str]) -> Callable[[str], list[str]]:
+    """Which of the words complete what has been typed, for an option that takes others, too."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
 
 
 # --- everywhere ---------------------------------------------------------------------------------

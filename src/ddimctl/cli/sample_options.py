@@ -4,9 +4,9 @@ The words of each Literal are those of the layer that implements them; a test co
 """
 
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
-from ddimctl.cli.options import MACHINE, OUTPUT, finite, option, reachable
+from ddimctl.cli.options import MACHINE, OUTPUT, beginning, finite, option, reachable
 from ddimctl.cli.parse import MAX_IMAGES
 
 SAVED: Final = ("grid", "images", "latents", "samples", "trajectory")
@@ -30,6 +30,7 @@ Steps = Annotated[
         text="Network evaluations for each image.",
     ),
 ]
+Kind = Literal["linspace", "trailing", "uniform", "quadratic", "auto"]
 Tau = Annotated[
     str | None,
     option(
@@ -37,6 +38,7 @@ Tau = Annotated[
         panel=METHOD,
         show_default="linspace",
         metavar="KIND|LIST",
+        autocompletion=beginning(get_args(Kind)),
         text="Visited timesteps: linspace, trailing, uniform, quadratic, auto (chosen for this "
         "checkpoint), a list such as 0,250,999, or a file of them.",
     ),
