@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,9 @@ import pytest
 from forks import Forks
 
 pytest.register_assert_rewrite("light_start", "training_runs")
+
+# Where a shell started the tests in the background it is ignored, also by all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Set before anything imports torch or huggingface_hub, which read their environment once.
 _CACHE = tempfile.TemporaryDirectory(prefix="ddimctl-tests-", ignore_cleanup_errors=True)
