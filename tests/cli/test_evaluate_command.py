@@ -68,7 +68,7 @@ def test_a_presets_checkpoint_may_be_named_anywhere(
         ["evaluate", "--data", "d", "--samples", "s", "--force"],
         ["evaluate", "--data", "d", "--samples", "s", "--repeats", "2"],
         ["evaluate", "--data", "d", "--samples", "s", "--dry-run"],
-        ["evaluate", "--data", "d", "--samples", "s", "--batch-size", "8"],
+        ["evaluate", "--data", "d", "--samples", "s", "--model-flag", "num_heads=4"],
         ["evaluate", "--data", "d", "--background", "pink"],
         ["reference"],
         ["reference", "d", "--metric", "psnr"],
@@ -114,7 +114,9 @@ def test_a_kept_reference_and_pictures_that_exist(run_here, data, tmp_path):
     assert code == 0, err
     assert re.search(r"^swd \(not FID\) +0$", out, re.MULTILINE)
     before = sorted(tmp_path.iterdir())
-    code, out, err = run_here("evaluate", "--samples", data, "--data", data, "-n", 3, "--json")
+    code, out, err = run_here(
+        *("evaluate", "--samples", data, "--data", data, "-n", 3, "--batch-size", 8, "--json")
+    )
     assert code == 0, err
     record = json.loads(out)
     assert record["scores"]["swd"] > 0

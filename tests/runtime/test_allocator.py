@@ -34,3 +34,17 @@ def test_freed_blocks_are_used_again() -> None:
     pages = (8 << 20) // 4096
     assert faults() > 20 * pages
     assert faults("keep") < pages
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="concerns the GNU C library alone")
+def test_large_blocks_begin_with_a_page(clean_env: dict[str, str]) -> None:
+    program = """
+import torch
+from ddimctl.runtime.allocator import keep_freed_memory
+keep_freed_memory()
+print({torch.empty(2**20 + n).data_ptr() % 4096 for n in range(8)})
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=clean_env, check=True, capture_output=True, text=True
+    )
+    assert ran.stdout == "{0}\n"

@@ -24,15 +24,17 @@ STEPS: Final = "10,20,50,100"
 STEPS_OF_AUTO: Final = "10,20,50"
 ETAS: Final = "0,0.2,0.5,1"
 _NAMES: Final = {"swd": "swd (not FID)"}
-# Options that SampleRequest takes as they are, and those that --samples has a use for.
+# Options that SampleRequest takes as they are.
 _AS_GIVEN: Final = (
     *("out", "ckpt", "revision", "variant", "weights", "allow_nonfinite", "tau", "solver", "clip"),
     *("guidance", "batch_size", "device", "precision", "resume", "force", "dry_run"),
     *("deterministic", "compile"),
 )
+# Those that --samples lets stand: what it heeds, and those of the device, which a configuration may
+# set for all commands.
 _OF_SCORING: Final = (
     *("data", "reference", "samples", "metric", "inception", "background", "num", "size"),
-    *("device", "json", "config", "debug"),
+    *("device", "batch_size", "precision", "deterministic", "compile", "json", "config", "debug"),
 )
 
 

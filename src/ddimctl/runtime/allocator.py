@@ -24,6 +24,5 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _MOST)
         mallopt(_M_TRIM_THRESHOLD, _MOST)
-        os.environ.setdefault(
-            "THP_MEM_ALLOC_ENABLE", "1"
-        )  # torch reads it at its first large block
+        # torch reads it when it takes its first block
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
