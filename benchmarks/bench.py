@@ -5,7 +5,6 @@ Every measured command runs several times, ours and theirs in turn; the fastest 
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from PIL import Image
@@ -37,6 +36,14 @@ from ddimctl.runtime.device import prepare_for_inference
 
 HERE = Path(__file__).parent
 PARTS = ("start", "steady", "steps", "invert", "train")
+
+# In a small process between, since Linux begins a program's peak with that of what started it.
+MEASURING: Final = """
+import resource, subprocess, sys, time
+began = time.perf_counter()
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 
 
 @dataclass
@@ -250,12 +257,10 @@ def write_cifar10(folder: Path) -> Path:
 def timed(command: list[str], out: Path) -> Spent:
     """What a command takes that writes `out`, which is removed first."""
     shutil.rmtree(out, ignore_errors=True)
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
-    return Spent(time.perf_counter() - began, usage.ru_maxrss * 1024 / 1e6)
+    measuring = [sys.executable, "-c", MEASURING, *command]
+    ran = subprocess.run(measuring, check=True, stdout=subprocess.PIPE, text=True)
+    seconds, kilobytes = map(float, ran.stdout.split())
+    return Spent(seconds, kilobytes * 1024 / 1e6)
 
 
 def best(work: Callable[[], object], repeats: int) -> float:

@@ -8,7 +8,7 @@ from typer import Argument
 
 from ddimctl.cli.options import MACHINE, OUTPUT, beginning, finite, option, reachable
 from ddimctl.cli.parse import MAX_IMAGES
-from ddimctl.cli.sample_options import IMAGES
+from ddimctl.cli.sample_options import IMAGES, FixedKind
 
 INVERSION = "Inversion"
 
@@ -43,7 +43,6 @@ Steps = Annotated[
         text="Of the way down that is inverted; more come nearer.",
     ),
 ]
-Kind = Literal["linspace", "trailing", "uniform", "quadratic"]
 Tau = Annotated[
     str | None,
     option(
@@ -51,7 +50,7 @@ Tau = Annotated[
         panel=INVERSION,
         show_default="linspace",
         metavar="KIND|LIST",
-        autocompletion=beginning(get_args(Kind)),
+        autocompletion=beginning(get_args(FixedKind)),
         text="Visited timesteps: linspace, trailing, uniform, quadratic, a list such as 0,250,999, "
         "or a file of them.",
     ),
@@ -134,7 +133,7 @@ Methods = Annotated[
     ),
 ]
 TauKind = Annotated[
-    Kind,
+    FixedKind,
     option("--tau", panel=INVERSION, text="Visited timesteps."),
 ]
 Limit = Annotated[

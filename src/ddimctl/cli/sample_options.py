@@ -30,7 +30,8 @@ Steps = Annotated[
         text="Network evaluations for each image.",
     ),
 ]
-Kind = Literal["linspace", "trailing", "uniform", "quadratic", "auto"]
+FixedKind = Literal["linspace", "trailing", "uniform", "quadratic"]
+Kind = Literal[FixedKind, "auto"]
 Tau = Annotated[
     str | None,
     option(

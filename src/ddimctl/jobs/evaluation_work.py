@@ -16,7 +16,7 @@ from ddimctl.files.reference import save_reference
 from ddimctl.jobs.auto_timesteps import with_timesteps
 from ddimctl.jobs.decoding import decode
 from ddimctl.jobs.evaluation_cells import Cell
-from ddimctl.jobs.events import Event, Progress
+from ddimctl.jobs.events import Event, Progress, retold
 from ddimctl.jobs.measuring import (
     Measured,
     Preparation,
@@ -127,16 +127,13 @@ def followed(
     job: Generator[Event, None, R], cell: str = "", check: Callable[[], None] = lambda: None
 ) -> Generator[Event, None, R]:
     """The job, with a check after each event; its progress says of which cell it is."""
-    while True:
-        try:
-            event = next(job)
-        except StopIteration as end:
-            result: R = end.value
-            return result
+
+    def tell(event: Event) -> Event:
         if isinstance(event, Progress) and cell:
-            event = replace(event, facts={"cell": cell, **event.facts})
-        yield event
-        check()
+            return replace(event, facts={"cell": cell, **event.facts})
+        return event
+
+    return (yield from retold(job, tell, check))
 
 
 def _keep_reference(

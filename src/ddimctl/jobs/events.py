@@ -42,8 +42,12 @@ class Wrote:
 Event = Notice | Progress | Wrote
 
 
-def retold(walk: Generator[T, None, R], tell: Callable[[T], Event]) -> Generator[Event, None, R]:
-    """The walk as part of a job: tell says what each of its steps is to the user."""
+def retold(
+    walk: Generator[T, None, R],
+    tell: Callable[[T], Event],
+    check: Callable[[], None] = lambda: None,
+) -> Generator[Event, None, R]:
+    """The walk as part of a job: tell says what each of its steps is to the user, check follows it."""
     while True:
         try:
             told = next(walk)
@@ -51,3 +55,4 @@ def retold(walk: Generator[T, None, R], tell: Callable[[T], Event]) -> Generator
             result: R = end.value
             return result
         yield tell(told)
+        check()
