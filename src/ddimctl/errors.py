@@ -3,6 +3,9 @@
 from reprlib import Repr
 from typing import Final
 
+RESUME: Final = "The same command with --resume goes on."
+"""The remedy where a run was cut off."""
+
 _BRIEF: Final = Repr()
 _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 60
 _BRIEF.maxlevel = 2

@@ -1,6 +1,5 @@
 """Data x_0 from a mixture of Gaussians around a few pictures: the ideal network in closed form."""
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -43,15 +42,13 @@ class MixtureModel:
     def network(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         self.evaluations += len(x)
         self.batches.append(len(x))
-        level = float(self.schedule.alpha_bar[t[0]])
+        level = self.schedule.alpha_bar[t][:, None]
+        signal, noise = level.sqrt(), (1 - level).sqrt()
         flat = x.double().flatten(1)
         variance = level * self.deviation**2 + 1 - level
-        offset = flat[:, None] - math.sqrt(level) * self.centres
+        offset = flat[:, None] - signal[..., None] * self.centres
         weight = torch.softmax(-(offset**2).sum(2) / (2 * variance), 1)
-        eps = (math.sqrt(1 - level) / variance * (weight[..., None] * offset).sum(1)).view_as(x)
-        if self.prediction == "eps":
-            return eps
-        x_0 = (x - math.sqrt(1 - level) * eps) / math.sqrt(level)
-        if self.prediction == "x_0":
-            return x_0
-        return math.sqrt(level) * eps - math.sqrt(1 - level) * x_0
+        eps = noise / variance * (weight[..., None] * offset).sum(1)
+        x_0 = (flat - noise * eps) / signal
+        v = signal * eps - noise * x_0
+        return {"eps": eps, "x_0": x_0, "v": v}[self.prediction].view_as(x)

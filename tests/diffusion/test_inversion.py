@@ -14,6 +14,7 @@ from ddimctl.diffusion.predictions import make_denoiser
 from ddimctl.diffusion.sampling import sample, trajectory
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.diffusion.timesteps import KINDS, timesteps
+from ddimctl.diffusion.walks import finish
 from ddimctl.errors import DataError, NumericsError, RequestError
 
 LEVEL = 2 / 255
@@ -21,7 +22,7 @@ LEVEL = 2 / 255
 
 def top_of(model, x_0, tau, **settings):
     """x_T in float64, which the latents round to float32."""
-    return list(climb(make_denoiser(model), x_0, model.schedule, tau, **settings))[-1].x
+    return finish(climb(make_denoiser(model), x_0, model.schedule, tau, **settings)).latents
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
@@ -43,14 +44,13 @@ def test_the_latent_of_a_sample_is_the_noise_it_came_from():
 
 
 def test_every_step_up_undoes_the_step_down():
-    """Adjacent pairs of one list: each state on the way up is one on the way down."""
+    """Adjacent pairs of one list: the end of each shorter way up is on the way down."""
     model, tau = MixtureModel(), timesteps("quadratic", 12)
-    up = list(climb(make_denoiser(model), picture(1), model.schedule, tau, tolerance=1e-12))
-    down = list(trajectory(make_denoiser(model), up[-1].x, model.schedule, tau))
-    assert [step.t for step in up] == list(tau)
-    for risen, fallen in zip(reversed(up[:-1]), down, strict=False):
-        assert fallen.t_next == risen.t
-        torch.testing.assert_close(fallen.x, risen.x, rtol=0, atol=1e-7)
+    up = {tau[k - 1]: top_of(model, picture(1), tau[:k], tolerance=1e-12) for k in range(1, 13)}
+    down = list(trajectory(make_denoiser(model), up[tau[-1]], model.schedule, tau))
+    assert [step.t for step in down] == list(reversed(tau))
+    for step in down[:-1]:
+        torch.testing.assert_close(step.x, up[step.t_next], rtol=0, atol=1e-7)
 
 
 def test_the_error_of_the_naive_method_falls_with_first_order():
@@ -103,8 +103,25 @@ def test_evaluations_are_those_of_the_network(method):
     if method == "naive":
         assert model.evaluations == 5 * 10
         assert bool(found.residuals.isnan().all())
-    else:
-        assert min(model.batches) < 5  # images that are done left the batch
+
+
+@pytest.mark.parametrize("method", ["exact", "fixed-point"])
+def test_batches_stay_full_until_an_image_is_done(method):
+    """An image that has solved its step goes on with the next beside others still at theirs."""
+    model, tau = MixtureModel(), timesteps("linspace", 20)
+    found = invert(model, picture(*range(5)), timesteps=tau, method=method)
+    ends = found.evaluations.sum(1)
+    assert len(set(ends.tolist())) > 1
+    assert model.batches == [int((ends > done).sum()) for done in range(int(ends.max()))]
+
+
+def test_progress_is_of_all_steps_of_all_images():
+    model, tau = MixtureModel(), timesteps("linspace", 10)
+    for method in ("exact", "naive"):
+        walk = climb(make_denoiser(model), picture(*range(5)), model.schedule, tau, method=method)
+        told = list(walk)
+        assert told == sorted(set(told))
+        assert told[-1] == 50
 
 
 def test_an_image_does_not_depend_on_its_company():

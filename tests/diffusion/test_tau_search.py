@@ -18,6 +18,7 @@ from ddimctl.diffusion.tau_search import (
     survey_evaluations,
 )
 from ddimctl.diffusion.timesteps import timesteps
+from ddimctl.diffusion.walks import finish
 from ddimctl.errors import NumericsError, RequestError
 
 
@@ -25,34 +26,26 @@ def noisy(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def surveyed(model, x_T, batch_size=4):
-    """The survey, and how many evaluations of a batch it told of."""
-    walk = survey(
+def survey_of(model, x_T, batch_size=4):
+    return survey(
         make_denoiser(model),
         model.schedule,
         lambda images: (x_T[images.start : images.stop], None),
         len(x_T),
         batch_size,
     )
-    told = 0
-    while True:
-        try:
-            next(walk)
-        except StopIteration as end:
-            return end.value, told
-        told += 1
 
 
 @pytest.fixture(scope="module")
 def gaussian() -> tuple[GaussianModel, torch.Tensor, Survey]:
     model, x_T = GaussianModel(make_schedule("cosine")), noisy(8, 1, 4, 4)
-    return model, x_T, surveyed(model, x_T)[0]
+    return model, x_T, finish(survey_of(model, x_T))
 
 
 def test_a_survey_asks_as_often_as_it_says():
     x_T = noisy(5, 1, 2, 2)
-    _, told = surveyed(GaussianModel(), x_T, batch_size=2)
-    assert told == 3 * survey_evaluations(1000)
+    told = list(survey_of(GaussianModel(), x_T, batch_size=2))
+    assert told == list(range(1, 3 * survey_evaluations(1000) + 1))
 
 
 def test_the_response_is_the_networks_derivative(gaussian):
@@ -76,7 +69,7 @@ def test_products_are_means_of_the_fine_walk(gaussian):
 
 def test_batches_make_no_difference(gaussian):
     model, x_T, found = gaussian
-    again, _ = surveyed(model, x_T, batch_size=3)
+    again = finish(survey_of(model, x_T, batch_size=3))
     torch.testing.assert_close(again.products, found.products)
     torch.testing.assert_close(again.response, found.response)
 
@@ -156,4 +149,4 @@ def test_a_network_that_is_not_finite_is_refused():
             return torch.full_like(x, math.nan)
 
     with pytest.raises(NumericsError, match="not finite"):
-        surveyed(Broken(), noisy(2, 1, 2, 2))
+        finish(survey_of(Broken(), noisy(2, 1, 2, 2)))

@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from ddimctl.checkpoints import load_checkpoint
+from ddimctl.diffusion.walks import finish
 from ddimctl.jobs import decoding
 from ddimctl.jobs.batch_groups import Group
 from ddimctl.jobs.sampling_plan import SampleRequest, make_plan
@@ -89,12 +90,7 @@ def opened(tmp_path):
         device="cpu",
     )  # fmt: skip
     with stop_on_signals() as stop:
-        steps = open_run(request, stop, Ranks())
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                return end.value
+        return finish(open_run(request, stop, Ranks()))
 
 
 def backward(run):

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import ddimctl
+from ddimctl.diffusion import walks
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.images import from_uint8, read_image_text, to_uint8
 from ddimctl.files.latents import load_latents
@@ -243,19 +244,11 @@ def plan_of(checkpoint, method="exact"):
     return trips.inversion_plan(decoding, checkpoint, 2, method, 1e-6, torch.device("cpu"), "fp32")
 
 
-def run(walk):
-    while True:
-        try:
-            next(walk)
-        except StopIteration as end:
-            return end.value
-
-
 def test_what_a_loose_tolerance_missed_is_tried_again_tighter(v_checkpoint):
     checkpoint = ddimctl.load_checkpoint(v_checkpoint)
     plan = plan_of(checkpoint)
     x_0 = ddimctl.seeded_noise([0, 1], checkpoint.sample_shape).clamp(-1, 1)
-    found = run(trips.round_trip(checkpoint, plan, x_0, 0.1))
+    found = walks.finish(trips.round_trip(checkpoint, plan, x_0, 0.1))
     once = ddimctl.invert(checkpoint, x_0, timesteps=plan.tau, tolerance=0.1)
     assert (found.evaluations > once.evaluations.sum(1)).all()
     left = ddimctl.sample(checkpoint, once.latents, timesteps=plan.tau) - x_0

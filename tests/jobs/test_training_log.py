@@ -100,6 +100,14 @@ def test_without_tensorboard_the_remedy_is_told(request_for, monkeypatch, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_tensorboard_cannot_name_is_refused(request_for, tmp_path):
+    pytest.importorskip("tensorboard")
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(RequestError, match="UTF-8"):
+        next(train(request_for(out=folder)))
+    assert not folder.exists()
+
+
 def test_without_log_there_is_none(finish, request_for, tmp_path):
     finish(train(request_for(steps=1, log=None)))
     assert not (tmp_path / "run/tensorboard").exists()

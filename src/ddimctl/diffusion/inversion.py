@@ -5,39 +5,28 @@ The decoder takes x at timestep t to y = F(x) below it. Each step up finds x fro
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Generator, Sequence
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddimctl.diffusion.anderson import solve
+from ddimctl.diffusion.anderson import MEMORY, Iterations, advance, begin
 from ddimctl.diffusion.float32 import ieee_float32
-from ddimctl.diffusion.predictions import Denoiser, Model, make_denoiser
-from ddimctl.diffusion.schedules import CLEAN, Schedule
+from ddimctl.diffusion.predictions import MixedDenoiser, Model, make_denoiser
+from ddimctl.diffusion.schedules import Schedule
 from ddimctl.diffusion.steps import ddim_step
+from ddimctl.diffusion.walks import finish
 from ddimctl.errors import DataError, NumericsError, RequestError
 
 METHODS: Final = ("exact", "fixed-point", "naive")
 TOLERANCE: Final = 1e-6
 
 
-class StepUp(NamedTuple):
-    """One finished step, from below to timestep t, arriving at x (N, C, H, W), float64.
-
-    residual: (N,), the largest |y - F(x)|, NaN where the method does not look (naive).
-    evaluations: (N,), int64, of the network.
-    """
-
-    t: int
-    x: Tensor
-    residual: Tensor
-    evaluations: Tensor
-
-
 class Inversion(NamedTuple):
-    """latents: x_T (N, C, H, W), float32. residuals (N, S), float64, and evaluations (N, S),
-    int64: as in StepUp, in the order of the timesteps."""
+    """latents: x_T (N, C, H, W). residuals: (N, S), float64, the largest |y - F(x)| of each step in
+    the order of the timesteps, NaN where the method does not look (naive). evaluations: (N, S),
+    int64, of the network."""
 
     latents: Tensor
     residuals: Tensor
@@ -63,7 +52,7 @@ def check_inversion(
 
 
 def climb(
-    denoise: Denoiser,
+    denoise: MixedDenoiser,
     x_0: Tensor,
     schedule: Schedule,
     timesteps: Sequence[int],
@@ -71,21 +60,19 @@ def climb(
     method: str = "exact",
     tolerance: float = TOLERANCE,
     labels: Tensor | None = None,
-) -> Iterator[StepUp]:
-    """Walk tau up from alpha_bar = 1, yielding each step: the inverse of trajectory with eta = 0.
+) -> Generator[int, None, Inversion]:
+    """Walk tau up from alpha_bar = 1, each image at its own pace: the inverse of trajectory with
+    eta = 0. Yields how many of the N S steps are done; the latents are float64 and may not be finite.
 
     x_0: (N, C, H, W) in [-1, 1] nominal. timesteps: tau, ascending. labels: (N,), int64.
     The denoiser must not clip. Settings are those that check_inversion lets pass.
     """
-    x, below, before = x_0.double(), CLEAN, None
-    for t in timesteps:
-        if method == "naive":
-            step = _euler(denoise, x, schedule, below, t, labels)
-        else:
-            start = x if before is None else _continued(*before, x, schedule, below, t)
-            step = _solve(denoise, x, start, schedule, below, t, labels, method, tolerance)
-        before, below, x = (x, below), t, step.x
-        yield step
+    tau = torch.tensor(timesteps, device=x_0.device)
+    at_tau = schedule.at(tau)
+    levels = torch.cat((torch.ones_like(at_tau[:1]), at_tau))  # (S + 1,), float64, from CLEAN up
+    if method == "naive":
+        return (yield from _climb_by_euler(denoise, x_0, tau, levels, labels))
+    return (yield from _climb_by_solving(denoise, x_0, tau, levels, labels, method, tolerance))
 
 
 def invert(
@@ -107,78 +94,94 @@ def invert(
     if not bool(x_0.isfinite().all()):
         raise DataError("x_0 has values that are not finite.")
     denoise = make_denoiser(model)
-    settings: dict[str, Any] = {"method": method, "tolerance": tolerance, "labels": labels}
     with torch.inference_mode(), ieee_float32():
-        found = collect(climb(denoise, x_0, model.schedule, timesteps, **settings))
+        found = finish(
+            climb(
+                denoise,
+                x_0,
+                model.schedule,
+                timesteps,
+                method=method,
+                tolerance=tolerance,
+                labels=labels,
+            )
+        )
     if not bool(found.latents.isfinite().all()):
         raise NumericsError(
             "the latents have values that are not finite.", "Try method exact, or more steps."
         )
-    return found
+    return found._replace(latents=found.latents.float())
 
 
-def collect(steps: Iterable[StepUp]) -> Inversion:
-    """The end of a climb, which may not be finite, and the record of its steps."""
-    done = list(steps)
-    return Inversion(
-        done[-1].x.float(),
-        torch.stack([step.residual for step in done], 1),
-        torch.stack([step.evaluations for step in done], 1),
-    )
+def _climb_by_euler(
+    denoise: MixedDenoiser, x_0: Tensor, tau: Tensor, levels: Tensor, labels: Tensor | None
+) -> Generator[int, None, Inversion]:
+    """Eq. 14 backwards with eps of the level that is left; at alpha_bar = 1, of the first timestep."""
+    x, (N, S) = x_0.double(), (len(x_0), len(tau))
+    for k in range(S):
+        found = denoise(x, tau[max(k - 1, 0)].expand(N), labels)
+        x = ddim_step(found.x_0 if k else x, found.eps, levels[k + 1])
+        yield (k + 1) * N
+    unknown = x.new_full((N, S), math.nan)
+    return Inversion(x, unknown, torch.ones(N, S, dtype=torch.int64, device=x.device))
 
 
-def _euler(
-    denoise: Denoiser,
-    y: Tensor,
-    schedule: Schedule,
-    below: int,
-    t: int,
-    labels: Tensor | None,
-) -> StepUp:
-    """Eq. 14 backwards with eps of y's own level; at alpha_bar = 1, of the first timestep."""
-    if below == CLEAN:
-        x = ddim_step(y, denoise(y, t, labels).eps, schedule(t))
-    else:
-        found = denoise(y, below, labels)
-        x = ddim_step(found.x_0, found.eps, schedule(t))
-    unknown = x.new_full((len(x),), math.nan)
-    return StepUp(t, x, unknown, torch.ones(len(x), dtype=torch.int64, device=x.device))
-
-
-def _solve(
-    denoise: Denoiser,
-    y: Tensor,
-    start: Tensor,
-    schedule: Schedule,
-    below: int,
-    t: int,
+def _climb_by_solving(
+    denoise: MixedDenoiser,
+    x_0: Tensor,
+    tau: Tensor,
+    levels: Tensor,
     labels: Tensor | None,
     method: str,
     tolerance: float,
-) -> StepUp:
-    """x with F(x) = y, from a start (N, C, H, W), by the plain or the accelerated iteration."""
-    level, level_below = schedule(t), schedule(below)
+) -> Generator[int, None, Inversion]:
+    """Each step's x from F(x) = y, by the plain or the accelerated iteration.
 
-    def residual(flat: Tensor, rows: Tensor) -> Tensor:
-        x = flat.view(-1, *y.shape[1:])
-        found = denoise(x, t, None if labels is None else labels[rows])
-        return (y[rows] - ddim_step(found.x_0, found.eps, level_below)).flatten(1)
-
+    An image that has solved its step begins the next while others are still at theirs: the network's
+    batches stay full until the first is at the top.
+    """
+    below, above = levels[:-1], levels[1:]
     if method == "exact":
         # dF/dx where v is constant: unlike that for constant eps, it stays near 1 at any noise
-        slope = math.sqrt(level * level_below) + math.sqrt((1 - level) * (1 - level_below))
-        found = solve(residual, start.flatten(1), slope, tolerance)
+        slopes, memory = (above * below).sqrt() + ((1 - above) * (1 - below)).sqrt(), MEMORY
     else:
-        slope = math.sqrt(level_below / level)
-        found = solve(residual, start.flatten(1), slope, tolerance, memory=0)
-    return StepUp(t, found.x.view_as(y), found.residual, found.evaluations)
+        slopes, memory = (below / above).sqrt(), 0
+    N, S = len(x_0), len(tau)
+    y = x_0.double().flatten(1)
+    latents, residuals = torch.empty_like(y), y.new_empty(N, S)
+    evaluations = torch.empty(N, S, dtype=torch.int64, device=y.device)
+
+    rows = torch.arange(N, device=y.device)  # the images on their way,
+    k, before = torch.zeros_like(rows), y  # the step that each is at, and the state below y
+    state = begin(y, slopes[k], memory)
+    while len(rows):
+        x = state.x.view(-1, *x_0.shape[1:])
+        found = denoise(x, tau[k], None if labels is None else labels[rows])
+        reached = ddim_step(found.x_0, found.eps, below[k].view(-1, 1, 1, 1))
+        state, over = advance(state, y - reached.flatten(1), tolerance)
+        if not bool(over.any()):
+            continue
+        residuals[rows[over], k[over]] = state.residual[over]
+        evaluations[rows[over], k[over]] = state.evaluations[over]
+        before, y = (torch.where(over[:, None], *each) for each in ((y, before), (state.best, y)))
+        k = k + over
+        going = k < S
+        latents[rows[~going]] = y[~going]
+        rows, k, y, before, over = (each[going] for each in (rows, k, y, before, over))
+        state = Iterations(*(each[going] for each in state))
+        start = _continued(before[over], y[over], levels, k[over])
+        for each, begun in zip(state, begin(start, slopes[k[over]], memory), strict=True):
+            each[over] = begun
+        yield (N - len(rows)) * S + int(k.sum())
+    return Inversion(latents.view(x_0.shape), residuals, evaluations)
 
 
-def _continued(z: Tensor, lowest: int, y: Tensor, schedule: Schedule, below: int, t: int) -> Tensor:
-    """Eq. 14's Euler step from y at `below` to t, with the eps that led from z at `lowest` to y.
+def _continued(z: Tensor, y: Tensor, levels: Tensor, k: Tensor) -> Tensor:
+    """Eq. 14's Euler step from y (n, D) at levels[k] to the next, with the eps that led from z to y.
 
     Since y was found exactly, that is eps at y: the straight line of (x_0, eps) through both.
     """
-    bottom, middle, top = (math.acos(math.sqrt(schedule(level))) for level in (lowest, below, t))
-    ahead, back = math.sin(top - bottom), math.sin(top - middle)
-    return (ahead * y - back * z) / math.sin(middle - bottom)
+    angles = levels.sqrt().acos()[:, None]
+    bottom, middle, top = angles[k - 1], angles[k], angles[k + 1]
+    line: Tensor = ((top - bottom).sin() * y - (top - middle).sin() * z) / (middle - bottom).sin()
+    return line

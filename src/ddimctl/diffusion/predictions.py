@@ -1,13 +1,12 @@
 """What a network predicts, turned into (x_0, eps): the one place that knows the parameterisations."""
 
-import math
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ddimctl.diffusion.schedules import Schedule
+from ddimctl.diffusion.schedules import Level, Schedule, root
 from ddimctl.errors import RequestError
 
 PREDICTIONS: Final = ("eps", "x_0", "v")
@@ -44,15 +43,19 @@ class Model(Protocol):
 
 
 Denoiser = Callable[[Tensor, int, Tensor | None], Prediction]
+"""(x (N, C, H, W), t, labels (N,)) -> x_0 and eps."""
+
+MixedDenoiser = Callable[[Tensor, Tensor, Tensor | None], Prediction]
+"""The same of images that are at different t (N,), int64."""
 
 
-def convert_prediction(output: Tensor, x: Tensor, alpha_bar: float, prediction: str) -> Prediction:
+def convert_prediction(output: Tensor, x: Tensor, alpha_bar: Level, prediction: str) -> Prediction:
     """(x_0, eps) from the network's output, without its variance channels.
 
     eps: eq. 9's f_theta.  x_0: the same relation, solved for eps.
     v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans and Ho 2022, appendix D).
     """
-    signal, noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+    signal, noise = root(alpha_bar), root(1 - alpha_bar)
     if prediction == "eps":
         return Prediction((x - noise * output) / signal, output)
     if prediction == "x_0":
@@ -60,7 +63,7 @@ def convert_prediction(output: Tensor, x: Tensor, alpha_bar: float, prediction: 
     return Prediction(signal * x - noise * output, signal * output + noise * x)
 
 
-def clip_prediction(found: Prediction, x: Tensor, alpha_bar: float, clip: str) -> Prediction:
+def clip_prediction(found: Prediction, x: Tensor, alpha_bar: Level, clip: str) -> Prediction:
     """x_0 held in [-1, 1], and eps derived again from it so that both still describe x.
 
     static clamps. dynamic (Saharia et al. 2022, section 2.3) scales each image by the 99.5th
@@ -76,18 +79,20 @@ def clip_prediction(found: Prediction, x: Tensor, alpha_bar: float, clip: str) -
         x_0 = x_0.clamp(-bound, bound) / bound
     else:
         x_0 = x_0.clamp(-1, 1)
-    eps = (x - math.sqrt(alpha_bar) * x_0) / math.sqrt(1 - alpha_bar)
+    eps = (x - root(alpha_bar) * x_0) / root(1 - alpha_bar)
     return Prediction(x_0, eps, found.variance)
 
 
-def make_denoiser(model: Model, guidance: float = 1.0, clip: str = "none") -> Denoiser:
-    """A function (x, t, labels) -> Prediction for the model.
+def make_denoiser(
+    model: Model, guidance: float = 1.0, clip: str = "none"
+) -> Callable[[Tensor, int | Tensor, Tensor | None], Prediction]:
+    """A Denoiser for the model, which is a MixedDenoiser, too.
 
     guidance: W of classifier-free guidance, null + W (class - null) in the space the network
     predicts in (Ho and Salimans 2022); 1 is the plain class-conditional network.
 
-    Raises RequestError for an unknown clip, guidance without a null class, and (when called) for
-    an eps-network asked at alpha_bar = 0, where x_0 is not determined.
+    Raises RequestError for an unknown clip, guidance without a null class, and (when called with one
+    t) for an eps-network asked at alpha_bar = 0, where x_0 is not determined.
     """
     if clip not in CLIPS:
         raise RequestError(f"unknown clipping '{clip}'.", f"Choose one of {', '.join(CLIPS)}.")
@@ -97,18 +102,22 @@ def make_denoiser(model: Model, guidance: float = 1.0, clip: str = "none") -> De
             "guidance needs a checkpoint trained with a null class.", "Leave --guidance at 1."
         )
 
-    def denoise(x: Tensor, t: int, labels: Tensor | None = None) -> Prediction:
-        alpha_bar = model.schedule(t)
-        if alpha_bar == 0 and model.prediction == "eps":
-            raise RequestError(
-                f"the schedule has no signal at t = {t} (zero terminal SNR), where an "
-                "eps-prediction does not determine the image.",
-                f"Leave {t} out with --tau, or use a v- or x_0-prediction checkpoint.",
-            )
-        if guidance == 1.0:
-            output = model.network(x, x.new_full((len(x),), t, dtype=torch.int64), labels)
+    def denoise(x: Tensor, t: int | Tensor, labels: Tensor | None = None) -> Prediction:
+        alpha_bar: Level
+        if isinstance(t, Tensor):
+            times, alpha_bar = t, model.schedule.at(t).view(-1, 1, 1, 1)
         else:
-            output = _guided(model, x, t, labels, guidance)
+            times, alpha_bar = x.new_full((len(x),), t, dtype=torch.int64), model.schedule(t)
+            if alpha_bar == 0 and model.prediction == "eps":
+                raise RequestError(
+                    f"the schedule has no signal at t = {t} (zero terminal SNR), where an "
+                    "eps-prediction does not determine the image.",
+                    f"Leave {t} out with --tau, or use a v- or x_0-prediction checkpoint.",
+                )
+        if guidance == 1.0:
+            output = model.network(x, times, labels)
+        else:
+            output = _guided(model, x, times, labels, guidance)
         # and with it the next x: to a compiler another order in memory is another shape
         output = output.contiguous()
         variance = None
@@ -120,12 +129,13 @@ def make_denoiser(model: Model, guidance: float = 1.0, clip: str = "none") -> De
     return denoise
 
 
-def _guided(model: Model, x: Tensor, t: int, labels: Tensor | None, guidance: float) -> Tensor:
+def _guided(
+    model: Model, x: Tensor, times: Tensor, labels: Tensor | None, guidance: float
+) -> Tensor:
     if labels is None:
         raise RequestError("guidance needs class labels.", "Name a class with --class.")
     both = torch.cat((labels, torch.full_like(labels, model.null_class or 0)))
-    times = x.new_full((len(both),), t, dtype=torch.int64)
-    given, null = model.network(torch.cat((x, x)), times, both).chunk(2)
+    given, null = model.network(torch.cat((x, x)), torch.cat((times, times)), both).chunk(2)
     guided: Tensor = null + guidance * (given - null)
     if model.learned_variance:  # guidance is about the mean; the variance stays the class's own
         guided = torch.cat((guided.chunk(2, dim=1)[0], given.chunk(2, dim=1)[1]), dim=1)

@@ -15,6 +15,14 @@ CLEAN: Final = -1
 
 KINDS: Final = ("linear", "scaled_linear", "cosine", "sigmoid")
 
+Level = float | Tensor
+"""alpha_bar of all images, or of each: (N, 1, 1, 1), float64."""
+
+
+def root(value: Level) -> Any:
+    """The square root of a level or a variance; 0 where rounding brought that below 0."""
+    return value.clamp(min=0).sqrt() if isinstance(value, Tensor) else math.sqrt(max(value, 0.0))
+
 
 @dataclass(frozen=True, eq=False)
 class Schedule:

@@ -6,6 +6,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ddimctl.diffusion.schedules import Level, root
 from ddimctl.errors import RequestError
 
 VARIANCES: Final = ("eta", "large", "learned")
@@ -37,7 +38,7 @@ def sigma_learned(variance: Tensor, alpha_bar_from: float, alpha_bar_to: float) 
 def ddim_step(
     x_0: Tensor,
     eps: Tensor,
-    alpha_bar_to: float,
+    alpha_bar_to: Level,
     sigma: float = 0.0,
     noise: Tensor | None = None,
 ) -> Tensor:
@@ -45,8 +46,7 @@ def ddim_step(
 
     x_0, eps, noise: (N, C, H, W). The same formula walks down (sampling) and up (inversion).
     """
-    direction = math.sqrt(max(1 - alpha_bar_to - sigma**2, 0.0))
-    x = math.sqrt(alpha_bar_to) * x_0 + direction * eps
+    x: Tensor = root(alpha_bar_to) * x_0 + root(1 - alpha_bar_to - sigma**2) * eps
     return x if noise is None else x + noise
 
 

@@ -25,6 +25,7 @@ from ddimctl.diffusion.sampling import trajectory
 from ddimctl.diffusion.schedules import CLEAN, Schedule
 from ddimctl.diffusion.steps import ddim_step
 from ddimctl.diffusion.timesteps import timesteps
+from ddimctl.diffusion.walks import finish
 from ddimctl.errors import NumericsError, RequestError
 
 FINE: Final = 100  # timesteps of the survey, among which the search chooses
@@ -85,11 +86,8 @@ def search_timesteps(
     denoise = make_denoiser(model, guidance, clip)
     walk = survey(denoise, model.schedule, start, len(x_T), batch_size)
     with torch.inference_mode():
-        while True:
-            try:
-                next(walk)
-            except StopIteration as end:
-                return choose_timesteps(end.value, model.schedule, steps, solver)
+        found = finish(walk)
+    return choose_timesteps(found, model.schedule, steps, solver)
 
 
 def check_search(steps: int, num_train_timesteps: int) -> None:
@@ -108,8 +106,8 @@ def survey(
     start: Callable[[range], tuple[Tensor, Tensor | None]],
     count: int,
     batch_size: int,
-) -> Generator[None, None, Survey]:
-    """Survey `count` latents, `batch_size` at a time, yielding after each evaluation of a batch.
+) -> Generator[int, None, Survey]:
+    """Survey `count` latents, `batch_size` at a time, yielding how many batches are evaluated.
 
     start: the (x_T (n, C, H, W), labels (n,) or None) of some of the latents.
     Raises NumericsError when the network's predictions are not finite.
@@ -120,13 +118,15 @@ def survey(
     coarse = [fine[i] for i in timesteps("linspace", min(COARSE, N), N)]
     products = torch.zeros(2 * N, 2 * N, dtype=torch.float64)
     moved, along = torch.zeros(2, N, dtype=torch.float64)  # <dx, dx> and <dx, dx_0>
+    evaluated = 0
     for first in range(0, count, batch_size):
         x_T, labels = start(range(first, min(first + batch_size, count)))
         seen: list[dict[int, tuple[Tensor, Prediction]]] = [{}, {}]
         for tau, record, solver in zip((fine, coarse), seen, (_FINE_SOLVER, "ddim"), strict=True):
             watched = _watched(denoise, record)
             for _ in trajectory(watched, x_T, schedule, tau, solver=solver, labels=labels):
-                yield
+                evaluated += 1
+                yield evaluated
         walked = [found for _, found in (seen[0][t] for t in fine)]
         basis = torch.stack([found.x_0 for found in walked] + [found.eps for found in walked])
         flat = basis.flatten(1).double()

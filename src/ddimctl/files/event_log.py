@@ -35,19 +35,25 @@ class EventLog:
             self._writer.flush()
 
 
-def check_event_log() -> None:
-    """Raise RequestError where TensorBoard is not installed."""
+def check_event_log(folder: Path) -> None:
+    """Raise RequestError where TensorBoard is not installed, or cannot write to such a name."""
     if find_spec("tensorboard") is None:
         raise RequestError(
             "--log tensorboard needs TensorBoard, which is not installed.",
             "pip install 'ddimctl[tensorboard]', or leave --log out: metrics.jsonl has it all.",
         )
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            "--log tensorboard needs a folder whose name is in UTF-8.", "Name another --out."
+        ) from error
 
 
 @contextmanager
 def open_event_log(folder: Path, step: int) -> Iterator[EventLog]:
     """A log in the folder; what earlier ones there have of this step and later is hidden."""
-    check_event_log()
+    check_event_log(folder)
     from torch.utils.tensorboard import SummaryWriter
 
     with storage_errors(folder):

@@ -6,7 +6,6 @@ The checkpoint in the package has its timesteps beside it: examples/bundled_time
 import json
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -115,10 +114,9 @@ def survey_checkpoint(
     walk = survey(denoise, checkpoint.schedule, start, IMAGES, batch_size)
     batches = -(-IMAGES // batch_size)
     total = batches * survey_evaluations(checkpoint.schedule.num_train_timesteps)
-    done = count(1)
     with torch.inference_mode(), ieee_float32():
         found = yield from retold(
-            walk, lambda _: Progress("choosing timesteps", next(done), total, "steps")
+            walk, lambda done: Progress("choosing timesteps", done, total, "steps")
         )
     return _rounded(found)  # as it will be read again
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 T = TypeVar("T")
+U = TypeVar("U")
 R = TypeVar("R")
 
 
@@ -44,10 +45,10 @@ Event = Notice | Progress | Wrote
 
 def retold(
     walk: Generator[T, None, R],
-    tell: Callable[[T], Event],
+    tell: Callable[[T], U],
     check: Callable[[], None] = lambda: None,
-) -> Generator[Event, None, R]:
-    """The walk as part of a job: tell says what each of its steps is to the user, check follows it."""
+) -> Generator[U, None, R]:
+    """The walk as part of a job: tell says what each of its steps is to the job, check follows it."""
     while True:
         try:
             told = next(walk)

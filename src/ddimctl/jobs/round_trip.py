@@ -1,7 +1,7 @@
 """Pictures to latents and back: inversion, verified by the sampler's own decode."""
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.float32 import ieee_float32
-from ddimctl.diffusion.inversion import StepUp, check_inversion, climb, collect
+from ddimctl.diffusion.inversion import Inversion, check_inversion, climb
 from ddimctl.diffusion.predictions import make_denoiser
 from ddimctl.diffusion.sampling import trajectory
+from ddimctl.diffusion.walks import finish
 from ddimctl.errors import DeviceError, RequestError
 from ddimctl.files.images import to_uint8
 from ddimctl.jobs.events import Event, Notice, Progress, retold
@@ -182,30 +183,31 @@ def _round_trip(
     level is tried again with a smaller one; where a step could not meet it there is nothing to gain.
     """
     with ieee_float32():
-        climbed = []
-        for number, step in enumerate(_climb(checkpoint, plan, x_0, tolerance), 1):
-            climbed.append(step)
-            yield (place * len(plan.tau) + number) // parts
-        inversion = collect(climbed)
-        decoded = decode_latents(checkpoint, plan, inversion.latents).clone()  # to be written to
-        trip = RoundTrip(
-            inversion.latents, decoded, inversion.residuals, inversion.evaluations.sum(1)
+        inversion = yield from retold(
+            _climb(checkpoint, plan, x_0, tolerance),
+            lambda done: (place * len(plan.tau) + done // len(x_0)) // parts,
         )
+        decoded = decode_latents(checkpoint, plan, inversion.latents)
+        first = (inversion.latents, decoded, inversion.residuals)
+        evaluations = inversion.evaluations.sum(1)
         off = (decoded - x_0).abs().flatten(1).amax(1) > HALF_A_LEVEL
         off &= (inversion.residuals <= tolerance).all(1)
         if plan.method != "exact" or not bool(off.any()):
-            return trip
+            return RoundTrip(*first, evaluations)
         rows = off.nonzero().flatten()
-        again = collect(_climb(checkpoint, plan, x_0[rows], _TIGHTER * tolerance))
+        again = finish(_climb(checkpoint, plan, x_0[rows], _TIGHTER * tolerance))
         decoded_again = decode_latents(checkpoint, plan, again.latents)
-    trip.evaluations[rows] += again.evaluations.sum(1)
+    second = (again.latents, decoded_again, again.residuals)
     error, error_again = (
         (y - x_0[rows]).abs().flatten(1).amax(1) for y in (decoded[rows], decoded_again)
     )
     nearer = error_again < error
-    for whole, part in zip(trip, (again.latents, decoded_again, again.residuals), strict=False):
-        whole[rows[nearer]] = part[nearer]
-    return trip
+    latents, decoded, residuals = (
+        whole.index_copy(0, rows[nearer], part[nearer])
+        for whole, part in zip(first, second, strict=True)
+    )
+    evaluations = evaluations.index_add(0, rows, again.evaluations.sum(1))
+    return RoundTrip(latents, decoded, residuals, evaluations)
 
 
 def with_steps(
@@ -261,9 +263,12 @@ def fidelity(x_0: Tensor, decoded: Tensor) -> list[Fidelity]:
     return found
 
 
-def _climb(checkpoint: Checkpoint, plan: Plan, x_0: Tensor, tolerance: float) -> Iterator[StepUp]:
+def _climb(
+    checkpoint: Checkpoint, plan: Plan, x_0: Tensor, tolerance: float
+) -> Generator[int, None, Inversion]:
+    """As climb does, to latents in float32."""
     with torch.inference_mode():
-        yield from climb(
+        found = yield from climb(
             make_denoiser(checkpoint),
             x_0,
             checkpoint.schedule,
@@ -272,6 +277,7 @@ def _climb(checkpoint: Checkpoint, plan: Plan, x_0: Tensor, tolerance: float) ->
             tolerance=tolerance,
             labels=_labels(plan, x_0),
         )
+    return found._replace(latents=found.latents.float())
 
 
 def _labels(plan: Plan, like: Tensor) -> Tensor | None:

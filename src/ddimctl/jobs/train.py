@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ddimctl.errors import DeviceError, Stopped, StorageError
+from ddimctl.errors import RESUME, DeviceError, Stopped, StorageError
 from ddimctl.files.lock import folder_lock
 from ddimctl.jobs.events import Event, Notice, Progress, Wrote
 from ddimctl.jobs.training_log import training_log
@@ -138,7 +138,7 @@ def _keep(
     if stop and (cut or not complete):
         raise Stopped(
             f"{stop.name}: stopped after step {step} of {request.steps}, state saved.",
-            "The same command with --resume goes on.",
+            RESUME,
         )
 
 

@@ -116,7 +116,7 @@ def check_request(request: TrainRequest, processes: int) -> None:
             flag = name.replace("_", "-")
             raise RequestError(f"--{flag} must be one of {words}.")
     if request.log is not None:
-        check_event_log()
+        check_event_log(request.out / "tensorboard")
     if request.precision == "fp16":
         raise RequestError("training in fp16 underflows.", "Use --precision bf16 or fp32.")
     if request.init is not None and request.model is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ddimctl.checkpoints import Checkpoint
-from ddimctl.errors import DataError, RequestError, Stopped
+from ddimctl.errors import RESUME, DataError, RequestError, Stopped
 from ddimctl.files.atomic import clean_temporaries, storage_errors
 from ddimctl.files.datasets import Dataset
 from ddimctl.jobs.events import Event, Notice
@@ -71,7 +71,7 @@ def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks) -> Generato
         if stop:
             raise Stopped(
                 f"{stop.name}: stopped before the first step; what was saved is still there.",
-                "The same command with --resume goes on.",
+                RESUME,
             )
 
     device = ranks.device(request.device)

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import Tensor
 
-from ddimctl.errors import DdimctlError, DeviceError, RequestError, Stopped
+from ddimctl.errors import RESUME, DdimctlError, DeviceError, RequestError, Stopped
 from ddimctl.runtime.device import resolve_device
 from ddimctl.runtime.ranks import Ranks, number_in
 from ddimctl.runtime.transfer import wait_until
@@ -159,7 +159,7 @@ class JoinedRanks(Ranks):
             self.check()
             raise DeviceError(
                 f"the processes have lost each other: {_one_line(error)}",
-                "The same command with --resume goes on.",
+                RESUME,
             ) from error
 
     def _collectives(self) -> Any:
@@ -214,7 +214,7 @@ class JoinedRanks(Ranks):
                 host = self._store.get(f"host/{other}").decode(errors="replace")
                 return DeviceError(
                     f"process {other} on {host} has given no sign of life for {_SILENCE:.0f} s.",
-                    "The same command with --resume goes on.",
+                    RESUME,
                 )
         return None
 
@@ -274,7 +274,7 @@ def _store_errors() -> Iterator[None]:
     except RuntimeError as error:  # torch.distributed's errors are such
         raise DeviceError(
             "the connection to the machine of process 0 is lost.",
-            "The same command with --resume goes on.",
+            RESUME,
         ) from error
 
 
