@@ -30,7 +30,7 @@ _CAUSES: Final = {
     errno.EPERM: ("no permission to write there", _ELSEWHERE),
     errno.EROFS: ("the disk is read-only", _ELSEWHERE),
     errno.ENOTDIR: ("a part of the path is a file, not a folder", _ELSEWHERE),
-    errno.EEXIST: ("a file, or a link to nothing, has that name", _ELSEWHERE),
+    errno.EEXIST: ("a part of the path is a file or a link to nothing, not a folder", _ELSEWHERE),
     errno.EISDIR: ("it is a folder, not a file", "Give the name of a file."),
     errno.ENOENT: ("its folder is no longer there", "Put it back if it was moved."),
     errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter one."),
