@@ -21,6 +21,7 @@ from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.multistep import SOLVERS
 from ddimctl.diffusion.tau_search import FINE
 from ddimctl.diffusion.timesteps import AUTO, KINDS
+from ddimctl.diffusion.walks import finish
 from ddimctl.files.atomic import write_json
 from ddimctl.files.latents import load_latents, save_samples
 from ddimctl.jobs.auto_timesteps import settle_timesteps
@@ -91,13 +92,7 @@ def planned(
     """As `ddimctl sample` would, timesteps searched for where they have to be."""
     asked = SampleRequest(**{**vars(request), "steps": steps, "tau": tau, "solver": solver})
     plan = make_plan(asked, checkpoint, None, device, "fp32")
-    job = settle_timesteps(asked, plan, checkpoint, device)
-    while True:
-        try:
-            next(job)
-        except StopIteration as end:
-            settled: Plan = end.value
-            return settled
+    return finish(settle_timesteps(asked, plan, checkpoint, device))
 
 
 def decode(plan: Plan, checkpoint: Checkpoint, device: torch.device) -> Tensor:
