@@ -24,29 +24,35 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    many = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    many += ["--nproc-per-node", str(options.processes), "-m", "ddimctl"]
     print(f"{'images':>6}  {'':8}  {'one':>8}  {options.processes:>8}  {'gain':>6}")
     for count in options.images:
-        more = ["sample", "-n", str(count), "--steps", str(options.steps), "--device", "cpu"]
-        more += ["--batch-size", str(options.batch_size), "--save", "images"]
-        found: dict[int, list[tuple[float, float]]] = {1: [], options.processes: []}
-        for _ in range(options.repeats):
-            for processes, start in ((1, ONE), (options.processes, many)):
-                with tempfile.TemporaryDirectory() as out:
-                    command = [*start, *more, "--out", f"{out}/run"]
-                    seconds = timed(command)
-                    rate = steady_rate(Path(out, "run"), processes, options.batch_size)
-                    found[processes].append((seconds, rate))
-        one, several = found[1], found[options.processes]
-        rates = [max(rate for _, rate in runs) for runs in (one, several)]
-        times = [min(seconds for seconds, _ in runs) for runs in (one, several)]
+        rates, times = one_and_many(
+            options.processes, count, options.batch_size, options.steps, options.repeats
+        )
         print(
             f"{count:>6}  steady    {rates[0]:6.2f}/s  {rates[1]:6.2f}/s  {rates[1] / rates[0]:5.2f}x"
         )
         print(
             f"{count:>6}  command   {times[0]:6.1f} s  {times[1]:6.1f} s  {times[0] / times[1]:5.2f}x"
         )
+
+
+def one_and_many(
+    processes: int, count: int, batch_size: int, steps: int, repeats: int
+) -> tuple[list[float], list[float]]:
+    """Of one process and of so many: images a second in steady state, and seconds of the command."""
+    many = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    many += ["--nproc-per-node", str(processes), "-m", "ddimctl"]
+    more = ["sample", "-n", str(count), "--steps", str(steps), "--device", "cpu"]
+    more += ["--batch-size", str(batch_size), "--save", "images"]
+    rates: dict[int, list[float]] = {1: [], processes: []}
+    times: dict[int, list[float]] = {1: [], processes: []}
+    for _ in range(repeats):
+        for number, start in ((1, ONE), (processes, many)):
+            with tempfile.TemporaryDirectory() as out:
+                times[number].append(timed([*start, *more, "--out", f"{out}/run"]))
+                rates[number].append(steady_rate(Path(out, "run"), number, batch_size))
+    return [max(each) for each in rates.values()], [min(each) for each in times.values()]
 
 
 def timed(command: list[str]) -> float:

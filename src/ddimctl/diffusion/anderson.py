@@ -12,9 +12,9 @@ from torch import Tensor
 # Differences kept. With 8, steps that the network can hardly be inverted in stagnated at over twice
 # the residual.
 MEMORY: Final = 3
-LIMIT: Final = 200  # evaluations for one equation
+LIMIT: Final = 100  # evaluations for one equation
 PATIENCE: Final = 10  # evaluations without a new best iterate, after which an attempt is over
-ATTEMPTS: Final = 6  # each after the first from the best iterate, with an empty history
+ATTEMPTS: Final = 3  # each after the first from the best iterate, with an empty history
 _TIKHONOV: Final = 1e-10  # of the mean diagonal of the normal equations
 
 
@@ -107,5 +107,5 @@ def _accelerated(f: Tensor, moves: Tensor, changes: Tensor) -> Tensor:
     ridge = ridge[:, None, None] * torch.eye(gram.shape[1]).to(gram)
     # unlike solve, it does not wait for the device
     weights, _ = torch.linalg.solve_ex(gram + ridge, changes @ f[:, :, None])
-    move: Tensor = f - ((moves + changes).mT @ weights)[:, :, 0]
+    move: Tensor = f - (weights.mT @ (moves + changes))[:, 0]
     return move

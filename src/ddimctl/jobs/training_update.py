@@ -11,7 +11,7 @@ from ddimctl.jobs.training_data import make_batch, seed_of
 from ddimctl.jobs.training_request import TrainRequest
 from ddimctl.jobs.training_run import Run
 from ddimctl.jobs.training_state import average, begin_average
-from ddimctl.runtime.device import autocast
+from ddimctl.runtime.autocast import autocast
 from ddimctl.runtime.transfer import AHEAD, ToHost
 
 SKIP_LIMIT = 100

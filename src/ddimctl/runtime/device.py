@@ -4,8 +4,8 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any, Final
+from contextlib import contextmanager
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -143,10 +143,3 @@ def memory_errors(remedy: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise DeviceError("the device is out of memory.", remedy) from error
-
-
-def autocast(device: torch.device, precision: str) -> Any:
-    """A context in which a float32 network computes its products in bf16, for training."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, PRECISIONS[precision])
