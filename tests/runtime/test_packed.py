@@ -1,4 +1,4 @@
-"""Packed convolutions compute what plain ones do, to the same bits whatever came first."""
+"""Layers of oneDNN compute what plain ones do, convolutions to the same bits whatever came first."""
 
 import pytest
 import torch
@@ -82,6 +82,19 @@ def test_weights_that_are_read_but_not_called_stay_plain():
     assert network.called.weight.is_mkldnn
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 16), (2, 7, 16), (2, 3, 4, 16), (1, 16)])
+def test_linear_layers_compute_the_same(shape, bias):
+    linear, x = nn.Linear(16, 24, bias=bias), draw(*shape)
+    given = [x, draw(*shape[:-2], shape[-1], shape[-2]).mT, draw(*shape[:-1], 32)[..., ::2]]
+    wanted = [linear.double()(each.double()).float() for each in given]
+    prepare_for_inference(network := nn.Sequential(linear.float()))
+    assert type(linear) is not nn.Linear
+    with torch.inference_mode():
+        for each, expected in zip(given, wanted, strict=True):
+            torch.testing.assert_close(network(each), expected, atol=2e-6, rtol=1e-5)
+
+
 def test_what_is_counted_of_a_network_stays_as_it_was():
     network = nn.Sequential(nn.Conv2d(3, 4, 3))
     pack_convolutions(network.requires_grad_(False))
@@ -102,9 +115,9 @@ def test_a_network_to_be_compiled_or_in_another_precision_is_not_packed():
 
 
 def test_a_network_that_fails_is_left_as_it_was():
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(7, 1))
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(7, 7))
     prepare_for_inference(network)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(RuntimeError, match="number of channels"):
         network(draw(1, 3, 8, 8))
     assert type(network[0]) is nn.Conv2d
     network[1] = nn.Identity()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddimctl.errors import DeviceError, RequestError
-from ddimctl.runtime.packed import can_pack, pack_convolutions
+from ddimctl.runtime.packed import can_pack, use_onednn
 
 PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # How a RuntimeError says it: the CPU's allocator, cuBLAS and cuDNN, CUDA outside torch's own, and
@@ -95,7 +95,7 @@ def prepare_for_inference(network: nn.Module, *, compiled: bool = False) -> None
     """
     network.eval().requires_grad_(False)
     if can_pack(network) and not compiled:
-        pack_convolutions(network)
+        use_onednn(network)
     else:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

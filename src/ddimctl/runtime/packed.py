@@ -1,4 +1,5 @@
-"""Convolutions whose weights stay in the order in which the CPU's library multiplies them."""
+"""Convolutions whose weights stay in the order in which oneDNN multiplies them, and linear layers
+that it multiplies, too."""
 
 import platform
 from typing import Any, Final
@@ -10,7 +11,7 @@ _MACHINES: Final = ("x86_64", "AMD64")  # those on which it was measured
 
 
 def can_pack(network: nn.Module) -> bool:
-    """Whether pack_convolutions is for this network: float32, on a CPU whose torch has oneDNN."""
+    """Whether use_onednn is for this network: float32, on a CPU whose torch has oneDNN."""
     weight = next(network.parameters())
     return (
         (weight.device.type, weight.dtype) == ("cpu", torch.float32)
@@ -18,15 +19,27 @@ def can_pack(network: nn.Module) -> bool:
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
+
+
+def use_onednn(network: nn.Module) -> None:
+    """Pack the convolutions, and let linear layers multiply by the same library.
+
+    On AMD's processors it is twice as fast there as the one that torch takes. From then on the
+    network only evaluates: it cannot be trained, copied or compiled.
+    """
+    pack_convolutions(network)
+    for module in network.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = _OneDnnLinear
 
 
 def pack_convolutions(network: nn.Module) -> None:
     """Bring the convolutions' weights into the library's order once, not in each evaluation.
 
     That took a fifth of an evaluation of one picture. The order depends on the inputs' sizes, so
-    the network's first input decides it; the outputs' bits do not depend on it. From then on the
-    network only evaluates: it cannot be trained, copied or compiled.
+    the network's first input decides it; the outputs' bits do not depend on it.
     """
 
     def pack(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -94,6 +107,15 @@ class _SizingConv2d(nn.Conv2d):
             for side, (pad, dilation, kernel, stride) in zip(x.shape[2:], settings, strict=True)
         ]
         return x.new_zeros(len(x), self.out_channels, *shape)
+
+
+class _OneDnnLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        """As nn.Linear's, of x (..., in_features)."""
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self.weight, self.bias, "none", [], ""
+        )
+        return output
 
 
 class _PackedConv2d(nn.Conv2d):
