@@ -24,10 +24,10 @@ def can_pack(network: nn.Module) -> bool:
 
 
 def use_onednn(network: nn.Module) -> None:
-    """Pack the convolutions, and let linear layers multiply by the same library.
+    """Pack the convolutions, and let linear layers multiply by the same library, which on AMD's
+    processors does so twice as fast as torch's usual one.
 
-    On AMD's processors it is twice as fast there as the one that torch takes. From then on the
-    network only evaluates: it cannot be trained, copied or compiled.
+    From then on the network only evaluates: it cannot be trained, copied or compiled.
     """
     pack_convolutions(network)
     for module in network.modules():
