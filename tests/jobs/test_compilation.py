@@ -68,8 +68,10 @@ def test_one_graph_for_all_steps_and_the_last_smaller_batch(
     assert asked == [{"mode": "default", "dynamic": False}]
     assert counter.frame_count == 1
     assert counter.op_count > 100
-    samples = [load_file(tmp_path / out / "samples.pt") for out in ("eager", "compiled")]
-    assert torch.equal(*samples)
+    plain, graph = (load_file(tmp_path / out / "samples.pt") for out in ("eager", "compiled"))
+    # not to the bit: only what is not compiled multiplies by oneDNN's layers
+    close = 1e-5 * float(plain.abs().max())
+    torch.testing.assert_close(graph, plain, rtol=0, atol=close)
 
 
 def test_cuda_replays_graphs(compiled):
