@@ -27,7 +27,7 @@ def top_of(model, x_0, tau, **settings):
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
 @pytest.mark.parametrize(
-    ("kind", "S"), [("linspace", 20), ("quadratic", 20), *((kind, 50) for kind in KINDS)]
+    ("kind", "S"), [("linspace", 10), ("quadratic", 10), *((kind, 50) for kind in KINDS)]
 )
 def test_exact_inversion_is_decoded_to_the_picture(prediction, kind, S):
     model, x_0 = MixtureModel(prediction=prediction), picture(*range(20))

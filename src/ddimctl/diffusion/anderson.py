@@ -102,8 +102,9 @@ def _pushed(history: Tensor, newest: Tensor) -> Tensor:
 def _accelerated(f: Tensor, moves: Tensor, changes: Tensor) -> Tensor:
     """The move (n, D) from f (n, D), the last moves and the changes of f that they made (n, k, D)."""
     gram = changes @ changes.mT
-    tiny = torch.finfo(gram.dtype).tiny
-    ridge = (_TIKHONOV * gram.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=tiny)
+    diagonal, tiny = gram.diagonal(dim1=1, dim2=2), torch.finfo(gram.dtype).tiny
+    known = (diagonal > 0).sum(1).clamp(min=1)  # differences; the others are not made yet
+    ridge = (_TIKHONOV * diagonal.sum(1) / known).clamp(min=tiny)
     ridge = ridge[:, None, None] * torch.eye(gram.shape[1]).to(gram)
     # unlike solve, it does not wait for the device
     weights, _ = torch.linalg.solve_ex(gram + ridge, changes @ f[:, :, None])
