@@ -23,15 +23,15 @@ from processes import one_and_many
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddimctl.checkpoints import Checkpoint, Provenance, checkpoint_files, load_checkpoint
-from ddimctl.checkpoints.architectures import architecture, make_unet
+from ddimctl.checkpoints.build.architectures import architecture, make_unet
 from ddimctl.diffusion.inversion import invert
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.sampling import sample as sample_x_0
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.diffusion.timesteps import timesteps
-from ddimctl.files.datasets import gather, load_dataset, sample_indices
-from ddimctl.files.images import from_uint8, picture_pixels, read_picture
-from ddimctl.jobs.sample import SampleRequest, sample
+from ddimctl.files.dataset.datasets import gather, load_dataset, sample_indices
+from ddimctl.files.pictures.images import from_uint8, picture_pixels, read_picture
+from ddimctl.jobs.sample.job import SampleRequest, sample
 from ddimctl.runtime.allocator import keep_freed_memory
 from ddimctl.runtime.device import prepare_for_inference
 

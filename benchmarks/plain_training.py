@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from ddimctl.checkpoints.architectures import architecture, make_unet
+from ddimctl.checkpoints.build.architectures import architecture, make_unet
 from ddimctl.diffusion.schedules import make_schedule
 
 BATCH, SHAPE = 16, (3, 32, 32)

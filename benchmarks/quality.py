@@ -24,9 +24,9 @@ from ddimctl.diffusion.timesteps import AUTO, KINDS
 from ddimctl.diffusion.walks import finish
 from ddimctl.files.atomic import write_json
 from ddimctl.files.latents import load_latents, save_samples
-from ddimctl.jobs.auto_timesteps import settle_timesteps
-from ddimctl.jobs.recall import open_checkpoint
-from ddimctl.jobs.sampling_plan import Plan, SampleRequest, make_plan
+from ddimctl.jobs.checkpoint import open_checkpoint
+from ddimctl.jobs.sample.auto_timesteps import settle_timesteps
+from ddimctl.jobs.sample.plan import Plan, SampleRequest, make_plan
 from ddimctl.runtime.device import resolve_device
 
 BATCH = 16

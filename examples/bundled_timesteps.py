@@ -13,9 +13,9 @@ from ddimctl.checkpoints.load import BUNDLED
 from ddimctl.diffusion.multistep import SOLVERS
 from ddimctl.diffusion.tau_search import FINE, choose_timesteps
 from ddimctl.files.atomic import write_bytes
-from ddimctl.jobs.auto_timesteps import BUNDLED_FILE, search_key, survey_checkpoint
-from ddimctl.jobs.recall import open_checkpoint
-from ddimctl.jobs.sampling_plan import SampleRequest, make_plan
+from ddimctl.jobs.checkpoint import open_checkpoint
+from ddimctl.jobs.sample.auto_timesteps import BUNDLED_FILE, search_key, survey_checkpoint
+from ddimctl.jobs.sample.plan import SampleRequest, make_plan
 
 STEPS = range(1, FINE // 2 + 1)
 

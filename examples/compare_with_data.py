@@ -12,9 +12,9 @@ import torch
 
 from ddimctl.diffusion.noise import hash_keys
 from ddimctl.files.atomic import open_atomic
-from ddimctl.files.datasets import load_dataset
-from ddimctl.files.grids import make_grid
-from ddimctl.files.images import picture_pixels, read_picture
+from ddimctl.files.dataset.datasets import load_dataset
+from ddimctl.files.pictures.grids import make_grid
+from ddimctl.files.pictures.images import picture_pixels, read_picture
 
 source, run, out = map(Path, sys.argv[1:4])
 data = load_dataset(source, holdout=0.02).pixels

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 import ddimctl
-from ddimctl.files.grids import make_grid
-from ddimctl.files.images import to_uint8
+from ddimctl.files.pictures.grids import make_grid
+from ddimctl.files.pictures.images import to_uint8
 
 checkpoint = ddimctl.load_checkpoint()
 x_T = ddimctl.seeded_noise(range(8), checkpoint.sample_shape)

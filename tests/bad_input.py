@@ -17,9 +17,9 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 from ddimctl.errors import DataError, DdimctlError
-from ddimctl.files.dataset_source import open_source, scan
-from ddimctl.files.images import read_image_text, read_picture
+from ddimctl.files.dataset.source import open_source, scan
 from ddimctl.files.latents import load_latents
+from ddimctl.files.pictures.images import read_image_text, read_picture
 
 # The same examples each time, and no files of Hypothesis in the repository.
 FAST = settings(

@@ -17,8 +17,8 @@ import json, os, signal, sys, time, traceback
 import torch
 torch.set_num_threads(1)  # a fork would wait for ever on the threads of its parent
 import torch._dynamo  # which optimizers import
-import ddimctl.jobs.interpolate, ddimctl.jobs.invert, ddimctl.jobs.reconstruct, ddimctl.jobs.sample
-import ddimctl.jobs.evaluate, ddimctl.jobs.train
+import ddimctl.jobs.interpolate.job, ddimctl.jobs.invert.job, ddimctl.jobs.invert.reconstruct, ddimctl.jobs.sample.job
+import ddimctl.jobs.evaluate.job, ddimctl.jobs.train.job
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.cli.main import main
 load_checkpoint(os.environ["DDIMCTL_CKPT"])  # and with it what is imported late

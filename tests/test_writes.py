@@ -20,8 +20,8 @@ EXCEPTIONS = {
     ("files/lock.py", "os.open"): "the lock, which must be one file for all",
     ("files/mapped.py", "path.open"): "a dotfile that is mapped while a run fills it",
     ("files/mapped.py", "path.touch"): "the same",
-    ("jobs/training_state.py", "torch.save"): "through a hash into a file of open_atomic",
-    ("cli/console.py", "os.open"): "the null device",
+    ("jobs/train/state.py", "torch.save"): "through a hash into a file of open_atomic",
+    ("cli/output/console.py", "os.open"): "the null device",
 }
 # Calls that write to a path, whatever their arguments.
 WRITING = {

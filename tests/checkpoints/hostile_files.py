@@ -330,7 +330,7 @@ BROKEN: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
 
 def read(path: Path) -> object:
     """As the reader of weights does."""
-    from ddimctl.checkpoints.weights import read_weights
+    from ddimctl.checkpoints.build.weights import read_weights
 
     return read_weights([path], "folder")
 

@@ -21,7 +21,7 @@ from peer_weights import relative
 from safetensors.torch import load_file
 
 from ddimctl.checkpoints import Checkpoint, checkpoint_files, load_checkpoint
-from ddimctl.checkpoints.network import Beyond
+from ddimctl.checkpoints.build.network import Beyond
 
 DATA = Path(__file__).parents[1] / "data"
 

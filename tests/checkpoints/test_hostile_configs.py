@@ -9,8 +9,8 @@ import pytest
 from tiny_unets import tiny_unet, write_flat, write_json
 
 from ddimctl.checkpoints import load_checkpoint
-from ddimctl.checkpoints.architectures import ARCHITECTURES, architecture
-from ddimctl.checkpoints.unet_config import check_unet_config
+from ddimctl.checkpoints.build.architectures import ARCHITECTURES, architecture
+from ddimctl.checkpoints.build.unet_config import check_unet_config
 from ddimctl.errors import CheckpointError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -17,7 +17,7 @@ def test_importing_the_unet_leaves_the_compiler_out_and_compiling_works_afterwar
     printed = _run(
         """
 import sys, torch
-from ddimctl.checkpoints._diffusers import import_unet
+from ddimctl.checkpoints.build.diffusers_import import import_unet
 UNet2DModel = import_unet()
 print("torch._dynamo" in sys.modules, "sympy" in sys.modules)
 assert import_unet() is UNet2DModel
@@ -51,7 +51,7 @@ def test_a_diffusers_that_needs_more_of_the_compiler_is_imported_plainly() -> No
     printed = _run(
         """
 import sys
-from ddimctl.checkpoints import _diffusers
+from ddimctl.checkpoints.build import diffusers_import as _diffusers
 plain, calls = _diffusers._plain_import, []
 def fails_first():
     calls.append("torch._dynamo" in sys.modules)
@@ -72,7 +72,7 @@ def test_all_of_diffusers_can_be_imported_afterwards_and_is_of_the_same_classes(
     printed = _run(
         """
 import inspect, pickle, sys
-from ddimctl.checkpoints._diffusers import import_unet
+from ddimctl.checkpoints.build.diffusers_import import import_unet
 UNet2DModel = import_unet()
 blocks = sys.modules["diffusers.models.unets.unet_2d_blocks"]
 flux, condition = (f"diffusers.models.{name}" for name in
@@ -116,7 +116,11 @@ except AttributeError as error:
     print(error)
 print(sorted(name for name in dir(package) if not name.startswith("_")))
 """
-    ours = _run(script.format(first="import ddimctl.checkpoints._diffusers as d; d.import_unet()"))
+    ours = _run(
+        script.format(
+            first="import ddimctl.checkpoints.build.diffusers_import as d; d.import_unet()"
+        )
+    )
     assert ours == _run(script.format(first=""))
     assert "has no attribute 'Nonsense'" in ours
 

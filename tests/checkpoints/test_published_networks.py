@@ -7,9 +7,9 @@ import reference_ermongroup
 import reference_openai
 from torch import Tensor
 
-from ddimctl.checkpoints import ermongroup, openai
-from ddimctl.checkpoints.converted import Converted, Said
-from ddimctl.checkpoints.network import build_unet
+from ddimctl.checkpoints.build.network import build_unet
+from ddimctl.checkpoints.families import ermongroup, openai
+from ddimctl.checkpoints.families.common import Converted, Said
 from ddimctl.errors import RequestError
 
 IMPROVED: dict[str, Any] = {

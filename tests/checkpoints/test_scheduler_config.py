@@ -9,7 +9,11 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from tiny_unets import tiny_unet, write_flat, write_json
 
 from ddimctl.checkpoints import load_checkpoint
-from ddimctl.checkpoints.scheduler_config import read_diffusion, sampler_note, scheduler_config
+from ddimctl.checkpoints.build.scheduler_config import (
+    read_diffusion,
+    sampler_note,
+    scheduler_config,
+)
 from ddimctl.diffusion.schedules import from_betas, make_schedule
 from ddimctl.errors import CheckpointError
 

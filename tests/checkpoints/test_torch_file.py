@@ -14,13 +14,13 @@ import torch
 from pickle_parts import call, look_up, number, program, state_dict, text, write_zip
 from safetensors.torch import save_file
 
-from ddimctl.checkpoints import memory
-from ddimctl.checkpoints.identify import check_content
-from ddimctl.checkpoints.safetensors_file import read_safetensors
-from ddimctl.checkpoints.torch_file import read_torch
-from ddimctl.checkpoints.weights import check_finite
-from ddimctl.checkpoints.zip_members import stored_members
+from ddimctl.checkpoints.build.weights import check_finite
 from ddimctl.errors import CheckpointError
+from ddimctl.files.untrusted.content import check_content
+from ddimctl.files.untrusted.paths import memory
+from ddimctl.files.untrusted.safetensors_file import read_safetensors
+from ddimctl.files.untrusted.torch_file import read_torch
+from ddimctl.files.untrusted.zip_members import stored_members
 
 FORMS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ddimctl.cli import console
-from ddimctl.cli.meter import Meter, Phase, duration_text
+from ddimctl.cli.output import console
+from ddimctl.cli.output.meter import Meter, Phase, duration_text
 from ddimctl.errors import DataError
 from ddimctl.jobs.events import Notice, Progress, Wrote
 
@@ -202,7 +202,7 @@ def test_error_is_two_lines(capsys):
 
 JOB = """
 import time
-from ddimctl.cli.console import complain, print_result, run_job
+from ddimctl.cli.output.console import complain, print_result, run_job
 from ddimctl.jobs.events import Notice, Progress
 
 def job():
@@ -274,7 +274,7 @@ def test_a_result_for_a_terminal_that_is_closed_is_no_error(clean_env):
     leader, follower = pty.openpty()
     code = """
 import sys
-from ddimctl.cli.console import print_result
+from ddimctl.cli.output.console import print_result
 sys.stdin.read()
 print_result(["grid.png"], {}, False)
 """

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ddimctl.cli.main import main
-from ddimctl.files.images import picture_pixels, read_picture
+from ddimctl.files.pictures.images import picture_pixels, read_picture
 
 HEX = re.compile(r"[0-9a-f]{64}")
 

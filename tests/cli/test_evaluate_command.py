@@ -6,9 +6,9 @@ import typing
 
 import pytest
 
-from ddimctl.cli import evaluate_options
 from ddimctl.cli.main import main
-from ddimctl.cli.parse import parse_numbers
+from ddimctl.cli.options import evaluate as evaluate_options
+from ddimctl.cli.options.parse import parse_numbers
 from ddimctl.errors import RequestError
 from light_start import assert_light_usage_error
 
@@ -154,7 +154,7 @@ def test_another_solver_has_the_row_without_noise(run_here, tiny_checkpoint, dat
 def test_words_are_those_of_the_layers():
     from ddimctl.diffusion.steps import VARIANCES
     from ddimctl.diffusion.timesteps import AUTO, KINDS
-    from ddimctl.jobs.presets import PRESETS
+    from ddimctl.jobs.evaluate.paper_tables import PRESETS
     from ddimctl.metrics.measure import METRICS
 
     assert typing.get_args(evaluate_options.Metric) == METRICS

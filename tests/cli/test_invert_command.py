@@ -6,9 +6,9 @@ import typing
 
 import pytest
 
-from ddimctl.cli import invert_options
 from ddimctl.cli.main import main
-from ddimctl.cli.parse import parse_counts
+from ddimctl.cli.options import invert as invert_options
+from ddimctl.cli.options.parse import parse_counts
 from ddimctl.errors import RequestError
 from light_start import assert_light_usage_error
 
@@ -141,9 +141,9 @@ def test_reconstruct_prints_the_table(run_here, tiny_checkpoint, tmp_path):
 def test_words_and_defaults_are_those_of_the_layers():
     import inspect
 
-    from ddimctl.cli.invert import invert
+    from ddimctl.cli.commands.invert import invert
     from ddimctl.diffusion import inversion, timesteps
-    from ddimctl.files.images import FITS
+    from ddimctl.files.pictures.images import FITS
     from ddimctl.runtime.device import PRECISIONS
 
     assert typing.get_args(invert_options.Method) == inversion.METHODS

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bad_input import FAST, value_or_our_error
-from ddimctl.cli import parse
 from ddimctl.cli.main import main
+from ddimctl.cli.options import parse
 from ddimctl.errors import RequestError
 
 TEXT = st.one_of(
@@ -334,7 +334,7 @@ def test_any_value_of_an_option_is_taken_or_refused_in_two_lines(command, capsys
         job.close()
         raise taken
 
-    monkeypatch.setattr(f"ddimctl.cli.{command}.run_job", refuse)
+    monkeypatch.setattr(f"ddimctl.cli.commands.{command}.run_job", refuse)
     subject = {"interpolate": ["a.pt"], "invert": ["a.png"], "reconstruct": ["a"]}.get(command, [])
 
     @settings(FAST, max_examples=40)

@@ -3,8 +3,13 @@
 import json
 
 from ddimctl.cli.main import main
-from ddimctl.files.images import encode_image, picture_pixels, read_image_text, read_picture
-from ddimctl.jobs.records import sha256_hex
+from ddimctl.files.pictures.images import (
+    encode_image,
+    picture_pixels,
+    read_image_text,
+    read_picture,
+)
+from ddimctl.jobs.sample.records import sha256_hex
 
 
 def spoil(folder, levels):

@@ -14,9 +14,13 @@ import pytest
 import typer
 
 import ddimctl
-from ddimctl.cli import interpolate_options, options, parse, sample_options, train_options
 from ddimctl.cli.examples import EXAMPLES
 from ddimctl.cli.main import COMMANDS, app, main
+from ddimctl.cli.options import common as options
+from ddimctl.cli.options import interpolate as interpolate_options
+from ddimctl.cli.options import parse
+from ddimctl.cli.options import sample as sample_options
+from ddimctl.cli.options import train as train_options
 from ddimctl.errors import (
     CheckpointError,
     DataError,
@@ -27,7 +31,7 @@ from ddimctl.errors import (
     Stopped,
     StorageError,
 )
-from ddimctl.files.images import read_picture
+from ddimctl.files.pictures.images import read_picture
 from light_start import HEAVY, start
 
 PARSED_WITHOUT_TORCH = [
@@ -223,10 +227,10 @@ def test_what_was_meant_is_asked(arguments, said, capsys):
 def test_word_lists_are_those_of_the_layers():
     from ddimctl.checkpoints.load import WEIGHTS
     from ddimctl.diffusion import multistep, noise, objective, paths, predictions, schedules, steps
-    from ddimctl.files import video
-    from ddimctl.files.images import FORMATS
-    from ddimctl.jobs import training_request
-    from ddimctl.jobs.sampling_store import SAVES
+    from ddimctl.files.pictures import video
+    from ddimctl.files.pictures.images import FORMATS
+    from ddimctl.jobs.sample.store import SAVES
+    from ddimctl.jobs.train.job import request as training_request
     from ddimctl.runtime.device import PRECISIONS
 
     pairs = [
@@ -253,8 +257,8 @@ def test_train_defaults_are_those_of_the_request():
     import dataclasses
     import inspect
 
-    from ddimctl.cli.train import train
-    from ddimctl.jobs.training_request import TrainRequest
+    from ddimctl.cli.commands.train import train
+    from ddimctl.jobs.train.request import TrainRequest
 
     spelled = {"channels": int, "label_dropout": float, "holdout": float}
     defaults = {field.name: field.default for field in dataclasses.fields(TrainRequest)}

@@ -1,4 +1,4 @@
-from ddimctl.cli.table import table_lines
+from ddimctl.cli.output.table import table_lines
 
 CELLS = [("S", "10", "20", "50"), ("η = 0.2", "1.5", "13.25", "7"), ("σ̂", "2", "3", "4")]
 

@@ -5,8 +5,8 @@ import torch
 from PIL import Image, ImageChops, ImageSequence
 
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.animation import encode_animation
-from ddimctl.files.images import to_picture
+from ddimctl.files.pictures.animation import encode_animation
+from ddimctl.files.pictures.images import to_picture
 
 
 def ramps(count: int = 5) -> list[Image.Image]:

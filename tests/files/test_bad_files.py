@@ -34,11 +34,17 @@ from bad_input import (
     with_png_checksums,
 )
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.datasets import load_dataset
-from ddimctl.files.images import MAX_PIXELS, MAX_SIDE, picture_pixels, read_image_text, read_picture
+from ddimctl.files.dataset.datasets import load_dataset
 from ddimctl.files.latents import load_latents, save_latents
-from ddimctl.jobs.interpolation_inputs import read_inputs
-from ddimctl.jobs.photos import find_photos
+from ddimctl.files.pictures.images import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    picture_pixels,
+    read_image_text,
+    read_picture,
+)
+from ddimctl.jobs.interpolate.inputs import read_inputs
+from ddimctl.jobs.invert.input_images import find_photos
 from peak import IMPORT_PEAK
 
 PICTURES = some_pictures()
@@ -99,7 +105,7 @@ PEAK = """
 import warnings
 from pathlib import Path
 from ddimctl.errors import DataError
-from ddimctl.files.images import read_image_text, read_picture
+from ddimctl.files.pictures.images import read_image_text, read_picture
 from ddimctl.files.latents import load_latents
 warnings.simplefilter("ignore")
 before = peak()

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from ddimctl.files.cache import DEFAULT_GB, _limit, make_room, mark_used
-from ddimctl.files.datasets import load_dataset
+from ddimctl.files.dataset.datasets import load_dataset
 
 
 @pytest.fixture

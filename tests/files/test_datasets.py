@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ddimctl.errors import DataError, DdimctlError, RequestError, StorageError
-from ddimctl.files import dataset_cache
-from ddimctl.files.dataset_source import open_source, scan
-from ddimctl.files.datasets import Dataset, gather, load_dataset, sample_indices
+from ddimctl.files.dataset import cache as dataset_cache
+from ddimctl.files.dataset.datasets import Dataset, gather, load_dataset, sample_indices
+from ddimctl.files.dataset.source import open_source, scan
 
 
 def picture(number: int = 0, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Image.Image:

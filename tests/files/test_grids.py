@@ -3,9 +3,9 @@ import torch
 from PIL import ImageFont
 
 from ddimctl.errors import RequestError
-from ddimctl.files.grids import GRID_LIMIT, default_columns, make_grid
-from ddimctl.files.grids import _shortened as shortened
-from ddimctl.files.images import picture_pixels
+from ddimctl.files.pictures.grids import GRID_LIMIT, default_columns, make_grid
+from ddimctl.files.pictures.grids import _shortened as shortened
+from ddimctl.files.pictures.images import picture_pixels
 
 
 def holds(picture, cell: torch.Tensor) -> bool:

@@ -7,7 +7,7 @@ import torch
 from PIL import ExifTags, Image
 
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.images import (
+from ddimctl.files.pictures.images import (
     _READABLE,
     encode_image,
     fit_picture,

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from ddimctl.files.plots import SIZE, line_plot
+from ddimctl.files.pictures.plots import SIZE, line_plot
 
 FALLING = [(step, 1 / (1 + step)) for step in range(0, 1000, 10)]
 

@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 from ddimctl.errors import RequestError
-from ddimctl.files import video
-from ddimctl.files.video import check_video, encode_video
+from ddimctl.files.pictures import video
+from ddimctl.files.pictures.video import check_video, encode_video
 
 
 def ramps(count=5, side=16):

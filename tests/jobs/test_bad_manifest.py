@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from bad_input import FAST, tree, value_or_our_error
 from ddimctl.errors import DataError, RequestError
-from ddimctl.jobs.run_manifest import Layout, check_same_run, read_manifest
-from ddimctl.jobs.sample import sample
-from ddimctl.jobs.sampling_plan import SampleRequest
+from ddimctl.jobs.sample.job import sample
+from ddimctl.jobs.sample.manifest import Layout, check_same_run, read_manifest
+from ddimctl.jobs.sample.plan import SampleRequest
 
 LAYOUT = Layout("sample", "images", 6)
 VALUES = st.recursive(

@@ -8,7 +8,7 @@ import torch
 import ddimctl
 from ddimctl.checkpoints.load import BUNDLED
 from ddimctl.diffusion.predictions import make_denoiser
-from ddimctl.files.images import from_uint8, picture_pixels, read_picture, to_uint8
+from ddimctl.files.pictures.images import from_uint8, picture_pixels, read_picture, to_uint8
 
 TILES = sorted((Path(__file__).parents[2] / "examples" / "tiles").glob("*.png"))
 

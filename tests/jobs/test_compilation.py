@@ -11,8 +11,8 @@ from ddimctl.checkpoints import load_checkpoint
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.sampling import sample
 from ddimctl.errors import DeviceError
-from ddimctl.jobs.sample import sample as sample_job
-from ddimctl.jobs.sampling_plan import SampleRequest
+from ddimctl.jobs.sample.job import sample as sample_job
+from ddimctl.jobs.sample.plan import SampleRequest
 from ddimctl.runtime import device as devices
 from ddimctl.runtime.compilation import compile_errors, compile_for_inference
 from ddimctl.runtime.device import free_memory
@@ -56,7 +56,7 @@ def test_one_graph_for_all_steps_and_the_last_smaller_batch(
     asked, counter = compiled
     loaded = load_checkpoint
     monkeypatch.setattr(
-        "ddimctl.jobs.recall.load_checkpoint",
+        "ddimctl.jobs.checkpoint.load_checkpoint",
         lambda *given, **named: replace(loaded(*given, **named), prediction=prediction),
     )
     # a compiled network keeps torch's linear layers, so the other does, too

@@ -8,13 +8,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.diffusion.walks import finish
-from ddimctl.jobs import decoding
-from ddimctl.jobs.batch_groups import Group
-from ddimctl.jobs.sampling_plan import SampleRequest, make_plan
-from ddimctl.jobs.training_request import TrainRequest
-from ddimctl.jobs.training_run import open_run
-from ddimctl.jobs.training_state import make_learner
-from ddimctl.jobs.training_update import count_updates, update
+from ddimctl.jobs.sample import sampler as decoding
+from ddimctl.jobs.sample.batches import Group
+from ddimctl.jobs.sample.plan import SampleRequest, make_plan
+from ddimctl.jobs.train.request import TrainRequest
+from ddimctl.jobs.train.run import open_run
+from ddimctl.jobs.train.state import make_learner
+from ddimctl.jobs.train.step import count_updates, update
 from ddimctl.runtime.gradients import GradientSum
 from ddimctl.runtime.ranks import Ranks
 from ddimctl.runtime.signals import stop_on_signals

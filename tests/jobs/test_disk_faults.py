@@ -12,12 +12,12 @@ import pytest
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import StorageError
 from ddimctl.files import atomic
-from ddimctl.jobs import sample as sample_job
-from ddimctl.jobs.interpolate import InterpolateRequest, interpolate
-from ddimctl.jobs.output_paths import bytes_needed
-from ddimctl.jobs.sample import sample
-from ddimctl.jobs.sampling_plan import SampleRequest
-from ddimctl.jobs.sampling_store import SampleStore
+from ddimctl.jobs.interpolate.job import InterpolateRequest, interpolate
+from ddimctl.jobs.sample import job as sample_job
+from ddimctl.jobs.sample.job import sample
+from ddimctl.jobs.sample.outputs import bytes_needed
+from ddimctl.jobs.sample.plan import SampleRequest
+from ddimctl.jobs.sample.store import SampleStore
 from forks import check_whole, contents
 
 EVERYTHING = ("grid", "images", "latents", "samples", "trajectory")

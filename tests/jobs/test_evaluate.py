@@ -15,16 +15,20 @@ from PIL import Image
 
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import DataError, NumericsError, RequestError, Stopped, StorageError
-from ddimctl.jobs import auto_timesteps, evaluation_work, measuring, preset_checks, presets
-from ddimctl.jobs import evaluate as evaluating
-from ddimctl.jobs import score as scoring
-from ddimctl.jobs.evaluate import EvaluateRequest, evaluate
-from ddimctl.jobs.evaluation_report import FILES, combine, tables
-from ddimctl.jobs.measuring import Preparation, ReferenceRequest, make_reference
-from ddimctl.jobs.preset_checks import differences
-from ddimctl.jobs.presets import PRESETS, Preset, is_within_band, paper_timesteps
-from ddimctl.jobs.sampling_plan import SampleRequest
-from ddimctl.jobs.score import ScoreRequest
+from ddimctl.jobs.evaluate import job as evaluating
+from ddimctl.jobs.evaluate.job import EvaluateRequest, evaluate
+from ddimctl.jobs.evaluate.job import paper_checks as preset_checks
+from ddimctl.jobs.evaluate.job import paper_tables as presets
+from ddimctl.jobs.evaluate.job import reference as measuring
+from ddimctl.jobs.evaluate.job import sample_and_score as evaluation_work
+from ddimctl.jobs.evaluate.job import score as scoring
+from ddimctl.jobs.evaluate.paper_checks import differences
+from ddimctl.jobs.evaluate.paper_tables import PRESETS, Preset, is_within_band, paper_timesteps
+from ddimctl.jobs.evaluate.reference import Preparation, ReferenceRequest, make_reference
+from ddimctl.jobs.evaluate.report import FILES, combine, tables
+from ddimctl.jobs.evaluate.score import ScoreRequest
+from ddimctl.jobs.sample.job import auto_timesteps
+from ddimctl.jobs.sample.plan import SampleRequest
 from ddimctl.metrics.inception import Extractor
 
 

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.paths import grid, lerp, slerp
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.images import encode_image, picture_pixels, read_image_text, to_uint8
 from ddimctl.files.latents import load_latents, save_latents
-from ddimctl.jobs.interpolate import InterpolateRequest, interpolate
-from ddimctl.jobs.sample import sample
-from ddimctl.jobs.sampling_plan import SampleRequest
+from ddimctl.files.pictures.images import encode_image, picture_pixels, read_image_text, to_uint8
+from ddimctl.jobs.interpolate.job import InterpolateRequest, interpolate
+from ddimctl.jobs.sample.job import sample
+from ddimctl.jobs.sample.plan import SampleRequest
 
 SHAPE = (3, 16, 16)
 

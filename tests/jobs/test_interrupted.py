@@ -97,7 +97,7 @@ def test_killed_at_random_instants_it_ends_with_the_same_bytes(forks, tmp_path, 
 )
 def test_a_signal_leaves_what_resume_completes(run, tmp_path, whole, name, instant, call):
     command = [*SAMPLE, "--save", EVERYTHING, "--resume"]
-    ended = run(*command, prelude=signal_in(f"jobs.sampling_store:{instant}", name, call))
+    ended = run(*command, prelude=signal_in(f"jobs.sample.store:{instant}", name, call))
     assert ended.code == 75, ended.stderr
     assert f"stopped: {name}: stopped with " in ended.stderr
     assert "--out out --resume goes on" in ended.stderr
@@ -111,7 +111,7 @@ def test_a_signal_leaves_what_resume_completes(run, tmp_path, whole, name, insta
 @pytest.mark.parametrize(("name", "code"), SIGNALS.items())
 def test_a_signal_while_the_model_is_loaded_leaves_nothing(run, tmp_path, name, code):
     for out in (["--out", "out"], []):
-        ended = run("sample", *out, prelude=signal_in("jobs.sample:open_checkpoint", name))
+        ended = run("sample", *out, prelude=signal_in("jobs.sample.job:open_checkpoint", name))
         assert ended.code == code
         assert ended.stderr == "interrupted: the run is not complete.\n"
         assert list(tmp_path.iterdir()) == []
@@ -120,7 +120,7 @@ def test_a_signal_while_the_model_is_loaded_leaves_nothing(run, tmp_path, name, 
 @pytest.mark.parametrize(("name", "code"), SIGNALS.items())
 @pytest.mark.parametrize(
     "instant",
-    ["jobs.sampling_store:SampleStore.keep_step", "jobs.sampling_store:draw_grid"],
+    ["jobs.sample.store:SampleStore.keep_step", "jobs.sample.store:draw_grid"],
 )
 def test_the_second_signal_ends_it_at_once(run, tmp_path, whole, name, code, instant):
     call = 1 if "grid" in instant else 8
@@ -134,7 +134,7 @@ def test_the_second_signal_ends_it_at_once(run, tmp_path, whole, name, code, ins
 
 @pytest.mark.parametrize(("name", "code"), SIGNALS.items())
 def test_what_cannot_be_resumed_says_so_by_its_code(run, tmp_path, name, code):
-    prelude = signal_in("jobs.sampling_store:SampleStore.keep_step", name, 8)
+    prelude = signal_in("jobs.sample.store:SampleStore.keep_step", name, 8)
     ended = run(*SAMPLE, "--save", "grid", prelude=prelude)
     assert ended.code == code
     assert run(*SAMPLE, "--save", "grid", "--resume").code == 0
@@ -148,7 +148,7 @@ def test_inversion_keeps_the_photos_that_it_has_done(run, tmp_path, photos, name
     assert run(*INVERT).code == 0
     (tmp_path / "out").rename(tmp_path / "whole")
     whole = contents(tmp_path / "whole")
-    instants = (("jobs.invert:save_latents", 2), ("jobs.round_trip:climb", 3))
+    instants = (("jobs.invert.job:save_latents", 2), ("jobs.invert.round_trip:climb", 3))
     for instant, call in instants:  # what is being written is written to its end
         ended = run(*INVERT, prelude=signal_in(instant, name, call))
         assert ended.code == 75, ended.stderr
@@ -159,7 +159,7 @@ def test_inversion_keeps_the_photos_that_it_has_done(run, tmp_path, photos, name
         assert ended.code == 0, ended.stderr
         assert contents(tmp_path / "out") == whole
         rmtree(tmp_path / "out")
-    for instant in ("jobs.round_trip:climb", "jobs.round_trip:decode_latents"):
+    for instant in ("jobs.invert.round_trip:climb", "jobs.invert.round_trip:decode_latents"):
         ended = run(*INVERT, prelude=signal_in(instant, name))
         assert (ended.code, (tmp_path / "out").exists()) == (code, False)
         assert ended.stderr.endswith("interrupted: the run is not complete.\n")
@@ -167,7 +167,7 @@ def test_inversion_keeps_the_photos_that_it_has_done(run, tmp_path, photos, name
 
 @pytest.mark.parametrize(("name", "code"), SIGNALS.items())
 def test_a_second_signal_ends_an_inversion_at_once(run, tmp_path, photos, name, code):
-    ended = run(*INVERT, prelude=signal_in("jobs.invert:save_latents", name, 2, times=2))
+    ended = run(*INVERT, prelude=signal_in("jobs.invert.job:save_latents", name, 2, times=2))
     assert ended.code == code
     check_whole(tmp_path / "out")
     assert run(*INVERT, "--resume").code == 0
@@ -206,10 +206,10 @@ def test_interpolation_stops_and_goes_on(run, tmp_path, photos):
     command += ["--batch-size", 2, "--out", "out"]
     assert run(*command).code == 0
     (tmp_path / "out").rename(tmp_path / "whole")
-    ended = run(*command, "--steps", 5, prelude=signal_in("jobs.round_trip:climb"))
+    ended = run(*command, "--steps", 5, prelude=signal_in("jobs.invert.round_trip:climb"))
     assert (ended.code, (tmp_path / "out").exists()) == (143, False)
     for instant, call in (("SampleStore.keep_step", 6), ("encode_video", 1)):
-        prelude = signal_in(f"jobs.sampling_store:{instant}", "SIGTERM", call)
+        prelude = signal_in(f"jobs.sample.store:{instant}", "SIGTERM", call)
         assert run(*command, "--resume", prelude=prelude).code == 75
         check_whole(tmp_path / "out")
     assert run(*command, "--resume").code == 0
@@ -219,7 +219,9 @@ def test_interpolation_stops_and_goes_on(run, tmp_path, photos):
 @pytest.mark.parametrize(("name", "code"), SIGNALS.items())
 def test_a_reconstruction_keeps_its_finished_rows(run, tmp_path, photos, name, code):
     command = ["reconstruct", photos[0].parent, "--steps", "4,6", "--method", "naive"]
-    ended = run(*command, "--out", "out", prelude=signal_in("jobs.reconstruct:_write", name, 2))
+    ended = run(
+        *command, "--out", "out", prelude=signal_in("jobs.invert.reconstruct:_write", name, 2)
+    )
     assert ended.code == code, ended.stderr
     assert len((tmp_path / "out/table.csv").read_text().splitlines()) == 2
     assert sorted(contents(tmp_path / "out")) == ["plot.png", "table.csv", "table.json"]
@@ -260,7 +262,7 @@ def test_the_second_run_in_a_folder_is_refused(forks, run, tmp_path, photos, com
 
 
 def test_a_running_sample_holds_its_lock_and_a_killed_one_leaves_it(run, tmp_path):
-    prelude = signal_in("jobs.sampling_store:SampleStore.keep_step", "SIGKILL", 8)
+    prelude = signal_in("jobs.sample.store:SampleStore.keep_step", "SIGKILL", 8)
     assert run(*SAMPLE, prelude=prelude).code == -signal.SIGKILL
     assert "`ddimctl sample`" in (tmp_path / "out/.ddimctl.lock").read_text()
     assert run(*SAMPLE, "--resume").code == 0

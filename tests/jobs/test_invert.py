@@ -10,13 +10,13 @@ from PIL import Image
 import ddimctl
 from ddimctl.diffusion import walks
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.images import from_uint8, read_image_text, to_uint8
 from ddimctl.files.latents import load_latents
-from ddimctl.jobs import round_trip as trips
-from ddimctl.jobs.invert import InvertRequest, invert
-from ddimctl.jobs.reconstruct import ReconstructRequest, reconstruct
-from ddimctl.jobs.sample import sample
-from ddimctl.jobs.sampling_plan import SampleRequest
+from ddimctl.files.pictures.images import from_uint8, read_image_text, to_uint8
+from ddimctl.jobs.invert.job import InvertRequest, invert
+from ddimctl.jobs.invert.job import round_trip as trips
+from ddimctl.jobs.invert.reconstruct import ReconstructRequest, reconstruct
+from ddimctl.jobs.sample.job import sample
+from ddimctl.jobs.sample.plan import SampleRequest
 
 
 def noise_picture(path, seed=0, size=(16, 16), mode="RGB"):

@@ -9,9 +9,9 @@ from PIL import Image
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import RequestError
 from ddimctl.files.latents import load_latents, save_latents
-from ddimctl.jobs import round_trip as trips
-from ddimctl.jobs.invert import InvertRequest, invert
-from ddimctl.jobs.sampling_plan import SampleRequest
+from ddimctl.jobs.invert.job import InvertRequest, invert
+from ddimctl.jobs.invert.job import round_trip as trips
+from ddimctl.jobs.sample.plan import SampleRequest
 from forks import contents
 
 

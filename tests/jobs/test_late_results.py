@@ -8,13 +8,14 @@ import torch
 
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import NumericsError
-from ddimctl.jobs import decoding, training_update
-from ddimctl.jobs import sample as sample_job
-from ddimctl.jobs.sample import sample
-from ddimctl.jobs.sampling_plan import SampleRequest
-from ddimctl.jobs.sampling_store import SampleStore
-from ddimctl.jobs.train import train
-from ddimctl.jobs.training_request import TrainRequest
+from ddimctl.jobs.sample import job as sample_job
+from ddimctl.jobs.sample import sampler as decoding
+from ddimctl.jobs.sample.job import sample
+from ddimctl.jobs.sample.plan import SampleRequest
+from ddimctl.jobs.sample.store import SampleStore
+from ddimctl.jobs.train.job import step as training_update
+from ddimctl.jobs.train.job import train
+from ddimctl.jobs.train.request import TrainRequest
 from ddimctl.runtime.transfer import ToHost
 from forks import contents
 from training_runs import assert_same_run, last_state, make_network, make_pictures

@@ -47,8 +47,8 @@ setattr(owner, name, faulty)
 """
 DIES, HANGS = "os.kill(os.getpid(), signal.SIGKILL)", "os.kill(os.getpid(), signal.SIGSTOP)"
 STOPS = "os.kill(os.getpid(), signal.SIGTERM)"
-STEP = "jobs.sampling_store:SampleStore.keep_step"
-UPDATE = "jobs.training_update:make_batch"
+STEP = "jobs.sample.store:SampleStore.keep_step"
+UPDATE = "jobs.train.step:make_batch"
 DEATHS = pytest.mark.parametrize(
     ("fault", "dead"),
     [
@@ -160,7 +160,7 @@ def test_complete_already(sample, tmp_path, whole):
 
 def test_an_error_of_any_process_is_shown_once(sample, tmp_path):
     fault = "raise RuntimeError('CUDA error: out of memory')"
-    ended = sample(2, preludes={1: fault_in("jobs.sample:open_checkpoint", fault)})
+    ended = sample(2, preludes={1: fault_in("jobs.sample.job:open_checkpoint", fault)})
     assert codes(ended) == [1, 1]
     assert ended[1].text == ""
     assert "error: process 1 on " in ended[0].stderr
@@ -298,7 +298,7 @@ def test_processes_that_see_other_pictures_are_found_out(train, pictures, tmp_pa
     next((tmp_path / "pictures").rglob("*.png")).unlink()
     other = f"""
 import dataclasses, pathlib
-import ddimctl.jobs.training_run as owner
+import ddimctl.jobs.train.run as owner
 original = owner.read_data
 def elsewhere(request, check):
     data = pathlib.Path({str(tmp_path / "pictures")!r})
@@ -315,7 +315,7 @@ EVALUATE = [
     *("evaluate", "-n", 6, "--steps", "2,3", "--eta", "0,1", "--batch-size", 2, "--device", "cpu"),
     *("--out", "out"),
 ]
-SCORES = "jobs.evaluation_work:scores"
+SCORES = "jobs.evaluate.sample_and_score:scores"
 
 
 @pytest.fixture(scope="module")
@@ -367,8 +367,8 @@ def test_each_process_scores_cells(evaluate, scored, tmp_path):
     ("place", "call", "says"),
     [
         (STEP, 8, "stopped with "),
-        ("jobs.evaluation_work:measure_samples", 1, "stopped while scoring."),
-        ("jobs.evaluation_work:open_reference", 1, "stopped while scoring."),
+        ("jobs.evaluate.sample_and_score:measure_samples", 1, "stopped while scoring."),
+        ("jobs.evaluate.sample_and_score:open_reference", 1, "stopped while scoring."),
     ],
 )
 def test_a_signal_to_one_stops_an_evaluation_and_any_number_goes_on(
@@ -397,7 +397,7 @@ def test_a_dead_process_ends_an_evaluation_which_goes_on(evaluate, tmp_path, sco
 
 
 def test_the_first_finds_the_timesteps_for_all(evaluate, tmp_path):
-    few = "import ddimctl.jobs.auto_timesteps as a; a.IMAGES = 1\n"
+    few = "import ddimctl.jobs.sample.auto_timesteps as a; a.IMAGES = 1\n"
     preludes = {0: few, 1: f"{few}import os; os.environ['DDIMCTL_CACHE'] = 'cache-of-1'\n"}
     ended = evaluate(2, "--tau", "auto", preludes=preludes, env={"DDIMCTL_CACHE": "cache"})
     assert codes(ended) == [0, 0], ended[0].stderr

@@ -11,10 +11,13 @@ from PIL import Image
 
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import DataError, DeviceError, NumericsError, Stopped
-from ddimctl.jobs import interpolate as interpolate_job
-from ddimctl.jobs import round_trip as trips
-from ddimctl.jobs import sample as sample_job
-from ddimctl.jobs.batch_groups import (
+from ddimctl.jobs.interpolate import job as interpolate_job
+from ddimctl.jobs.interpolate.job import InterpolateRequest, interpolate
+from ddimctl.jobs.invert.job import InvertRequest, invert
+from ddimctl.jobs.invert.job import round_trip as trips
+from ddimctl.jobs.invert.reconstruct import ReconstructRequest, reconstruct
+from ddimctl.jobs.sample import job as sample_job
+from ddimctl.jobs.sample.batches import (
     Group,
     Smaller,
     batch_groups,
@@ -24,11 +27,8 @@ from ddimctl.jobs.batch_groups import (
     merged,
     read_smaller,
 )
-from ddimctl.jobs.interpolate import InterpolateRequest, interpolate
-from ddimctl.jobs.invert import InvertRequest, invert
-from ddimctl.jobs.reconstruct import ReconstructRequest, reconstruct
-from ddimctl.jobs.sample import sample
-from ddimctl.jobs.sampling_plan import SampleRequest
+from ddimctl.jobs.sample.job import sample
+from ddimctl.jobs.sample.plan import SampleRequest
 from forks import contents
 
 EVERYTHING = ("grid", "images", "latents", "samples", "trajectory")

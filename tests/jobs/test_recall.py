@@ -6,7 +6,7 @@ import pytest
 import ddimctl
 from ddimctl.checkpoints.load import BUNDLED
 from ddimctl.errors import RequestError
-from ddimctl.jobs.recall import Recalled, recall, remember, verify
+from ddimctl.jobs.checkpoint import Recalled, recall, remember, verify
 
 
 @pytest.fixture(autouse=True)

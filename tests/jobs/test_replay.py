@@ -11,13 +11,18 @@ from PIL import Image
 
 from bad_input import FAST, value_or_our_error
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.images import encode_image, picture_pixels, read_image_text, read_picture
-from ddimctl.jobs.interpolate import InterpolateRequest, interpolate
-from ddimctl.jobs.records import sha256_hex
-from ddimctl.jobs.replay import BYTES, LEVEL, OTHER, SAME, UNKNOWN, ReplayRequest, replay
-from ddimctl.jobs.replay_record import read_record
-from ddimctl.jobs.sample import sample
-from ddimctl.jobs.sampling_plan import SampleRequest
+from ddimctl.files.pictures.images import (
+    encode_image,
+    picture_pixels,
+    read_image_text,
+    read_picture,
+)
+from ddimctl.jobs.interpolate.job import InterpolateRequest, interpolate
+from ddimctl.jobs.replay.job import BYTES, LEVEL, OTHER, SAME, UNKNOWN, ReplayRequest, replay
+from ddimctl.jobs.replay.record import read_record
+from ddimctl.jobs.sample.job import sample
+from ddimctl.jobs.sample.plan import SampleRequest
+from ddimctl.jobs.sample.records import sha256_hex
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from PIL import Image
 import ddimctl
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.errors import DataError, NumericsError, RequestError, Stopped
-from ddimctl.files.images import read_image_text, to_uint8
 from ddimctl.files.latents import load_latents, save_latents
-from ddimctl.jobs import sampling_store
-from ddimctl.jobs.sample import sample
-from ddimctl.jobs.sampling_plan import Plan, SampleRequest
+from ddimctl.files.pictures.images import read_image_text, to_uint8
+from ddimctl.jobs.sample import store as sampling_store
+from ddimctl.jobs.sample.job import sample
+from ddimctl.jobs.sample.plan import Plan, SampleRequest
 
 EVERYTHING = ("grid", "images", "latents", "samples", "trajectory")
 

@@ -8,13 +8,12 @@ import ddimctl
 from ddimctl.diffusion.multistep import SOLVERS
 from ddimctl.diffusion.timesteps import KINDS, timesteps
 from ddimctl.errors import RequestError
-from ddimctl.files.images import read_image_text
 from ddimctl.files.latents import load_latents, save_latents
-from ddimctl.jobs import auto_timesteps
+from ddimctl.files.pictures.images import read_image_text
 from ddimctl.jobs.events import Progress
-from ddimctl.jobs.interpolate import InterpolateRequest, interpolate
-from ddimctl.jobs.sample import sample
-from ddimctl.jobs.sampling_plan import SampleRequest
+from ddimctl.jobs.interpolate.job import InterpolateRequest, interpolate
+from ddimctl.jobs.sample.job import auto_timesteps, sample
+from ddimctl.jobs.sample.plan import SampleRequest
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from PIL import Image
 import ddimctl
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.errors import NumericsError, RequestError, Stopped
-from ddimctl.jobs import training_update
-from ddimctl.jobs.train import train
-from ddimctl.jobs.training_model import model_to_train
-from ddimctl.jobs.training_request import TrainRequest
+from ddimctl.jobs.train.job import step as training_update
+from ddimctl.jobs.train.job import train
+from ddimctl.jobs.train.model import model_to_train
+from ddimctl.jobs.train.request import TrainRequest
 
 CLASSES = ("left", "right")
 
@@ -155,7 +155,7 @@ def test_gradient_accumulation_is_the_same_update_in_parts(finish, request_for, 
 
 
 def weights_before(request_for):
-    from ddimctl.files.datasets import load_dataset
+    from ddimctl.files.dataset.datasets import load_dataset
 
     request = request_for()
     unet = model_to_train(request, load_dataset(request.data)).unet
@@ -278,7 +278,7 @@ def test_gray_pictures_train_a_one_channel_network(finish, request_for, tmp_path
 
 
 def test_the_paper_s_architectures_have_its_numbers_of_parameters():
-    from ddimctl.checkpoints.architectures import architecture, make_unet
+    from ddimctl.checkpoints.build.architectures import architecture, make_unet
 
     for name, size, millions in (("cifar10", 32, 35.7), ("celebahq256", 256, 113.7)):
         with torch.device("meta"):

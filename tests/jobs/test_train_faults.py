@@ -21,9 +21,11 @@ from ddimctl.errors import (
     Stopped,
     StorageError,
 )
-from ddimctl.jobs import training_report, training_state, training_update
-from ddimctl.jobs.train import train
-from ddimctl.jobs.training_request import FREE_ON_RESUME, TrainRequest
+from ddimctl.jobs.train.job import report as training_report
+from ddimctl.jobs.train.job import state as training_state
+from ddimctl.jobs.train.job import step as training_update
+from ddimctl.jobs.train.job import train
+from ddimctl.jobs.train.request import FREE_ON_RESUME, TrainRequest
 from training_runs import (
     OPTIONS,
     assert_equal,

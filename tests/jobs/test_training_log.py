@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from ddimctl.errors import RequestError, Stopped
-from ddimctl.jobs import training_report
-from ddimctl.jobs.train import train
-from ddimctl.jobs.training_request import TrainRequest
+from ddimctl.jobs.train.job import report as training_report
+from ddimctl.jobs.train.job import train
+from ddimctl.jobs.train.request import TrainRequest
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import conv2d
 
 from ddimctl.runtime.device import prepare_for_inference
-from ddimctl.runtime.packed import can_pack, pack_convolutions
+from ddimctl.runtime.onednn import can_pack, pack_convolutions
 
 pytestmark = pytest.mark.skipif(
     not can_pack(nn.Conv2d(1, 1, 1)), reason="this machine's torch packs no convolutions"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ddimctl
-from ddimctl.files.images import from_uint8, picture_pixels, read_picture
+from ddimctl.files.pictures.images import from_uint8, picture_pixels, read_picture
 from forks import contents, killed_often
 from peak import IMPORT_PEAK
 

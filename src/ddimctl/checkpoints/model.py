@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddimctl.checkpoints.network import Beyond
+from ddimctl.checkpoints.build.network import Beyond
 from ddimctl.diffusion.schedules import Schedule
 from ddimctl.errors import RequestError
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from ddimctl.checkpoints.build.scheduler_config import scheduler_config
+from ddimctl.checkpoints.build.weights import STEM
 from ddimctl.checkpoints.model import Checkpoint
-from ddimctl.checkpoints.scheduler_config import scheduler_config
 from ddimctl.checkpoints.sidecar import NAME, Sidecar, sidecar_bytes
-from ddimctl.checkpoints.weights import STEM
 
 
 def checkpoint_files(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-from ddimctl.checkpoints.network import Beyond
+from ddimctl.checkpoints.build.network import Beyond
 from ddimctl.checkpoints.source import Source, read_json
 from ddimctl.errors import CheckpointError
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ddimctl.checkpoints.identify import check_content
 from ddimctl.errors import CheckpointError
+from ddimctl.files.untrusted.content import check_content
 
 MAX_JSON_BYTES: Final = 8 * 2**20  # in memory twenty times as much
 

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import typer
 
-from ddimctl.cli.config import flags_of, variable
 from ddimctl.cli.examples import EXAMPLES
 from ddimctl.cli.main import app
+from ddimctl.cli.options.config import flags_of, variable
 
 _BEGIN: Final = """\
 # Commands

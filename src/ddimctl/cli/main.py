@@ -12,21 +12,21 @@ from typing import Final
 
 import typer
 
-from ddimctl.cli import console
-from ddimctl.cli.convert import convert
-from ddimctl.cli.evaluate import evaluate
+from ddimctl.cli.commands.convert import convert
+from ddimctl.cli.commands.evaluate import evaluate
+from ddimctl.cli.commands.info import info
+from ddimctl.cli.commands.interpolate import interpolate
+from ddimctl.cli.commands.invert import invert
+from ddimctl.cli.commands.reconstruct import reconstruct
+from ddimctl.cli.commands.reference import reference
+from ddimctl.cli.commands.replay import replay
+from ddimctl.cli.commands.sample import sample
+from ddimctl.cli.commands.train import train
 from ddimctl.cli.examples import BEGIN, epilog
-from ddimctl.cli.info import info
-from ddimctl.cli.interpolate import interpolate
-from ddimctl.cli.invert import invert
-from ddimctl.cli.options import ConfigOfAll, Debug, Version, debugging
-from ddimctl.cli.reconstruct import reconstruct
-from ddimctl.cli.reference import reference
-from ddimctl.cli.replay import replay
-from ddimctl.cli.sample import sample
-from ddimctl.cli.suggest import usage_cause
-from ddimctl.cli.switches import Command, Group
-from ddimctl.cli.train import train
+from ddimctl.cli.options.common import ConfigOfAll, Debug, Version, debugging
+from ddimctl.cli.options.suggest import usage_cause
+from ddimctl.cli.options.typer_classes import Command, Group
+from ddimctl.cli.output import console
 from ddimctl.errors import DdimctlError, Stopped
 
 INTERRUPTED_CODE: Final = 130

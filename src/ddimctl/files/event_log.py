@@ -11,7 +11,7 @@ from typing import Any
 
 from ddimctl.errors import RequestError
 from ddimctl.files.atomic import storage_errors
-from ddimctl.files.images import picture_pixels, read_picture
+from ddimctl.files.pictures.images import picture_pixels, read_picture
 
 
 class EventLog:

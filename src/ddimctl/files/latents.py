@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.atomic import open_atomic
-from ddimctl.files.untrusted import check_plain_file, no_permission, reason
+from ddimctl.files.untrusted.paths import check_plain_file, no_permission, reason
 
 SUFFIXES: Final = (".pt", ".safetensors")
 LATENTS: Final = "latents"

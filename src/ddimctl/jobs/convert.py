@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint, checkpoint_files, load_checkpoint
 from ddimctl.checkpoints.load import local_path
-from ddimctl.checkpoints.safetensors_file import read_safetensors
 from ddimctl.diffusion.float32 import ieee_float32
 from ddimctl.errors import CheckpointError, RequestError
 from ddimctl.files.atomic import write_bytes
+from ddimctl.files.untrusted.safetensors_file import read_safetensors
 from ddimctl.jobs.events import Event, Notice
 from ddimctl.jobs.info import describe
 

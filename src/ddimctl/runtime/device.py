@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddimctl.errors import DeviceError, RequestError
-from ddimctl.runtime.packed import can_pack, use_onednn
+from ddimctl.runtime.onednn import can_pack, use_onednn
 
 PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # How a RuntimeError says it: the CPU's allocator, cuBLAS and cuDNN, CUDA outside torch's own, and

@@ -1,0 +1,112 @@
+"""The family of diffusers: a UNet2DModel folder, or a pipeline folder with one inside."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, NamedTuple
+
+from ddimctl.checkpoints.build.assemble import Options, assemble, check_wanted, fill
+from ddimctl.checkpoints.build.network import build_unet
+from ddimctl.checkpoints.build.scheduler_config import (
+    Diffusion,
+    assumed_diffusion,
+    read_diffusion,
+    sampler_note,
+)
+from ddimctl.checkpoints.build.weights import find_weights, read_weights, sha256_of
+from ddimctl.checkpoints.identify import refuse_network, refuse_parts, refuse_pipeline
+from ddimctl.checkpoints.model import Checkpoint, Provenance
+from ddimctl.checkpoints.sidecar import Sidecar, read_sidecar
+from ddimctl.checkpoints.source import Source, read_json
+from ddimctl.errors import CheckpointError, RequestError
+from ddimctl.files.untrusted.content import SUPPORTED
+from ddimctl.files.untrusted.memory import check_memory
+
+CONFIG_REMEDY: Final = "Use the config.json that belongs to these weights."
+
+
+class _Chosen(NamedTuple):
+    """prefix: of the UNet's files. weights: as in Provenance. notes: why these."""
+
+    prefix: str
+    weights: str
+    notes: tuple[str, ...] = ()
+
+
+def load_diffusers(source: Source, options: Options) -> Checkpoint:
+    """The checkpoint in a diffusers folder.
+
+    Raises CheckpointError when it is not one that can run, RequestError for flags, which such
+    folders have no need of.
+    """
+    if options.flags:
+        raise RequestError(
+            f"{source.name} is a diffusers folder, whose config.json says what there is to say.",
+            "Leave --model-flag out.",
+        )
+    index = read_json(source, "model_index.json")
+    if index is not None:
+        refuse_pipeline(source.name, index)
+    else:
+        refuse_parts(source.name, lambda relative: source.get(relative) is not None)
+    sidecar = read_sidecar(source)
+    chosen = _choose_unet(source, options.weights, sidecar or Sidecar())
+    where = f"{source.name}/{chosen.prefix}config.json"
+    config = read_json(source, f"{chosen.prefix}config.json") or {}
+    refuse_network(where, config)
+    diffusion = _read_diffusion(source, index)
+    files = find_weights(source, chosen.prefix, options.variant)
+    check_memory(sum(file.stat().st_size for file in files), source.name)
+
+    with ThreadPoolExecutor(1) as pool:  # the hash is ready by the time that diffusers is imported
+        sha256 = pool.submit(sha256_of, files)
+        built = build_unet(config, (sidecar or Sidecar()).beyond, where)
+        weights = read_weights(files, source.name)
+        fill(built, weights, options, source.name, CONFIG_REMEDY)
+        digest = sha256.result()
+    sampler = sampler_note(source.name, diffusion.ignored)
+    own = sidecar is not None  # our files carry sampler settings for other programs only
+    unknown = ", ".join(built.unknown)
+    strange = f"{where} has settings that the installed diffusers does not know: {unknown}."
+    notes = (*source.notes, *chosen.notes, *diffusion.notes)
+    notes += (strange if unknown else "", "" if own else sampler)
+    provenance = Provenance(
+        name=source.name,
+        family="diffusers",
+        weights=chosen.weights,
+        sha256=digest,
+        revision=source.revision,
+        notes=tuple(filter(None, notes)),
+    )
+    return assemble(built, diffusion, sidecar or Sidecar(), provenance, where)
+
+
+def _choose_unet(source: Source, wanted: str, sidecar: Sidecar) -> _Chosen:
+    """Which UNet of the folder: the EMA one unless the raw one is wanted."""
+    has_ema = source.get("unet_ema/config.json") is not None
+    prefix = next((p for p in ("unet/", "") if source.get(f"{p}config.json") is not None), None)
+    if has_ema and (wanted != "raw" or prefix is None):
+        if wanted == "raw":
+            raise CheckpointError(
+                f"{source.name} has EMA weights only.", "Leave --weights at auto."
+            )
+        note = f"{source.name}: using the EMA weights (unet_ema); --weights raw takes the others."
+        return _Chosen("unet_ema/", "ema", (note,) if prefix and wanted == "auto" else ())
+    if prefix is None:
+        raise CheckpointError(
+            f"{source.name} has no config.json and no unet/config.json.", SUPPORTED
+        )
+    known = "raw" if has_ema else sidecar.weights
+    check_wanted(wanted, known, source.name)
+    return _Chosen(prefix, known)
+
+
+def _read_diffusion(source: Source, index: dict[str, Any] | None) -> Diffusion:
+    for relative in ("scheduler/scheduler_config.json", "scheduler_config.json"):
+        config = read_json(source, relative)
+        if config is not None:
+            return read_diffusion(config, f"{source.name}/{relative}")
+    if index and index.get("scheduler"):
+        raise CheckpointError(
+            f"{source.name}: model_index.json names a scheduler, but its settings are missing.",
+            "Download the whole checkpoint, with scheduler/scheduler_config.json.",
+        )
+    return assumed_diffusion(source.name)

@@ -1,0 +1,280 @@
+"""The family of OpenAI's improved-diffusion and guided-diffusion: `input_blocks.0.0.weight` and its like."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from torch import Tensor
+
+from ddimctl.checkpoints.build.network import Beyond
+from ddimctl.checkpoints.build.scheduler_config import Diffusion
+from ddimctl.checkpoints.families.common import (
+    SIZE,
+    Converted,
+    Names,
+    Said,
+    check_steps,
+    check_told,
+    read_flags,
+    side,
+    training_size,
+    wrong,
+)
+from ddimctl.checkpoints.families.openai_published import PUBLISHED
+from ddimctl.checkpoints.families.openai_shape import MARK, Shape, read_shape
+from ddimctl.diffusion.schedules import Schedule, make_schedule
+from ddimctl.errors import CheckpointError, RequestError, brief
+
+NAME: Final = "openai"
+CONFIG: Final = "flags.json"
+__all__ = ["CONFIG", "MARK", "NAME", "convert"]
+
+# Theirs -> diffusers', for the ends of the network, its residual blocks and its attention.
+_ENDS: Final = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb": "class_embedding",
+    "input_blocks.0.0": "conv_in",
+    "middle_block.0": "mid_block.resnets.0",
+    "middle_block.1": "mid_block.attentions.0",
+    "middle_block.2": "mid_block.resnets.1",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+_LEAVES: Final = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+    "norm": "group_norm",
+    "qkv": "qkv",  # taken apart afterwards
+    "proj_out": "to_out.0",
+}
+_PARTS: Final = ("to_q", "to_k", "to_v")
+_HEADS: Final = {"num_heads", "num_head_channels", "num_heads_upsample"}
+# What their scripts call it; these must be known of a network ...
+_SETTINGS: Final = {
+    SIZE: int,
+    "num_heads": int,
+    "num_head_channels": int,
+    "num_heads_upsample": int,
+    "use_new_attention_order": bool,
+    "noise_schedule": str,
+    "diffusion_steps": int,
+    "rescale_timesteps": bool,
+    "predict_xstart": bool,
+}
+# ... of which these have a usual value ...
+_UNSAID: Final = {
+    "num_head_channels": -1,
+    "num_heads_upsample": -1,
+    "rescale_timesteps": False,
+    "predict_xstart": False,
+}
+# ... these its weights show, ...
+_FROM_WEIGHTS: Final = {
+    "num_channels": int,
+    "num_res_blocks": int,
+    "learn_sigma": bool,
+    "class_cond": bool,
+    "use_scale_shift_norm": bool,
+    "resblock_updown": bool,
+}
+# ... and these change nothing here.
+_IGNORED: Final = (
+    *("use_fp16", "use_checkpoint", "dropout", "sigma_small", "use_kl", "rescale_learned_sigmas"),
+    *("timestep_respacing", "channel_mult", "attention_resolutions"),
+)
+
+
+def convert(weights: Mapping[str, Tensor], said: Said) -> Converted:
+    """The network in diffusers' words. Raises CheckpointError, RequestError."""
+    shape = read_shape(weights, said)
+    if "steps" in said.beside:  # what their code calls diffusion_steps
+        said = said._replace(beside={"diffusion_steps": said.beside["steps"], **said.beside})
+    told = read_flags(said, _SETTINGS | _FROM_WEIGHTS, _IGNORED)
+    check_told(said, told, {key: getattr(shape, key) for key in _FROM_WEIGHTS})
+    told, published = _with_published(said, told, shape)
+    _check_complete(said, told)
+    size = training_size(said, told, len(shape.widths))
+    steps = told["diffusion_steps"]
+    head_channels, heads, heads_up = _heads(said, told, shape)
+    names = _names(shape)
+    note = f"{said.name} is taken for a network that OpenAI published: {published}."
+    first = shape.widths[0]
+    return Converted(
+        config=_config(shape, size, head_channels),
+        weights=_renamed(weights, names, told, said),
+        diffusion=Diffusion(
+            _schedule(said, told["noise_schedule"], steps),
+            "x_0" if told.get("predict_xstart") else "eps",
+            {},
+        ),
+        beyond=Beyond(
+            heads=heads,
+            heads_up=heads_up,
+            time_channels=shape.num_channels if shape.num_channels != first else None,
+            resample_conv=shape.conv_resample,
+            timestep_scale=1000 / steps if told.get("rescale_timesteps") else 1.0,
+        ),
+        notes=(note,) if published else (),
+        told={key: told.get(key, _UNSAID.get(key)) for key in _SETTINGS if key in told | _UNSAID},
+        theirs=_theirs(names),
+    )
+
+
+def _with_published(said: Said, told: dict[str, Any], shape: Shape) -> tuple[dict[str, Any], str]:
+    """What was said over what is known of the published networks, and that in words if it counts."""
+    multipliers = tuple(width / shape.num_channels for width in shape.widths)
+    structure = (shape.num_channels, multipliers, shape.num_res_blocks, shape.attention)
+    kind = (shape.class_cond, shape.resblock_updown, shape.use_scale_shift_norm)
+    usual = shape.in_channels == 3 and shape.learn_sigma and shape.num_classes in (None, 1000)
+    known = PUBLISHED.get((*structure, *kind), {}) if usual else {}
+    left = _HEADS if told.keys() & _HEADS else set()
+    left = left | ({SIZE} if said.size is not None else set())
+    added = {key: value for key, value in known.items() if key not in told and key not in left}
+    return told | added, ", ".join(f"{key} {value}" for key, value in added.items())
+
+
+def _check_complete(said: Said, told: Mapping[str, Any]) -> None:
+    """Raise RequestError with the names of what must be said of the network, and was not."""
+    heads, channels, up = (
+        told.get(key, -1) for key in ("num_heads", "num_head_channels", "num_heads_upsample")
+    )
+    one_head = channels < 1 and heads == 1 and up in (-1, 1)
+    wanted = {
+        SIZE: said.size is None,
+        "num_heads or num_head_channels": heads < 1 and channels < 1,
+        "use_new_attention_order": not one_head,
+        "noise_schedule": True,
+        "diffusion_steps": True,
+        "rescale_timesteps": told.get("diffusion_steps") != 1000,
+    }
+    missing = [key for key, needed in wanted.items() if needed and key not in told]
+    if missing:
+        raise RequestError(
+            f"the weights of {said.name} do not tell its {', '.join(missing)}.",
+            f"Pass each as --model-flag NAME=VALUE, or put their scripts' flags into {CONFIG} beside it.",
+        )
+    check_steps(said, "diffusion_steps", told["diffusion_steps"])
+
+
+def _heads(
+    said: Said, told: Mapping[str, Any], shape: Shape
+) -> tuple[int | None, int | None, int | None]:
+    """(channels of a head, or heads and heads on the way up where those differ by level)."""
+    levels = {shape.widths[i] for i in shape.attention}
+    widths = levels | {shape.widths[-1]}
+
+    def check(key: str, value: int, widths: set[int]) -> None:
+        if rest := [width for width in widths if width % value]:
+            what = "channels" if key == "num_head_channels" else "heads"
+            cause = f"{rest[0]} channels of attention cannot be split: {value} {what}."
+            raise wrong(said, key, cause, f"Correct {key}.")
+
+    channels = told.get("num_head_channels", -1)
+    if channels > 0:
+        check("num_head_channels", channels, widths)
+        return channels, None, None
+    heads, up = told["num_heads"], told.get("num_heads_upsample", -1)
+    up = up if up > 0 else heads
+    check("num_heads", heads, widths)
+    check("num_heads_upsample", up, levels)
+    if len(widths) == 1 and up == heads:
+        return shape.widths[-1] // heads, None, None
+    return None, heads, up if up != heads else None
+
+
+def _config(shape: Shape, size: tuple[int, int], head_channels: int | None) -> dict[str, Any]:
+    levels = range(len(shape.widths))
+    plain = "Resnet{}sampleBlock2D" if shape.resblock_updown else "{}Block2D"
+    kinds = ["Attn{}Block2D" if i in shape.attention else plain for i in levels]
+    resample = "resnet" if shape.resblock_updown else "conv"
+    return {
+        "sample_size": size[0] if size[0] == size[1] else size,
+        "in_channels": shape.in_channels,
+        "out_channels": shape.in_channels * (2 if shape.learn_sigma else 1),
+        "block_out_channels": shape.widths,
+        "layers_per_block": shape.num_res_blocks,
+        "down_block_types": [kinds[i].format("Down") for i in levels],
+        "up_block_types": [kinds[i].format("Up") for i in reversed(levels)],
+        "downsample_type": resample,
+        "upsample_type": resample,
+        "attention_head_dim": head_channels,
+        "attn_norm_num_groups": 32,
+        "time_embedding_dim": 4 * shape.num_channels,
+        "resnet_time_scale_shift": "scale_shift" if shape.use_scale_shift_norm else "default",
+        "num_class_embeds": shape.num_classes,
+    }
+
+
+def _names(shape: Shape) -> Names:
+    blocks = dict(_ENDS)
+    top, each = len(shape.widths) - 1, shape.num_res_blocks + 1
+    for i in range(top + 1):
+        theirs, ours = i * each, f"down_blocks.{i}"
+        for j in range(shape.num_res_blocks):
+            blocks[f"input_blocks.{theirs + 1 + j}.0"] = f"{ours}.resnets.{j}"
+            blocks[f"input_blocks.{theirs + 1 + j}.1"] = f"{ours}.attentions.{j}"
+        plain = "" if shape.resblock_updown else ".op"
+        blocks[f"input_blocks.{theirs + each}.0{plain}"] = (
+            f"{ours}.downsamplers.0{plain and '.conv'}"
+        )
+        ours = f"up_blocks.{i}"
+        for j in range(each):
+            blocks[f"output_blocks.{theirs + j}.0"] = f"{ours}.resnets.{j}"
+            blocks[f"output_blocks.{theirs + j}.1"] = f"{ours}.attentions.{j}"
+        last = 2 if top - i in shape.attention else 1
+        plain = "" if shape.resblock_updown else ".conv"
+        blocks[f"output_blocks.{theirs + each - 1}.{last}{plain}"] = f"{ours}.upsamplers.0{plain}"
+    return Names(blocks, _LEAVES)
+
+
+def _theirs(names: Names) -> Callable[[str], str]:
+    blocks, leaves = names.inverted()
+    return Names(blocks, {**leaves, **dict.fromkeys(_PARTS, "qkv")}).of
+
+
+def _renamed(
+    weights: Mapping[str, Tensor], names: Names, told: Mapping[str, Any], said: Said
+) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for key, tensor in weights.items():
+        ours = names.of(key)
+        if ".qkv." in key:
+            parts = _split(tensor, told, key, said)
+            found |= {ours.replace("qkv", name): part for name, part in parts.items()}
+        else:
+            found[ours] = tensor.squeeze(-1) if ".to_out." in ours and tensor.ndim == 3 else tensor
+    return found
+
+
+def _split(qkv: Tensor, told: Mapping[str, Any], key: str, said: Said) -> dict[str, Tensor]:
+    """The rows of q, k and v, (C, C) or (C,), of a 1 x 1 convolution (3 C, C, 1) or its bias.
+
+    The older order has q, k and v within each head, the new one the heads within q, k and v.
+    """
+    flat = qkv.squeeze(-1) if qkv.ndim == 3 else qkv
+    width = side({key: flat}, key, 0, said) // 3
+    heads = 1
+    if not told.get("use_new_attention_order"):
+        channels = told.get("num_head_channels", -1)
+        up = told.get("num_heads_upsample", -1) if key.startswith("output_blocks") else -1
+        heads = width // channels if channels > 0 else up if up > 0 else told["num_heads"]
+    if heads < 1 or len(flat) % (3 * heads):
+        raise CheckpointError(f"{said.name} is damaged: {key} has the shape {tuple(qkv.shape)}.")
+    split = flat.reshape(heads, 3, width // heads, *flat.shape[1:])
+    return {name: split[:, i].reshape(width, *flat.shape[1:]) for i, name in enumerate(_PARTS)}
+
+
+def _schedule(said: Said, kind: str, steps: int) -> Schedule:
+    """linear: the betas of T = 1000, scaled to the same total for another T; cosine."""
+    if kind not in ("linear", "cosine"):
+        cause = f"noise_schedule is {brief(kind)}."
+        raise wrong(said, "noise_schedule", cause, "Known are linear, cosine.")
+    scale = 1000 / steps
+    try:
+        return make_schedule(kind, steps, scale * 1e-4, scale * 0.02)
+    except RequestError as error:
+        raise wrong(said, "diffusion_steps", error.cause, "Correct diffusion_steps.") from error

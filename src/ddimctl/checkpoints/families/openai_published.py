@@ -1,0 +1,47 @@
+"""The flags of the networks that OpenAI published, which their weights do not show.
+
+From the READMEs of improved-diffusion and guided-diffusion and the defaults of their scripts.
+"""
+
+from typing import Any, Final
+
+from ddimctl.checkpoints.families.common import SIZE
+
+_GUIDED: Final = {
+    "num_head_channels": 64,
+    "use_new_attention_order": False,
+    "noise_schedule": "linear",
+    "diffusion_steps": 1000,
+    "rescale_timesteps": False,
+}
+_IMPROVED: Final = {
+    "num_heads": 4,
+    "use_new_attention_order": False,
+    "noise_schedule": "cosine",
+    "diffusion_steps": 4000,
+    "rescale_timesteps": True,
+}
+
+# By what the weights show: channels, multipliers, blocks, levels with attention, class_cond, updown,
+# scale and shift. All have RGB, learned variances and, where conditional, the 1000 classes of ImageNet.
+PUBLISHED: Final[dict[tuple[Any, ...], dict[str, Any]]] = {
+    (192, (1, 2, 3, 4), 3, (1, 2, 3), True, True, True): _GUIDED
+    | {SIZE: 64, "noise_schedule": "cosine", "use_new_attention_order": True},
+    (256, (1, 1, 2, 3, 4), 2, (2, 3, 4), True, True, True): _GUIDED
+    | {SIZE: 128, "num_heads": 4, "num_head_channels": -1},
+    (256, (1, 1, 2, 2, 4, 4), 2, (3, 4, 5), True, True, True): _GUIDED | {SIZE: 256},
+    (256, (1, 1, 2, 2, 4, 4), 2, (3, 4, 5), False, True, True): _GUIDED | {SIZE: 256},  # also LSUN
+    (256, (0.5, 1, 1, 2, 2, 4, 4), 2, (4, 5, 6), True, True, True): _GUIDED | {SIZE: 512},
+    (128, (1, 2, 3, 4), 3, (2, 3), False, False, True): _IMPROVED | {SIZE: 64},
+    (192, (1, 2, 3, 4), 3, (2, 3), True, False, True): _IMPROVED
+    | {SIZE: 64, "rescale_timesteps": False},
+    (128, (1, 2, 2, 2), 3, (1, 2), False, False, True): _IMPROVED | {SIZE: 32},
+    (128, (1, 1, 2, 2, 4, 4), 2, (4,), False, False, False): _IMPROVED
+    | {
+        SIZE: 256,
+        "num_heads": 1,
+        "noise_schedule": "linear",
+        "diffusion_steps": 1000,
+        "rescale_timesteps": False,
+    },
+}

@@ -1,0 +1,165 @@
+"""A checkpoint in one file: the weights in it, whose family's they are, and a network for them."""
+
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddimctl.checkpoints.build.assemble import Options, assemble, check_wanted, fill
+from ddimctl.checkpoints.build.network import build_unet
+from ddimctl.checkpoints.build.weights import read_file, sha256_of
+from ddimctl.checkpoints.families import ermongroup, openai
+from ddimctl.checkpoints.families.common import SIZE, Said
+from ddimctl.checkpoints.identify import refuse_file, refuse_foreign
+from ddimctl.checkpoints.model import Checkpoint, Provenance
+from ddimctl.checkpoints.sidecar import Sidecar
+from ddimctl.errors import CheckpointError
+from ddimctl.files.untrusted.content import check_content
+from ddimctl.files.untrusted.memory import check_memory
+from ddimctl.files.untrusted.settings_files import read_settings
+
+FAMILIES: Final[tuple[ModuleType, ...]] = (ermongroup, openai)
+SUFFIXES: Final = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
+
+# What training scripts call the parts of a file that holds more than one network's weights.
+_EMA_KEYS: Final = ("ema", "ema_model", "model_ema", "ema_state_dict")
+_RAW_KEYS: Final = ("state_dict", "model", "model_state_dict", "network", "net", "unet")
+_PARALLEL: Final = "module."
+
+
+class _Found(NamedTuple):
+    """The weights of one network, and which they are: "ema", "raw" or "unknown"."""
+
+    weights: Mapping[str, Tensor]
+    kind: str
+    notes: tuple[str, ...] = ()
+
+
+def load_file(path: Path, options: Options) -> Checkpoint:
+    """The checkpoint in a file of one of FAMILIES.
+
+    Raises CheckpointError when it is none that can run, RequestError for flags that are missing or
+    wrong.
+    """
+    name = path.name
+    refuse_foreign(path, check_content(path, name))
+    check_memory(path.stat().st_size, name)
+    with ThreadPoolExecutor(1) as pool:
+        sha256 = pool.submit(sha256_of, [path])
+        found = _choose(read_file(path, name), options.weights, name)
+        family = next((module for module in FAMILIES if module.MARK in found.weights), None)
+        if family is None:
+            refuse_file(path)
+        _check_tensors(found.weights, name)
+        said = Said(
+            name=name,
+            flags=options.flags,
+            beside=read_settings(path.parent / family.CONFIG),
+            size=options.size,
+            config=family.CONFIG,
+        )
+        converted = family.convert(found.weights, said)
+        built = build_unet(converted.config, converted.beyond, name)
+        fill(built, converted.weights, options, name, "Get the file again.", converted.theirs)
+        digest = sha256.result()
+    notes = (*found.notes, *converted.notes, *converted.diffusion.notes)
+    flags = _settled(converted.told, built.config.sample_size)
+    provenance = Provenance(name, family.NAME, found.kind, sha256=digest, flags=flags, notes=notes)
+    sidecar = Sidecar(beyond=converted.beyond, weights=found.kind)
+    return assemble(built, converted.diffusion, sidecar, provenance, name)
+
+
+def _settled(told: Mapping[str, Any], sample_size: Any) -> dict[str, str]:
+    """What was settled of the network beside its weights, by the names of --model-flag and --size."""
+    flags = {
+        key: str(value).lower() if type(value) is bool else str(value)
+        for key, value in told.items()
+    }
+    if SIZE not in flags:
+        height, width = (sample_size, sample_size) if type(sample_size) is int else sample_size
+        flags["size"] = f"{height}x{width}"
+    return flags
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a folder by name, those of optimizers and recorded cases left out."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in SUFFIXES and path.is_file() and path.stem != "cases"
+        if not path.name.startswith((".", "opt"))
+    )
+
+
+def _choose(content: Any, wanted: str, name: str) -> _Found:
+    """The weights in what a file held, EMA before raw unless the raw ones are wanted."""
+    raw, ema = _parts(content)
+    if raw is None and ema is None:
+        what = "an optimizer's state" if _is_optimizer(content) else "no network's weights"
+        raise CheckpointError(f"{name} holds {what}.", "Pass the file with the network's weights.")
+    if raw is not None and ema is not None:
+        if wanted == "raw":
+            return _Found(raw, "raw")
+        note = f"{name}: using the EMA weights; --weights raw takes the others."
+        return _Found(ema, "ema", (note,) if wanted == "auto" else ())
+    kind = "ema" if raw is None else "raw" if isinstance(content, list | tuple) else _kind(name)
+    if kind == "unknown" and wanted != "auto":  # the user knows
+        kind = wanted
+    check_wanted(wanted, kind, name)
+    return _Found(raw or ema or {}, kind)
+
+
+def _parts(content: Any) -> tuple[Mapping[str, Tensor] | None, Mapping[str, Tensor] | None]:
+    """(weights, averaged weights) of a bare state dict, a dict that holds some, or the training
+    list of ermongroup/ddim, [model, optimizer, epoch, step, ema]."""
+    if isinstance(content, list | tuple):
+        raw = _weights(content[0]) if content else None
+        ema = _weights(content[4]) if len(content) > 4 else None
+        return raw, ema
+    bare = _weights(content)
+    if bare is not None or not isinstance(content, Mapping):
+        return bare, None
+    held = [
+        next((found for key in keys if (found := _weights(content.get(key)))), None)
+        for keys in (_RAW_KEYS, _EMA_KEYS)
+    ]
+    return held[0], held[1]
+
+
+def _weights(content: Any) -> Mapping[str, Tensor] | None:
+    """The content as a state dict without the prefix of DataParallel; None where it is none."""
+    if not isinstance(content, Mapping) or not content:
+        return None
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+        return None
+    if all(key.startswith(_PARALLEL) for key in content):
+        return {key.removeprefix(_PARALLEL): tensor for key, tensor in content.items()}
+    return content
+
+
+def _check_tensors(weights: Mapping[str, Tensor], name: str) -> None:
+    for key, tensor in weights.items():
+        plain = tensor.layout == torch.strided and not tensor.is_meta
+        if not tensor.is_floating_point() or not plain:
+            raise CheckpointError(
+                f"{name}: {key} has the type {tensor.dtype} ({tensor.layout}, {tensor.device}), "
+                "which is not supported.",
+                "Use the float16 or float32 weights.",
+            )
+
+
+def _is_optimizer(content: Any) -> bool:
+    return isinstance(content, Mapping) and {"state", "param_groups"} <= content.keys()
+
+
+def _kind(name: str) -> str:
+    """Which weights a file has by its name, as training scripts give them."""
+    stem = name.lower()
+    if re.search(r"(^|[^a-z])ema([^a-z]|$)", stem):
+        return "ema"
+    return "raw" if re.match(r"model\d{6}", stem) else "unknown"

@@ -1,0 +1,48 @@
+"""Whether an evaluation is the paper's experiment, as far as that can be seen."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ddimctl.checkpoints import Checkpoint
+from ddimctl.diffusion.schedules import make_schedule
+from ddimctl.errors import RequestError
+from ddimctl.jobs.evaluate.paper_tables import PICTURES, PRESETS
+from ddimctl.jobs.sample.plan import SampleRequest
+
+
+def check_size(name: str, size: Sequence[int]) -> None:
+    """Raise RequestError for a checkpoint of another size (H, W) than the preset's."""
+    preset, (height, width) = PRESETS[name], size
+    if (height, width) != (preset.side, preset.side):
+        raise RequestError(
+            f"--preset {name} is of {preset.side}x{preset.side} pictures, the checkpoint "
+            f"of {height}x{width}.",
+            f"Use its own checkpoint: {preset.checkpoint}.",
+        )
+
+
+def differences(
+    name: str, checkpoint: Checkpoint, sampling: SampleRequest, pictures: int
+) -> list[str]:
+    """In what an evaluation is not the paper's experiment. pictures: of the data.
+
+    Whether network and data are those of the paper, they do not tell; this is what can be seen.
+    """
+    preset, schedule, theirs = PRESETS[name], checkpoint.schedule, make_schedule("linear")
+    same_schedule = len(schedule.alpha_bar) == len(theirs.alpha_bar) and torch.allclose(
+        schedule.alpha_bar, theirs.alpha_bar, rtol=1e-3, atol=0
+    )
+    found = {
+        f"{len(sampling.seeds):,} pictures a cell, not {PICTURES:,}": len(sampling.seeds)
+        != PICTURES,
+        f"{pictures:,} pictures of data, not {preset.pictures or 0:,}": preset.pictures
+        not in (None, pictures),
+        f"a network that predicts {checkpoint.prediction}, not eps": checkpoint.prediction != "eps",
+        "another noise schedule": not same_schedule,
+        "a network that knows classes": checkpoint.num_classes is not None,
+        "pictures without colours": checkpoint.sample_shape[0] != 3,
+        f"--solver {sampling.solver}": sampling.solver not in (None, "ddim"),
+        f"--clip {sampling.clip}": sampling.clip is not None,
+    }
+    return [what for what, holds in found.items() if holds]

@@ -1,0 +1,130 @@
+"""The latents of pictures, inverted as a plan decodes them, once: they are kept in the user's cache."""
+
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddimctl.checkpoints import Checkpoint
+from ddimctl.diffusion.inversion import TOLERANCE, check_inversion
+from ddimctl.errors import DataError, NumericsError, RequestError, StorageError
+from ddimctl.files.atomic import clean_temporaries, make_folder
+from ddimctl.files.cache import make_room, mark_used
+from ddimctl.files.dataset.datasets import user_cache
+from ddimctl.files.latents import load_latents, save_latents
+from ddimctl.files.pictures.images import from_uint8
+from ddimctl.jobs.events import Event, Notice
+from ddimctl.jobs.invert.input_images import fit_photo
+from ddimctl.jobs.invert.round_trip import fidelity, round_trip, with_steps
+from ddimctl.jobs.sample.plan import Plan
+from ddimctl.jobs.sample.records import sha256_hex
+
+METHOD: Final = "exact"
+_CACHE_VERSION: Final = 1
+
+
+class Inverted(NamedTuple):
+    """latent: (C, H, W), float32. worst_level: the most by which its decode is off, of 255."""
+
+    latent: Tensor
+    worst_level: int
+
+
+def check_invertible(plan: Plan, checkpoint: Checkpoint) -> None:
+    """Raise RequestError unless the plan's decoding can be inverted exactly."""
+    for option, plain in (("solver", "ddim"), ("guidance", 1.0), ("clip", "none")):
+        if plan.settings[option] != plain:
+            raise RequestError(
+                f"a picture's latent cannot be found with {option} {plan.settings[option]}.",
+                f"Pass --{option} {plain}.",
+            )
+    check_inversion(checkpoint.schedule, plan.tau, METHOD, TOLERANCE)
+
+
+def picture_latents(
+    pictures: Sequence[Path], plan: Plan, checkpoint: Checkpoint, device: torch.device
+) -> Generator[Event, None, Tensor]:
+    """The latents (N, C, H, W), float32, that the plan decodes to the pictures, cut to its size.
+
+    Raises DataError naming a picture that cannot be read, NumericsError.
+    """
+    fitted = [fit_photo(path, checkpoint, plan.shape[1:], "crop") for path in pictures]
+    files = [_cache_path(picture.pixels, plan, checkpoint) for picture in fitted]
+    known = [_cached(file, plan) for file in files]
+    missing = [i for i, found in enumerate(known) if found is None]
+    steps, size = len(plan.tau), plan.batch_size
+    total = -(-len(missing) // size) * steps
+    for number, start in enumerate(range(0, len(missing), size)):
+        group = missing[start : start + size]
+        x_0 = from_uint8(torch.stack([fitted[i].pixels for i in group])).to(device)
+        walk = round_trip(checkpoint, replace(plan, method=METHOD), x_0, TOLERANCE)
+        facts = {"pictures": f"{start}/{len(missing)}"}
+        trip = yield from with_steps(walk, "inverting", number * steps, total, facts)
+        for i, finite in zip(group, trip.finite.tolist(), strict=True):
+            if not finite:
+                raise NumericsError(
+                    f"{pictures[i]}: its latent, or what that decodes to, is not finite.",
+                    "Leave the picture out, or take more --steps.",
+                )
+        errors = [found.worst_level for found in fidelity(x_0, trip.decoded)]
+        for i, latent, error in zip(group, trip.latents.cpu(), errors, strict=True):
+            known[i] = Inverted(latent, error)
+            _keep(files[i], latent, error)
+    found = [inverted for inverted in known if inverted is not None]
+    for path, picture, inverted in zip(pictures, fitted, found, strict=True):
+        yield Notice(f"{path}: {picture.sentence()}.")
+        if inverted.worst_level > 1:
+            yield Notice(
+                f"{path}: decoding its latent misses it by up to {inverted.worst_level} levels of "
+                "255; more --steps come nearer."
+            )
+    return torch.stack([inverted.latent for inverted in found])
+
+
+def _cache_path(pixels: Tensor, plan: Plan, checkpoint: Checkpoint) -> Path | None:
+    """Where the latent of a fitted picture is kept, by all that it depends on."""
+    if not checkpoint.provenance.sha256:
+        return None
+    depends = {
+        "version": _CACHE_VERSION,
+        "pixels": sha256_hex(pixels.numpy().tobytes()),
+        "shape": list(plan.shape),
+        "checkpoint": checkpoint.provenance.sha256,
+        "schedule": checkpoint.schedule.settings,
+        "prediction": checkpoint.prediction,
+        "timesteps": list(plan.tau),
+        "label": plan.labels and plan.labels[0],
+        "method": METHOD,
+        "tolerance": TOLERANCE,
+    }
+    name = sha256_hex(json.dumps(depends, sort_keys=True).encode())
+    return user_cache() / "inversions" / f"{name}.pt"
+
+
+def _cached(file: Path | None, plan: Plan) -> Inverted | None:
+    if file is None or not file.exists():
+        return None
+    try:
+        latents, metadata = load_latents(file)
+    except DataError:  # damaged: it is made again
+        return None
+    error = metadata.get("worst_level")
+    if latents.shape != (1, *plan.shape) or not isinstance(error, int):
+        return None
+    mark_used(file)
+    return Inverted(latents[0], error)
+
+
+def _keep(file: Path | None, latent: Tensor, error: int) -> None:
+    try:
+        if file is not None:
+            make_folder(file.parent)
+            clean_temporaries(file.parent)
+            save_latents(file, latent[None], {"worst_level": error})
+            make_room(file)
+    except StorageError:  # a read-only home: the next run inverts again
+        return

@@ -1,0 +1,109 @@
+"""Strangers' pictures, found, named, and fitted to what a checkpoint knows."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from ddimctl.checkpoints import Checkpoint
+from ddimctl.errors import RequestError
+from ddimctl.files.dataset.source import scan
+from ddimctl.files.pictures.images import FITS, fit_picture, picture_pixels, read_picture
+from ddimctl.files.untrusted.paths import is_folder
+
+SHEET: Final = ".inversion.png"
+"""How the sheets end that inversion makes, which are no pictures to invert."""
+
+_LONGEST: Final = 200  # bytes of a name
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A picture file; name: what its results are called, different from every other's."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A picture as the model takes it: pixels (H, W, C), uint8; what it was: (H, W)."""
+
+    pixels: Tensor
+    original: tuple[int, int]
+    fit: str
+
+    def record(self) -> dict[str, Any]:
+        """What latents say of it: plain values."""
+        return {"fit": self.fit, "original_size": list(self.original)}
+
+    def sentence(self) -> str:
+        """How it was fitted, in words."""
+        (height, width), (to_height, to_width) = self.original, self.pixels.shape[:2]
+        size = f"{width}x{height} pixels" + " (width x height)" * (width != height)
+        if self.original == (to_height, to_width):
+            return f"{size}, as they are"
+        scale = (max if self.fit == "crop" else min)(to_height / height, to_width / width)
+        inner = f"{round(to_width / scale)}x{round(to_height / scale)}"
+        how = {
+            "crop": f"cut to the middle {inner} and resized",
+            "pad": f"padded to {inner} and resized",
+            "stretch": "resized whatever the proportions",
+        }[self.fit]
+        if height * to_width == width * to_height:
+            how = "resized"
+        return f"{size}, {how} to {to_width}x{to_height}"
+
+
+def find_photos(given: Sequence[Path]) -> list[Photo]:
+    """The files, and the pictures in the folders, in order, each once.
+
+    A name is the file's stem, cut where it is very long, with a number where an earlier one has it.
+    A file that is missing or
+    no picture is found out when it is read. Raises DataError for a folder without pictures.
+    """
+    paths = dict.fromkeys(path for entry in given for path in _expand(entry))
+    taken: set[str] = set()
+    photos = []
+    for path in paths:
+        stem, number = _shortened(path.stem), 1
+        name = stem
+        while name.casefold() in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.casefold())
+        photos.append(Photo(path, name))
+    return photos
+
+
+def fit_photo(path: Path, checkpoint: Checkpoint, size: tuple[int, int], fit: str) -> Fitted:
+    """Read a picture and fit it to (H, W). Raises DataError naming it."""
+    background = checkpoint.background or (0, 0, 0)
+    picture = read_picture(path, checkpoint.sample_shape[0], background)
+    fitted = fit_picture(picture, size, fit, background)
+    return Fitted(picture_pixels(fitted), (picture.height, picture.width), fit)
+
+
+def check_fit(fit: str) -> None:
+    """Raise RequestError for an unknown way to fit pictures."""
+    if fit not in FITS:
+        raise RequestError(f"unknown fit '{fit}'.", f"Choose one of {', '.join(FITS)}.")
+
+
+def _shortened(stem: str) -> str:
+    """The stem with room for what results add to it: file systems take 255 bytes."""
+    while len(os.fsencode(stem)) > _LONGEST:
+        stem = stem[:-1]
+    return stem
+
+
+def _expand(given: Path) -> Iterator[Path]:
+    if not is_folder(given):
+        yield given
+        return
+    for entry in scan(given):
+        if not entry.name.endswith(SHEET):
+            yield given / entry.name

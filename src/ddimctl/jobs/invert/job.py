@@ -1,0 +1,271 @@
+"""Inversion: photos in, their latents and a comparison of each out."""
+
+import json
+import math
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from ddimctl.diffusion.inversion import TOLERANCE
+from ddimctl.diffusion.statistics import is_atypical
+from ddimctl.errors import DataError, RequestError, Stopped, StorageError
+from ddimctl.files.atomic import check_writable, make_folder, write_bytes
+from ddimctl.files.latents import save_latents
+from ddimctl.files.pictures.images import from_uint8, to_uint8
+from ddimctl.jobs.events import Event, Notice, Progress, Wrote
+from ddimctl.jobs.invert.input_images import Fitted, Photo, check_fit, find_photos, fit_photo
+from ddimctl.jobs.invert.report import figures_of, sentence, warnings
+from ddimctl.jobs.invert.resume import (
+    Recorder,
+    finished_figures,
+    matching,
+    photo_paths,
+    read_records,
+    recorded_batch_size,
+)
+from ddimctl.jobs.invert.round_trip import (
+    RoundTrip,
+    fidelity,
+    inversion_plan,
+    open_for_inversion,
+    round_trip,
+    with_steps,
+)
+from ddimctl.jobs.invert.sheet import inversion_sheet
+from ddimctl.jobs.sample.folder import go_on, run_folder
+from ddimctl.jobs.sample.plan import Plan, SampleRequest
+from ddimctl.jobs.sample.records import image_text
+from ddimctl.runtime.device import memory_errors
+from ddimctl.runtime.signals import StopRequest, interruptible, stop_on_signals
+
+
+@dataclass(frozen=True)
+class InvertRequest:
+    """Which pictures to invert and how.
+
+    photos: files and folders.  method: exact, fixed-point or naive.  tolerance: of each step.
+    fit: crop, pad or stretch to the size.  decoding: checkpoint, steps (None is 50), tau, class,
+    size, device and folder (None is the current one), as for sampling from the latents; its
+    seeds, eta, variance, solver, clip, guidance and save are not used.
+    """
+
+    photos: tuple[Path, ...]
+    method: str = "exact"
+    tolerance: float = TOLERANCE
+    fit: str = "crop"
+    decoding: SampleRequest = field(default_factory=SampleRequest)
+
+
+@dataclass(frozen=True)
+class InvertResult:
+    """pictures: one record for each that was inverted, or would be. failed: name and reason of
+    those that could not be read or inverted."""
+
+    pictures: tuple[dict[str, Any], ...]
+    failed: tuple[tuple[str, str], ...]
+    settings: dict[str, Any]
+    seconds: float
+
+
+def invert(request: InvertRequest) -> Generator[Event, None, InvertResult]:
+    """Invert every photo, batch by batch, and write NAME.pt and NAME.inversion.png for each.
+
+    A photo that cannot be read, or has no finite latent, is a notice and an entry in `failed`. With
+    decoding.resume, photos that a run with the same settings has finished are kept. Raises
+    RequestError (also where something would be overwritten), CheckpointError, DataError,
+    StorageError, DeviceError; Stopped when a signal ended the run, which --resume goes on with.
+    """
+    check_fit(request.fit)
+    photos = find_photos(request.photos)
+    here = replace(request.decoding, out=request.decoding.out or Path())
+    with (
+        run_folder(here, "invert") as decoding,
+        memory_errors("Use a smaller --batch-size or another --device."),
+    ):
+        return (yield from _invert(replace(request, decoding=decoding), photos))
+
+
+def _invert(
+    request: InvertRequest, photos: Sequence[Photo]
+) -> Generator[Event, None, InvertResult]:
+    started = time.monotonic()
+    decoding = request.decoding
+    out, force = decoding.out or Path(), decoding.force
+    recorded = read_records(out, photos) if decoding.resume else {}
+    _check_room(out, [photo for photo in photos if photo.name not in recorded], force)
+    batch_size = decoding.batch_size or recorded_batch_size(recorded)  # for the same groups
+    decoding = replace(decoding, batch_size=batch_size)
+    checkpoint, device, precision = open_for_inversion(decoding, request.method)
+    yield from map(Notice, checkpoint.provenance.notes)
+    plan = inversion_plan(
+        decoding, checkpoint, len(photos), request.method, request.tolerance, device, precision
+    )
+    recorder = Recorder(out, plan, checkpoint, request.tolerance)
+    run = _Run(replace(request, decoding=decoding), photos, recorder)
+    run.recorded = matching(recorded, recorder, force=force)
+    if decoding.dry_run:
+        for batch in run.batches():
+            readable = yield from _read(run, batch)
+            run.records += [photo_paths(out, photo) | fitted.record() for photo, fitted in readable]
+    else:
+        check_writable(out, 4 * (len(photos) - len(run.recorded)) * math.prod(plan.shape))
+        yield from _resumable(run, device)
+    seconds = time.monotonic() - started
+    return InvertResult(tuple(run.records), tuple(run.failed), plan.settings, seconds)
+
+
+@dataclass
+class _Run:
+    """recorded: the metadata of this run's latents that were there, by the photos' names."""
+
+    request: InvertRequest
+    photos: Sequence[Photo]
+    recorder: Recorder
+    recorded: dict[str, dict[str, Any]] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    made: int = 0  # how many of the records are new
+
+    def batches(self) -> Iterator[Sequence[Photo]]:
+        """The photos in groups, which are the same in a resumed run."""
+        size = self.recorder.plan.batch_size
+        for start in range(0, len(self.photos), size):
+            yield self.photos[start : start + size]
+
+
+def _resumable(run: _Run, device: torch.device) -> Generator[Event, None, None]:
+    """Invert all; an error of the disk says how to go on if anything is done."""
+    try:
+        with stop_on_signals() as stop:
+            yield from _invert_all(run, device, stop)
+    except StorageError as error:
+        if not run.records:
+            raise
+        remedy = f"{error.remedy} {go_on(run.recorder.out)}".strip()
+        raise StorageError(error.cause, remedy) from error
+    if run.recorded and not run.made and not run.failed:
+        yield Notice(f"complete already: {len(run.records)} photos.")
+
+
+def _stop(run: _Run, stop: StopRequest) -> NoReturn:
+    if not run.records:
+        stop.pass_on()
+    out, how_far = run.recorder.out, f"{len(run.records)} of {len(run.photos)} photos"
+    raise Stopped(f"{stop.name}: stopped with {how_far} in {out}.", go_on(out))
+
+
+def _invert_all(run: _Run, device: torch.device, stop: StopRequest) -> Generator[Event, None, None]:
+    """Invert the groups in which a photo is not done, whole; of them, only such photos are written."""
+    recorder, plan = run.recorder, run.recorder.plan
+    steps, total = len(plan.tau), -(-len(run.photos) // plan.batch_size) * len(plan.tau)
+    for number, batch in enumerate(run.batches()):
+        readable = yield from _read(run, batch)
+        known = [_figures_known(run, photo, fitted) for photo, fitted in readable]
+        if None in known:
+            x_0 = from_uint8(torch.stack([fitted.pixels for _, fitted in readable])).to(device)
+            walk = round_trip(recorder.checkpoint, plan, x_0, run.request.tolerance)
+            facts = {"pictures": f"{len(run.records)}/{len(run.photos)}"}
+            walk = interruptible(walk, stop)
+            try:
+                trip = yield from with_steps(walk, "inverting", number * steps, total, facts)
+            except KeyboardInterrupt:
+                if not stop:
+                    raise
+                _stop(run, stop)
+            yield from _store(run, readable, known, x_0, trip)
+        else:
+            for (photo, fitted), figures in zip(readable, known, strict=True):
+                _note(run, photo, fitted, figures or {})
+        facts = {"pictures": f"{len(run.records)}/{len(run.photos)}"}
+        yield Progress("inverting", (number + 1) * steps, total, "steps", facts)
+
+
+def _check_room(out: Path, photos: Sequence[Photo], force: bool) -> None:
+    if force:
+        return
+    for photo in photos:
+        made = photo_paths(out, photo)
+        for path in (Path(made["latents"]), Path(made["comparison"])):
+            if path.exists() and path != photo.path:
+                raise RequestError(
+                    f"{path} exists already.",
+                    "Go on with --resume, write over it with --force, or name another --out.",
+                )
+
+
+def _read(run: _Run, photos: Sequence[Photo]) -> Generator[Event, None, list[tuple[Photo, Fitted]]]:
+    """Those of the photos that can be read, fitted; the others go to run.failed."""
+    size = run.recorder.plan.shape[1:]
+    readable = []
+    for photo in photos:
+        try:
+            fitted = fit_photo(photo.path, run.recorder.checkpoint, size, run.request.fit)
+        except DataError as error:
+            yield _fail(run, photo, error.cause)
+        else:
+            yield Notice(f"{photo.path}: {fitted.sentence()}.")
+            readable.append((photo, fitted))
+    return readable
+
+
+def _figures_known(run: _Run, photo: Photo, fitted: Fitted) -> dict[str, Any] | None:
+    """The figures of a photo that is done, or None."""
+    record = run.recorded.get(photo.name)
+    force = run.request.decoding.force
+    return record and finished_figures(record, run.recorder.out, photo, fitted, force=force)
+
+
+def _fail(run: _Run, photo: Photo, cause: str) -> Notice:
+    run.failed.append((str(photo.path), cause))
+    return Notice(f"left out: {cause}")
+
+
+def _note(run: _Run, photo: Photo, fitted: Fitted, figures: dict[str, Any]) -> None:
+    run.records.append(photo_paths(run.recorder.out, photo) | fitted.record() | figures)
+
+
+def _store(
+    run: _Run,
+    photos: Sequence[tuple[Photo, Fitted]],
+    known: Sequence[dict[str, Any] | None],
+    x_0: Tensor,
+    trip: RoundTrip,
+) -> Generator[Event, None, None]:
+    """Write the two files of each photo that is not done, and note all in run.records."""
+    plan, out = run.recorder.plan, run.recorder.out
+    make_folder(out)
+    odd, finite = is_atypical(trip.latents), trip.finite.tolist()
+    decoded = to_uint8(trip.decoded).cpu()
+    found = fidelity(x_0, trip.decoded)
+    for i, (photo, fitted) in enumerate(photos):
+        if (figures := known[i]) is not None:
+            _note(run, photo, fitted, figures)
+            continue
+        if not finite[i]:
+            cause = f"{photo.path}: its latent, or what that decodes to, is not finite."
+            yield _fail(run, photo, cause)
+            continue
+        latents = trip.latents[i : i + 1].cpu()
+        paths = photo_paths(out, photo)
+        figures = figures_of(found[i], trip, i, bool(odd[i]))
+        metadata = run.recorder.metadata(photo, fitted, figures)
+        save_latents(Path(paths["latents"]), latents, metadata)
+        text = image_text(_of_one(plan, latents), run.recorder.checkpoint, 0)
+        said = {"ddimctl": json.dumps(text | {"method": plan.method})}
+        sheet = inversion_sheet(fitted.pixels, decoded[i], len(plan.tau), said)
+        write_bytes(Path(paths["comparison"]), sheet)
+        run.made += 1
+        _note(run, photo, fitted, figures)
+        yield Wrote(paths["latents"], sentence(figures))
+        yield from map(Notice, warnings(photo.path, plan, found[i], trip.residuals[i], figures))
+
+
+def _of_one(plan: Plan, latents: Tensor) -> Plan:
+    """The plan of decoding one picture's latents (1, C, H, W)."""
+    labels = None if plan.labels is None else plan.labels[:1]
+    return replace(plan, names=(0,), seeds=(0,), labels=labels, x_T=latents, batch_size=1)

@@ -1,0 +1,58 @@
+"""What is said of a photo that was inverted: figures, a sentence, warnings."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from ddimctl.diffusion.statistics import latent_statistics
+from ddimctl.jobs.invert.round_trip import HALF_A_LEVEL, Fidelity, RoundTrip
+from ddimctl.jobs.sample.plan import Plan
+
+_NAMED_STEPS: Final = 5  # in a warning about steps that were not solved
+
+
+def figures_of(found: Fidelity, trip: RoundTrip, i: int, atypical: bool) -> dict[str, Any]:
+    """Plain values by name, of the i-th picture of a round trip."""
+    mean, std = latent_statistics(trip.latents[i : i + 1])
+    residuals = [r if math.isfinite(r) else None for r in trip.residuals[i].tolist()]
+    return {
+        **found.record(),
+        "evaluations": int(trip.evaluations[i]),
+        "residuals": residuals,
+        "latent_mean": float(mean[0]),
+        "latent_std": float(std[0]),
+        "atypical": atypical,
+    }
+
+
+def sentence(figures: dict[str, Any]) -> str:
+    """The figures in words."""
+    psnr = "exact" if figures["psnr"] is None else f"PSNR {figures['psnr']:.1f} dB"
+    return (
+        f"MSE {figures['mse']:.2g}, {psnr}, worst level {figures['worst_level']} of 255, "
+        f"{100 * figures['exact_pixels']:.4g} % of pixels exact, "
+        f"{figures['evaluations']} evaluations, latent mean {figures['latent_mean']:.3f}, "
+        f"deviation {figures['latent_std']:.3f}"
+    )
+
+
+def warnings(
+    path: Path, plan: Plan, found: Fidelity, residuals: Tensor, figures: dict[str, Any]
+) -> Iterator[str]:
+    """What the user should know of an inverted picture besides its figures."""
+    if plan.method != "naive" and found.largest_error > HALF_A_LEVEL * 255 / 2:
+        by_size = sorted(zip(residuals.tolist(), plan.tau, strict=True), reverse=True)
+        left = ", ".join(f"{r * 255 / 2:.2g} at t = {t}" for r, t in by_size[:_NAMED_STEPS])
+        yield (
+            f"{path}: decoding misses the picture by up to {found.largest_error:.2g} levels of "
+            f"255; the steps that were not solved leave {left}. A picture that the model does not "
+            "know may have no exact latent; more --steps come nearer."
+        )
+    if figures["atypical"]:
+        yield (
+            f"{path}: its latent is unlike noise (mean {figures['latent_mean']:.2f}, deviation "
+            f"{figures['latent_std']:.2f}, not 0 and 1): interpolations may look odd near it."
+        )

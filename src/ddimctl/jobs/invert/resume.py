@@ -1,0 +1,127 @@
+"""What a photo's latents say of its inversion, and which photos of a stopped run are done by that.
+
+There is no manifest: photos of several runs may lie in one folder, and each speaks for itself.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ddimctl.checkpoints import Checkpoint
+from ddimctl.errors import DataError, RequestError
+from ddimctl.files.latents import load_latents
+from ddimctl.files.pictures.images import looks_whole
+from ddimctl.jobs.invert.input_images import SHEET, Fitted, Photo
+from ddimctl.jobs.sample.manifest import AGAIN, differences
+from ddimctl.jobs.sample.plan import Plan
+from ddimctl.jobs.sample.records import latents_metadata, sha256_hex
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """How the photos of a run are recorded. out: the folder of their files."""
+
+    out: Path
+    plan: Plan
+    checkpoint: Checkpoint
+    tolerance: float
+
+    def settings(self) -> dict[str, Any]:
+        """What is the same for all photos of the run, apart from what `inversion` says."""
+        labels = None if self.plan.labels is None else self.plan.labels[:1]
+        return latents_metadata(replace(self.plan, labels=labels), self.checkpoint)
+
+    def metadata(self, photo: Photo, fitted: Fitted, figures: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a photo's latents."""
+        report = {
+            "tolerance": self.tolerance,
+            "batch_size": self.plan.batch_size,
+            "pixels_sha256": _hash(fitted),
+            "figures": dict(figures),
+        }
+        own = fitted.record() | {"picture": photo.path.name, "inversion": report}
+        return self.settings() | own
+
+
+def photo_paths(out: Path, photo: Photo) -> dict[str, str]:
+    """Where a photo is, and where what is made of it goes."""
+    return {
+        "picture": str(photo.path),
+        "latents": str(out / f"{photo.name}.pt"),
+        "comparison": str(out / f"{photo.name}{SHEET}"),
+    }
+
+
+def read_records(out: Path, photos: Sequence[Photo]) -> dict[str, dict[str, Any]]:
+    """The metadata of the latents that are there, by the photos' names.
+
+    Raises RequestError for what no inversion of a photo has written.
+    """
+    records = {}
+    for photo in photos:
+        path = Path(photo_paths(out, photo)["latents"])
+        if not path.exists():
+            continue
+        try:
+            latents, metadata = load_latents(path)
+        except DataError as error:
+            raise RequestError(f"--resume: {error.cause}", AGAIN) from error
+        report = metadata.get("inversion")
+        if len(latents) != 1 or not isinstance(report, dict) or "figures" not in report:
+            raise RequestError(f"--resume: {path} is no latent that invert wrote.", AGAIN)
+        records[photo.name] = metadata | {"shape": list(latents.shape[1:])}
+    return records
+
+
+def recorded_batch_size(records: Mapping[str, Mapping[str, Any]]) -> int | None:
+    """That of the run which wrote the first of them."""
+    for record in records.values():
+        size = record["inversion"].get("batch_size")
+        return size if type(size) is int and size >= 1 else None
+    return None
+
+
+def matching(
+    records: Mapping[str, dict[str, Any]], recorder: Recorder, *, force: bool
+) -> dict[str, dict[str, Any]]:
+    """The records of this very run; RequestError where there are others, unless force."""
+    expected = recorder.settings() | {"shape": list(recorder.plan.shape)}
+    expected = json.loads(json.dumps(expected))  # as they were read
+    kept = {}
+    for name, record in records.items():
+        changed = differences(record, expected)
+        changed += differences(record["inversion"], {"tolerance": recorder.tolerance})
+        if changed and not force:
+            raise RequestError(
+                f"--resume: {name}.pt is not of the run that was begun: {'; '.join(changed)}.",
+                AGAIN,
+            )
+        if not changed:
+            kept[name] = record
+    return kept
+
+
+def finished_figures(
+    record: dict[str, Any] | None, out: Path, photo: Photo, fitted: Fitted, *, force: bool
+) -> dict[str, Any] | None:
+    """The figures of a photo that is done, or None. Raises RequestError where its record is of
+    another picture, unless force."""
+    if record is None:
+        return None
+    own = fitted.record() | {"picture": photo.path.name}
+    changed = differences(record, own)
+    if record["inversion"].get("pixels_sha256") != _hash(fitted):
+        changed.append("its pixels differ")
+    if changed and not force:
+        raise RequestError(
+            f"--resume: {photo.path} is not the picture that was inverted: {'; '.join(changed)}.",
+            AGAIN,
+        )
+    done = not changed and looks_whole(Path(photo_paths(out, photo)["comparison"]))
+    return dict(record["inversion"]["figures"]) if done else None
+
+
+def _hash(fitted: Fitted) -> str:
+    return sha256_hex(fitted.pixels.contiguous().numpy().tobytes())

@@ -1,0 +1,286 @@
+"""Pictures to latents and back: inversion, verified by the sampler's own decode."""
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddimctl.checkpoints import Checkpoint
+from ddimctl.diffusion.float32 import ieee_float32
+from ddimctl.diffusion.inversion import Inversion, check_inversion, climb
+from ddimctl.diffusion.predictions import make_denoiser
+from ddimctl.diffusion.sampling import trajectory
+from ddimctl.diffusion.walks import finish
+from ddimctl.errors import DeviceError, RequestError
+from ddimctl.files.pictures.images import to_uint8
+from ddimctl.jobs.checkpoint import open_checkpoint
+from ddimctl.jobs.events import Event, Notice, Progress, retold
+from ddimctl.jobs.sample.plan import Plan, SampleRequest, make_plan
+from ddimctl.runtime.device import (
+    free_memory,
+    is_out_of_memory,
+    make_deterministic,
+    resolve_device,
+    resolve_precision,
+)
+
+DEFAULT_STEPS: Final = 50
+HALF_A_LEVEL: Final = 1 / 255  # of x_0, whose 255 levels span [-1, 1]
+_TIGHTER: Final = 0.01  # of the tolerance, for a second attempt
+
+
+class RoundTrip(NamedTuple):
+    """latents and decoded: (N, C, H, W), float32. residuals (N, S), float64: as Inversion's.
+    evaluations: (N,), int64, of the inversion, both attempts where there were two."""
+
+    latents: Tensor
+    decoded: Tensor
+    residuals: Tensor
+    evaluations: Tensor
+
+    @property
+    def finite(self) -> Tensor:
+        """(N,), bool: whether a picture's latent, its decode, and what the network said are numbers."""
+        both = (self.latents.isfinite() & self.decoded.isfinite()).flatten(1).all(1)
+        return both & ~self.residuals.isinf().any(1)  # a step of which no residual was a number
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near a decoded picture is to the original.
+
+    mse: per dimension, pictures in [0, 1].  psnr: in dB; None where mse is 0.
+    largest_error: in levels of 255, before rounding.  worst_level: after it.
+    exact_pixels: the share of pixels of which all channels are equal after rounding.
+    """
+
+    mse: float
+    psnr: float | None
+    largest_error: float
+    worst_level: int
+    exact_pixels: float
+
+    def record(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return asdict(self)
+
+
+def inversion_precision(asked: str | None, method: str, device: torch.device) -> str:
+    """fp32, or what was asked for. Raises RequestError where the method cannot have that."""
+    precision = resolve_precision(asked or "fp32", device)
+    if method == "exact" and precision != "fp32":
+        raise RequestError(
+            f"exact inversion in {precision} would not be exact.", "Leave --precision at fp32."
+        )
+    return precision
+
+
+def open_for_inversion(
+    decoding: SampleRequest, method: str
+) -> tuple[Checkpoint, torch.device, str]:
+    """The checkpoint, its device and precision. Raises RequestError, CheckpointError, DeviceError."""
+    device = resolve_device(decoding.device)
+    if decoding.deterministic:
+        make_deterministic()
+    precision = inversion_precision(decoding.precision, method, device)
+    checkpoint = open_checkpoint(decoding, {}, device, precision)
+    return checkpoint, device, precision
+
+
+def inversion_plan(
+    decoding: SampleRequest,
+    checkpoint: Checkpoint,
+    count: int,
+    method: str,
+    tolerance: float,
+    device: torch.device,
+    precision: str,
+) -> Plan:
+    """How `count` pictures are inverted, and their latents decoded: without noise, clipping or
+    guidance, as --class or the null class.
+
+    Raises RequestError for settings that contradict each other or cannot be inverted.
+    """
+    classes = decoding.classes
+    if classes is not None and len(classes) > 1:
+        raise RequestError("--class: pictures are inverted as one class.", "Name one.")
+    labels = None
+    if classes is None and checkpoint.num_classes is not None:
+        if checkpoint.null_class is None:
+            raise RequestError(
+                "this checkpoint needs to know what the pictures show.", "Name it with --class."
+            )
+        labels = (checkpoint.null_class,) * count
+    steps = decoding.steps or (None if isinstance(decoding.tau, tuple) else DEFAULT_STEPS)
+    settled = replace(
+        decoding,
+        seeds=tuple(range(count)),
+        steps=steps,
+        classes=classes,
+        eta=0.0,
+        variance="eta",
+        solver="ddim",
+        clip="none",
+        guidance=1.0,
+        latents=None,
+    )
+    plan = replace(make_plan(settled, checkpoint, None, device, precision), method=method)
+    if plan.searched:
+        raise RequestError(
+            "--tau auto is chosen for sampling; its last step is too long to invert well.",
+            "Use --tau linspace.",
+        )
+    plan = replace(plan, labels=labels or plan.labels)
+    check_inversion(checkpoint.schedule, plan.tau, method, tolerance)
+    return plan
+
+
+def round_trip(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    x_0: Tensor,
+    tolerance: float,
+    place: int = 0,
+    parts: int = 1,
+) -> Generator[int | Notice, None, RoundTrip]:
+    """Invert x_0 (N, C, H, W) as the plan says and decode the latents, yielding how many of the
+    plan's steps are done.
+
+    x_0 and the result are on the checkpoint's device; all N have the plan's first label. What is
+    not finite in the result is for the caller to refuse (RoundTrip.finite). Where memory does not
+    do for all pictures at once, each half is done for itself; place, parts: which part of how many
+    this is. Raises DeviceError when it does not do for one.
+    """
+    try:
+        return (yield from _round_trip(checkpoint, plan, x_0, tolerance, place, parts))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(x_0) == 1:
+            raise DeviceError(
+                "the device is out of memory with one picture at a time.",
+                "Use a smaller --size or another --device.",
+            ) from error
+    free_memory(x_0.device)
+    halves = x_0.tensor_split(2)
+    yield Notice(
+        f"out of memory with {len(x_0)} pictures at a time; going on with {len(halves[0])}."
+    )
+    trips = []
+    for number, half in enumerate(halves, 2 * place):
+        trip = yield from round_trip(checkpoint, plan, half, tolerance, number, 2 * parts)
+        trips.append(trip)
+    return RoundTrip(*map(torch.cat, zip(*trips, strict=True)))
+
+
+def _round_trip(
+    checkpoint: Checkpoint, plan: Plan, x_0: Tensor, tolerance: float, place: int, parts: int
+) -> Generator[int, None, RoundTrip]:
+    """Of all at once. Exact inversion that met its tolerance and is yet off by more than half a
+    level is tried again with a smaller one; where a step could not meet it there is nothing to gain.
+    """
+    with ieee_float32():
+        inversion = yield from retold(
+            _climb(checkpoint, plan, x_0, tolerance),
+            lambda done: (place * len(plan.tau) + done // len(x_0)) // parts,
+        )
+        decoded = decode_latents(checkpoint, plan, inversion.latents)
+        first = (inversion.latents, decoded, inversion.residuals)
+        evaluations = inversion.evaluations.sum(1)
+        off = (decoded - x_0).abs().flatten(1).amax(1) > HALF_A_LEVEL
+        off &= (inversion.residuals <= tolerance).all(1)
+        if plan.method != "exact" or not bool(off.any()):
+            return RoundTrip(*first, evaluations)
+        rows = off.nonzero().flatten()
+        again = finish(_climb(checkpoint, plan, x_0[rows], _TIGHTER * tolerance))
+        decoded_again = decode_latents(checkpoint, plan, again.latents)
+    second = (again.latents, decoded_again, again.residuals)
+    error, error_again = (
+        (y - x_0[rows]).abs().flatten(1).amax(1) for y in (decoded[rows], decoded_again)
+    )
+    nearer = error_again < error
+    latents, decoded, residuals = (
+        whole.index_copy(0, rows[nearer], part[nearer])
+        for whole, part in zip(first, second, strict=True)
+    )
+    evaluations = evaluations.index_add(0, rows, again.evaluations.sum(1))
+    return RoundTrip(latents, decoded, residuals, evaluations)
+
+
+def with_steps(
+    walk: Generator[int | Notice, None, RoundTrip],
+    phase: str,
+    before: int,
+    total: int,
+    facts: Mapping[str, str],
+) -> Generator[Event, None, RoundTrip]:
+    """The walk, its steps told as progress after `before` of total."""
+
+    def tell(told: int | Notice) -> Event:
+        if isinstance(told, Notice):
+            return told
+        return Progress(phase, before + told, total, "steps", facts)
+
+    return (yield from retold(walk, tell))
+
+
+def decode_latents(
+    checkpoint: Checkpoint, plan: Plan, latents: Tensor, tau: Sequence[int] | None = None
+) -> Tensor:
+    """x_0 (N, C, H, W) from latents by the plain sampler, in tau or the plan's own timesteps.
+
+    What is not finite stays so.
+    """
+    x, denoise = latents, make_denoiser(checkpoint)
+    labels = _labels(plan, latents)
+    with torch.inference_mode(), ieee_float32():
+        for step in trajectory(
+            denoise, latents, checkpoint.schedule, tau or plan.tau, labels=labels
+        ):
+            x = step.x
+    return x
+
+
+def fidelity(x_0: Tensor, decoded: Tensor) -> list[Fidelity]:
+    """Of each decoded picture, to its x_0; both (N, C, H, W)."""
+    error = (decoded - x_0).double()
+    levels = (to_uint8(decoded).int() - to_uint8(x_0).int()).abs()  # (N, H, W, C)
+    found = []
+    for difference, off in zip(error, levels, strict=True):
+        mse = float(difference.square().mean()) / 4
+        found.append(
+            Fidelity(
+                mse=mse,
+                psnr=-10 * math.log10(mse) if mse > 0 else None,
+                largest_error=float(difference.abs().max()) * 255 / 2,
+                worst_level=int(off.max()),
+                exact_pixels=float((off.amax(2) == 0).double().mean()),
+            )
+        )
+    return found
+
+
+def _climb(
+    checkpoint: Checkpoint, plan: Plan, x_0: Tensor, tolerance: float
+) -> Generator[int, None, Inversion]:
+    """As climb does, to latents in float32."""
+    with torch.inference_mode():
+        found = yield from climb(
+            make_denoiser(checkpoint),
+            x_0,
+            checkpoint.schedule,
+            plan.tau,
+            method=plan.method,
+            tolerance=tolerance,
+            labels=_labels(plan, x_0),
+        )
+    return found._replace(latents=found.latents.float())
+
+
+def _labels(plan: Plan, like: Tensor) -> Tensor | None:
+    if plan.labels is None:
+        return None
+    return torch.full((len(like),), plan.labels[0], device=like.device)

@@ -1,0 +1,66 @@
+"""The float samples of a run, and its latents, on disk while they are made: a long run has many."""
+
+from functools import cached_property
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from ddimctl.files.atomic import storage_errors, sync_files
+from ddimctl.files.latents import save_latents
+from ddimctl.files.mapped import is_mapped, mapped_tensor
+from ddimctl.jobs.sample.outputs import OutputPaths
+from ddimctl.jobs.sample.plan import Plan
+
+_ROWS: Final = 64  # images whose x_T is drawn at once
+
+
+class FloatSamples:
+    """x_0 (N, C, H, W), float32, in files that appear when they are asked for; a resume needs them."""
+
+    def __init__(self, paths: OutputPaths, plan: Plan) -> None:
+        self._paths, self._shape = paths, (plan.count, *plan.shape)
+
+    @cached_property
+    def values(self) -> Tensor:
+        """(N, C, H, W), zeros where there is none yet."""
+        return mapped_tensor(self._paths.samples_part, self._shape)
+
+    @cached_property
+    def done(self) -> Tensor:
+        """(N,), uint8: 1 for each of them that is there."""
+        return mapped_tensor(self._paths.samples_done, self._shape[:1], torch.uint8)
+
+    @property
+    def whole(self) -> bool:
+        """Whether both files are there and of this run's size."""
+        return is_mapped(self._paths.samples_part, self._shape) and is_mapped(
+            self._paths.samples_done, self._shape[:1], torch.uint8
+        )
+
+    def make(self) -> None:
+        """Make the files, before several processes use them."""
+        _ = self.values, self.done
+
+    def keep(self, images: range, x: Tensor) -> None:
+        """Store the samples (n, C, H, W) of some images."""
+        rows = slice(images.start, images.stop)
+        self.values[rows] = x
+        sync_files([self._paths.samples_part])
+        self.done[rows] = 1
+
+    def has(self, i: int) -> bool:
+        """Whether image i's is there."""
+        return self._paths.samples_done.exists() and bool(self.done[i])
+
+
+def write_latents(paths: OutputPaths, plan: Plan, metadata: dict[str, Any]) -> None:
+    """Draw every x_T of the plan into a file of its own, and save them from there."""
+    part, count = paths.latents_part, plan.count
+    x_T = mapped_tensor(part, (count, *plan.shape))
+    for start in range(0, count, _ROWS):
+        rows = range(start, min(start + _ROWS, count))
+        x_T[rows.start : rows.stop] = plan.start(rows, torch.device("cpu"))
+    save_latents(paths.of("latents"), x_T, metadata)
+    with storage_errors(part):
+        part.unlink()

@@ -1,0 +1,115 @@
+"""Where in its folder a sampling run puts each thing."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ddimctl.files.atomic import storage_errors
+from ddimctl.files.pictures.video import FORMATS as VIDEOS
+from ddimctl.jobs.sample.manifest import NAME as MANIFEST
+from ddimctl.jobs.sample.manifest import Layout
+
+_NAMES: Final = {
+    "grid": "grid.png",
+    "latents": "latents.pt",
+    "samples": "samples.pt",
+    "trajectory": "trajectory.gif",
+    "manifest": MANIFEST,
+}
+
+
+@dataclass(frozen=True)
+class OutputPaths:
+    """The paths in a folder for pictures of a format; what is half done is in dotfiles."""
+
+    out: Path
+    layout: Layout
+    format: str
+
+    def of(self, kind: str) -> Path:
+        """The file or folder of one kind of output."""
+        if kind == "images":
+            return self.out / self.layout.images
+        if kind == "video":
+            return self.out / f"video.{self.layout.video}"
+        if kind == "trajectory" and self.format == "webp":
+            return self.out / "trajectory.webp"
+        return self.out / _NAMES[kind]
+
+    def image(self, name: int) -> Path:
+        """The picture with that number."""
+        return self.of("images") / f"{name:0{self.layout.digits}d}.{self.format}"
+
+    @property
+    def samples_part(self) -> Path:
+        """The float samples while they are made."""
+        return self.out / ".samples.part"
+
+    @property
+    def samples_done(self) -> Path:
+        """A byte for each image: whether its samples are in samples_part."""
+        return self.out / ".samples.done"
+
+    @property
+    def latents_part(self) -> Path:
+        """The latents while they are drawn."""
+        return self.out / ".latents.part"
+
+    def smaller_part(self, rank: int) -> Path:
+        """Where a process that is not the first notes its smaller batches."""
+        return self.out / f".smaller-{rank}.json"
+
+    def pictures_part(self, rank: int) -> Path:
+        """What a process that is not the first hands over, of pictures that have no file."""
+        return self.out / f".pictures-{rank}.pt"
+
+    def smaller_parts(self) -> list[Path]:
+        """Those that there are."""
+        return sorted(self.out.glob(".smaller-*.json"))
+
+    def pictures_parts(self) -> list[Path]:
+        """Those that there are."""
+        return sorted(self.out.glob(".pictures-*.pt"))
+
+    def remove_parts(self) -> None:
+        """Take away what was half done."""
+        _remove([self.samples_part, self.samples_done, self.latents_part])
+        self.remove_rank_parts()
+
+    def remove_rank_parts(self) -> None:
+        """Take away what processes handed to the first."""
+        _remove([*self.smaller_parts(), *self.pictures_parts()])
+
+    def remove_earlier_run(self) -> None:
+        """Take away what an earlier run would leave among a new one's files; strangers' files stay."""
+        ours = re.compile(rf"\d{{{self.layout.digits},}}\.(png|webp)")
+        old = [path for path in self.of("images").glob("*") if ours.fullmatch(path.name)]
+        old += [self.out / name for name in (*_NAMES.values(), "trajectory.webp")]
+        old += [self.out / f"video.{format}" for format in VIDEOS]
+        _remove(old)
+
+    def bytes_taken(self) -> int:
+        """How much is in the folder already."""
+        folders = [folder for folder in (self.out, self.of("images")) if folder.is_dir()]
+        files = [path for folder in folders for path in folder.iterdir() if path.is_file()]
+        return sum(path.stat().st_size for path in files)
+
+
+def bytes_needed(save: Iterable[str], count: int, shape: Sequence[int]) -> int:
+    """What images of that shape take on the disk at least.
+
+    Latents and samples take their size, and once more while they get their final name; pictures
+    are rarely smaller than a quarter of their pixels.
+    """
+    numbers = count * math.prod(shape)
+    floats = sum(kind in save for kind in ("latents", "samples"))
+    return 4 * numbers * (floats + 1 if floats else 0) + ("images" in save) * numbers // 4
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        with storage_errors(path):
+            path.unlink(missing_ok=True)

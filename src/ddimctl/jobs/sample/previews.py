@@ -1,0 +1,94 @@
+"""What a run draws of its images when they are made: the grid, the animation and the video."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ddimctl.checkpoints import Checkpoint
+from ddimctl.files.pictures.animation import encode_animation
+from ddimctl.files.pictures.grids import GRID_LIMIT, make_grid
+from ddimctl.files.pictures.images import encode_picture
+from ddimctl.jobs.sample.manifest import Layout
+from ddimctl.jobs.sample.plan import Plan, SampleRequest
+from ddimctl.jobs.sample.shares import read_pictures, write_pictures
+
+TRAJECTORY_IMAGES: Final = 16
+TRAJECTORY_FRAMES: Final = 60
+
+
+@dataclass
+class Kept:
+    """What is kept in memory to draw from, by image: pixels (H, W, C), uint8, of finished ones, and
+    frames: those of the animation, in the order of the steps."""
+
+    pixels: dict[int, Tensor] = field(default_factory=dict)
+    frames: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def keep_step(self, images: range, index: int, pixels: Tensor) -> None:
+        """Remember the pixels (k, H, W, C) of the x_0 that step `index` predicts of the first k."""
+        for i, picture in zip(images, pixels, strict=False):
+            before = self.frames.get(i, []) if index else []  # or it is made once more
+            self.frames[i] = [*before, picture]
+
+    def hand_over(self, path: Path, *, pixels: bool) -> None:
+        """Write it for another process, the pixels only if wanted; nothing where there is nothing."""
+        handed = self.pixels if pixels else {}
+        if handed or self.frames:
+            write_pictures(path, handed, self.frames)
+
+    def take_over(self, path: Path) -> None:
+        """Add what another process handed over."""
+        pixels, frames = read_pictures(path)
+        self.pixels |= pixels
+        self.frames |= frames
+
+
+def shown_images(images: range, index: int, steps: int) -> int:
+    """Of how many of the images, its first, the animation shows step `index` of so many.
+
+    It shows the steps of the first images: all, or evenly spread ones with both ends.
+    """
+    shown = min(steps, TRAJECTORY_FRAMES)
+    if index not in {round(i * (steps - 1) / max(shown - 1, 1)) for i in range(shown)}:
+        return 0
+    return len(range(images.start, min(images.stop, TRAJECTORY_IMAGES)))
+
+
+def captions(plan: Plan, checkpoint: Checkpoint, layout: Layout) -> list[str] | None:
+    """What is said under the images that a grid has room for."""
+    if layout.captions is not None:
+        return list(layout.captions[:GRID_LIMIT])
+    if plan.labels is None:
+        return None
+    return [checkpoint.class_name(label) for label in plan.labels[:GRID_LIMIT]]
+
+
+def draw_grid(
+    pictures: Sequence[Tensor],
+    request: SampleRequest,
+    said: Sequence[str] | None,
+    text: dict[str, str] | None,
+) -> bytes:
+    """A PNG of pictures (H, W, C), uint8, with what is said under each, and a text chunk."""
+    grid = make_grid(torch.stack(list(pictures)), request.columns, request.scale, said)
+    return encode_picture(grid, "png", text)
+
+
+def draw_animation(
+    frames: Mapping[int, Sequence[Tensor]],
+    request: SampleRequest,
+    said: Sequence[str] | None,
+    format: str,
+) -> bytes:
+    """A gif or webp of grids, one for each step shown; frames by image, as many for each."""
+    order = sorted(frames)
+    under = None if said is None else said[: len(order)]
+    grids = [
+        make_grid(torch.stack([frames[i][k] for i in order]), request.columns, request.scale, under)
+        for k in range(len(frames[order[0]]))
+    ]
+    return encode_animation(grids, format, fps=min(20.0, max(4.0, len(grids) / 4)))

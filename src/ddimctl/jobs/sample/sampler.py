@@ -1,0 +1,271 @@
+"""Decoding: every x_T of a plan down its trajectory and into the output folder."""
+
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from ddimctl.checkpoints import Checkpoint
+from ddimctl.diffusion.float32 import ieee_float32
+from ddimctl.diffusion.noise import seeded_noise
+from ddimctl.diffusion.predictions import make_denoiser
+from ddimctl.diffusion.sampling import trajectory
+from ddimctl.diffusion.schedules import CLEAN
+from ddimctl.errors import DeviceError, NumericsError, Stopped, StorageError
+from ddimctl.files.pictures.grids import GRID_LIMIT
+from ddimctl.files.pictures.images import to_uint8
+from ddimctl.jobs.events import Event, Notice, Progress
+from ddimctl.jobs.sample.batches import Group
+from ddimctl.jobs.sample.folder import go_on
+from ddimctl.jobs.sample.manifest import Layout
+from ddimctl.jobs.sample.plan import Plan, SampleRequest
+from ddimctl.jobs.sample.store import SampleStore, open_store
+from ddimctl.runtime.compilation import compile_errors
+from ddimctl.runtime.device import (
+    device_name,
+    free_memory,
+    is_out_of_memory,
+    memory_errors,
+    one_shape,
+)
+from ddimctl.runtime.ranks import Ranks
+from ddimctl.runtime.signals import StopRequest, stop_on_signals
+from ddimctl.runtime.transfer import AHEAD, ToHost, to_device
+
+_POLL: Final = 0.1  # seconds
+
+
+def decode(
+    request: SampleRequest,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    layout: Layout,
+    recorded: dict[str, Any] | None,
+    ranks: Ranks | None = None,
+    named: Path | None = None,
+) -> Generator[Event, None, tuple[Path, dict[str, Path]]]:
+    """Make the images of the plan that are not yet there; returns the folder and its outputs by kind.
+
+    request.out is the run's own folder (run_folder). recorded: the manifest of the run to go on
+    with, or None; the first process's alone counts. named: the --out of the command that goes on
+    with it, where that is another folder. Raises RequestError when that was another run,
+    StorageError, NumericsError with the image and the step; DeviceError when there is no memory for
+    one image; Stopped when a signal ended the run, which --resume goes on with.
+    """
+    name, ranks = device_name(device), ranks or Ranks()
+    with open_store(request, plan, checkpoint, name, layout, recorded, ranks) as store:
+        groups = store.all_missing_groups(recorded)
+        if groups is None:
+            yield Notice(f"complete already: {plan.count} images.")
+            return store.paths.out, store.outputs()
+        if "grid" in request.save and plan.count > GRID_LIMIT:
+            yield Notice(f"the grid shows the first {GRID_LIMIT} of {plan.count} images.")
+        if 0 < len(groups) < ranks.count:
+            yield Notice(
+                f"{len(groups)} batches leave some of {ranks.count} processes without work; "
+                "a smaller --batch-size makes more."
+            )
+        remedy = go_on(named or store.paths.out)
+        with (
+            stop_on_signals(once=ranks.count == 1) as stop,
+            _resumable_errors(store, remedy),
+            one_shape(device),
+        ):
+            run = _Run(plan, checkpoint, store, device, ranks, stop, remedy)
+            yield from _run_groups(run, store.take(groups))
+            if ranks.first:
+                yield from _await_others(run)
+                _finish(run)
+            else:
+                store.hand_over()
+                ranks.add("finished", 1)
+    return store.paths.out, store.outputs()
+
+
+@dataclass
+class _Run:
+    plan: Plan
+    checkpoint: Checkpoint
+    store: SampleStore
+    device: torch.device
+    ranks: Ranks
+    stop: StopRequest
+    remedy: str  # of a stop
+    told: int = -1  # how many steps the last event said
+    taken_in: dict[Group, int] = field(default_factory=dict)  # steps of the group at hand
+
+
+class _Walked(NamedTuple):
+    """One step of a group, on its way to the host: where each image left the finite numbers, what
+    the animation shows of it, and of the last step the pixels and x."""
+
+    group: Group
+    step: int  # from 0
+    results: ToHost
+
+
+def _run_groups(run: _Run, groups: Sequence[Group]) -> Iterator[Event]:
+    """Make the groups, in halves where the device has no memory for them.
+
+    The device is given steps before the results of those before are taken in: so it does not wait
+    while pictures are handed over to be encoded, also not between groups.
+    """
+    left, walked, steps = deque(groups), deque[_Walked](), len(run.plan.tau)
+    while left:
+        group, exhausted = left[0], False
+        try:
+            for step in _walk(run.plan, run.checkpoint, run.store, group, run.device):
+                walked.append(step)
+                yield from _take_in(run, walked, AHEAD)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if group.size == 1:
+                raise DeviceError(
+                    "the device is out of memory with one image at a time.",
+                    "Use a smaller --size, --precision bf16 or another --device.",
+                ) from error
+            exhausted = True
+        if exhausted:  # and the error, which held the tensors of the step, is gone
+            free_memory(run.device)
+            yield from _take_in(run, deque(step for step in walked if step.group != group))
+            walked.clear()
+            before, left = len(left), deque(run.store.halve(group))
+            run.ranks.add("steps", -run.taken_in.pop(group, 0))
+            run.ranks.add("all steps", steps * (len(left) - before))
+            yield Notice(
+                f"out of memory with {group.size} images at a time; going on with {group.size // 2}."
+            )
+        else:
+            left.popleft()
+    yield from _take_in(run, walked)
+
+
+def _take_in(run: _Run, walked: deque[_Walked], ahead: int = 0) -> Iterator[Event]:
+    """Hand the steps that have arrived to the store; wait until no more than `ahead` have not."""
+    ranks, store, last = run.ranks, run.store, len(run.plan.tau) - 1
+    while walked and (len(walked) > ahead or walked[0].results.are_there()):
+        (images, _), index, results = walked[0]
+        left, frames, *finished = results.tensors(store.check)
+        store.check()
+        _check_finite(left, run.plan, images)
+        store.keep_step(images, index, frames)
+        if index == last:
+            store.keep(images, *finished)
+        run.taken_in = {walked[0].group: index + 1}
+        walked.popleft()
+        ranks.add("steps", 1)
+        ranks.add("images", len(images) if index == last else 0)
+        yield from _progress(run)
+
+
+def _await_others(run: _Run) -> Iterator[Event]:
+    """Wait until the other processes have made their groups."""
+    finished = run.ranks.add("finished", 1)
+    while finished < run.ranks.count:
+        time.sleep(_POLL)
+        finished = run.ranks.add("finished", 0)
+        yield from _progress(run)
+
+
+def _progress(run: _Run) -> Iterator[Event]:
+    """How far all processes are, told by the first; ends the run where one has been told to stop."""
+    ranks, plan, store = run.ranks, run.plan, run.store
+    if ranks.first:
+        facts = {"images": f"{ranks.add('images', 0)}/{plan.count}"}
+        done, total = ranks.add("steps", 0), ranks.add("all steps", 0)
+        if done != run.told:
+            run.told = done
+            yield Progress("sampling", done, total, "steps", facts)
+    if run.stop:
+        images = ranks.add("images", 0)
+        _stop(run, f"with {images} of {plan.count} images in {store.paths.out}")
+    try:
+        ranks.check()
+    except Stopped:
+        store.wait()
+        raise
+
+
+def _finish(run: _Run) -> None:
+    """Write what the run ends with; a signal breaks off at once, since all of it can be repeated."""
+    try:
+        with run.stop.at_once():
+            run.store.finish()
+    except KeyboardInterrupt:
+        if not run.stop:
+            raise
+        _stop(run, f"with all images made, before all of {run.store.paths.out} was written")
+
+
+def _stop(run: _Run, how_far: str) -> NoReturn:
+    if not run.store.resumable:
+        run.stop.pass_on()
+    run.store.wait()
+    raise Stopped(f"{run.stop.name}: stopped {how_far}.", run.remedy)
+
+
+@contextmanager
+def _resumable_errors(store: SampleStore, remedy: str) -> Iterator[None]:
+    """Within, an error of the disk says how to go on once there is space."""
+    try:
+        with memory_errors("Use a smaller --batch-size."):
+            yield
+    except StorageError as error:
+        if not store.resumable:
+            raise
+        raise StorageError(error.cause, f"{error.remedy} {remedy}".strip()) from error
+
+
+def _walk(
+    plan: Plan, checkpoint: Checkpoint, store: SampleStore, group: Group, device: torch.device
+) -> Iterator[_Walked]:
+    """The steps of one group, of which the host waits for none.
+
+    The group is padded to its size with its last image, so that the network always sees the same
+    shape; the results are those of the group's own n images.
+    """
+    images, n = group.images, len(group.images)
+    padded = [*images, *[images[-1]] * (group.size - n)]
+    seeds = to_device(torch.tensor([plan.seeds[i] for i in padded]), device)
+    labels = None
+    if plan.labels is not None:
+        labels = to_device(torch.tensor([plan.labels[i] for i in padded]), device)
+    settings = plan.settings
+    left = torch.full((n,), -1, device=device)
+    # fp32 is what latents were inverted in
+    with torch.inference_mode(), ieee_float32(), compile_errors():
+        steps = trajectory(
+            make_denoiser(checkpoint, settings["guidance"], settings["clip"]),
+            plan.start(padded, device),
+            checkpoint.schedule,
+            plan.tau,
+            eta=settings["eta"],
+            variance=settings["variance"],
+            solver=settings["solver"],
+            noise=lambda t, x: seeded_noise(seeds, x.shape[1:], t, device),
+            labels=labels,
+        )
+        for index, step in enumerate(steps):
+            x, x_0 = step.x[:n], step.x_0[: store.shown(images, index)]
+            bad = ~x.isfinite().flatten(1).all(1)
+            left = torch.where((left < 0) & bad, step.t, left)
+            finished = (to_uint8(x), x) if step.t_next == CLEAN else ()
+            yield _Walked(group, index, ToHost(left, to_uint8(x_0), *finished))
+
+
+def _check_finite(left: Tensor, plan: Plan, images: range) -> None:
+    """left: (n,), int64: the timestep at which each image left the finite numbers, or -1."""
+    for i, t in zip(images, left.tolist(), strict=True):
+        if t >= 0:
+            raise NumericsError(
+                f"{plan.subject(i)}: values are no longer finite after the step at t = {t}.",
+                "Try --precision fp32 or --clip static.",
+            )

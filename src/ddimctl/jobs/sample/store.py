@@ -1,0 +1,300 @@
+"""The output folder of a sampling run: pictures as they come, then grid, latents and manifest."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from ddimctl.checkpoints import Checkpoint
+from ddimctl.errors import RequestError
+from ddimctl.files.atomic import storage_errors, sync_files, write_bytes, write_json
+from ddimctl.files.background_writer import BackgroundWriter
+from ddimctl.files.latents import save_samples
+from ddimctl.files.pictures.grids import GRID_LIMIT
+from ddimctl.files.pictures.images import (
+    encode_image,
+    looks_whole,
+    picture_pixels,
+    read_picture,
+    to_uint8,
+)
+from ddimctl.files.pictures.video import encode_video
+from ddimctl.jobs.sample.batches import Group, batch_groups, bounded, dealt, halved, read_smaller
+from ddimctl.jobs.sample.float_samples import FloatSamples, write_latents
+from ddimctl.jobs.sample.folder import begin_run
+from ddimctl.jobs.sample.manifest import Layout, image_record, make_manifest
+from ddimctl.jobs.sample.outputs import OutputPaths
+from ddimctl.jobs.sample.plan import Plan, SampleRequest
+from ddimctl.jobs.sample.previews import (
+    TRAJECTORY_IMAGES,
+    Kept,
+    captions,
+    draw_animation,
+    draw_grid,
+    shown_images,
+)
+from ddimctl.jobs.sample.records import image_text, latents_metadata, sha256_hex
+from ddimctl.jobs.sample.shares import share_work, with_parts
+from ddimctl.runtime.ranks import Ranks
+
+SAVES: Final = ("grid", "images", "latents", "samples", "trajectory")
+
+
+class SampleStore:
+    """Where a run's images go. Use open_store, which waits for writes that are under way."""
+
+    def __init__(
+        self,
+        request: SampleRequest,
+        plan: Plan,
+        checkpoint: Checkpoint,
+        device: str,
+        layout: Layout,
+        paths: OutputPaths,
+        writer: BackgroundWriter,
+        recorded: dict[str, Any] | None,
+        ranks: Ranks,
+    ) -> None:
+        self.paths, self._ranks = paths, ranks
+        self._request, self._plan, self._checkpoint = request, plan, checkpoint
+        self._device, self._layout, self._writer = device, layout, writer
+        self._smaller = read_smaller((recorded or {}).get("smaller_batches", [])) or []
+        self._stretch: range | None = None  # the images of this process, if there are others
+        self._digests: dict[int, str] = {}
+        self._samples, self._kept = FloatSamples(paths, plan), Kept()
+        if not ranks.first:
+            return
+        if paths.smaller_parts():  # of processes that died with their run
+            self._smaller = with_parts(self._smaller, paths.smaller_parts())
+            write_json(paths.of("manifest"), self._manifest())
+        paths.remove_rank_parts()
+        if not self._samples.whole:
+            paths.remove_parts()
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a stopped run leaves anything that a resume can use."""
+        return "images" in self._request.save or "samples" in self._request.save
+
+    def all_missing_groups(self, recorded: dict[str, Any] | None) -> list[Group] | None:
+        """What all processes have to make, as the first one finds it; None in a complete run.
+
+        Raises StorageError in a process that does not see the first one's folder.
+        """
+        ranks, found = self._ranks, list[Group]()
+        complete = ranks.first and self.is_complete(recorded)
+        if complete:
+            self.paths.remove_parts()
+        elif ranks.first:
+            found = list(self.missing_groups())
+            if "samples" in self._request.save:
+                self._samples.make()
+            ranks.add("all steps", len(found) * len(self._plan.tau))
+            ranks.add("images", self._plan.count - sum(len(group.images) for group in found))
+        complete, self._smaller, groups = share_work(
+            ranks, self.paths.of("manifest"), complete, self._smaller, found
+        )
+        return None if complete else groups
+
+    def take(self, groups: Sequence[Group]) -> list[Group]:
+        """This process's share of what all have to make."""
+        ranks = self._ranks
+        mine = dealt(groups, ranks.rank, ranks.count)
+        if ranks.count > 1 and mine:
+            self._stretch = range(mine[0].images.start, mine[-1].images.stop)
+        return mine
+
+    def missing_groups(self, images: range | None = None) -> Iterator[Group]:
+        """The batch groups of which anything is not yet on disk, among those images or all."""
+        again = "trajectory" in self._request.save and not self.paths.of("trajectory").exists()
+        for group in batch_groups(self._plan.count, self._plan.batch_size, self._smaller):
+            start = group.images.start
+            if (images is None or start in images) and (
+                (again and start < TRAJECTORY_IMAGES) or not all(map(self._is_stored, group.images))
+            ):
+                yield group
+
+    def halve(self, group: Group) -> list[Group]:
+        """Have the group, for which there was no memory, and those after it made in halves.
+
+        Returns what this process then has to make. That is recorded before the first of their
+        images is written: a resume makes the same.
+        """
+        stretch = self._stretch or range(self._plan.count)
+        before, stop = self._smaller, None
+        if self._stretch:
+            stop = self._stretch.stop
+            before = bounded(before, self._plan.batch_size, stop)
+        self._smaller = halved(before, group, stop)
+        if self._ranks.first:
+            write_json(self.paths.of("manifest"), self._manifest())
+        else:
+            mine = [each for each in self._smaller if stretch.start <= each.start <= stretch.stop]
+            write_json(self.paths.smaller_part(self._ranks.rank), mine)
+        return list(self.missing_groups(range(group.images.start, stretch.stop)))
+
+    def shown(self, images: range, index: int) -> int:
+        """Of how many of the images, its first, the animation shows the step with this index."""
+        if "trajectory" not in self._request.save:
+            return 0
+        return shown_images(images, index, len(self._plan.tau))
+
+    def keep_step(self, images: range, index: int, pixels: Tensor) -> None:
+        """Remember the pixels (k, H, W, C) of the x_0 predicted in a step, of the k images shown."""
+        self._kept.keep_step(images, index, pixels)
+
+    def keep(self, images: range, pixels: Tensor, x: Tensor) -> None:
+        """Store a group's finished samples x (n, C, H, W) and their pixels (n, H, W, C), both on the
+        CPU; encoding happens elsewhere."""
+        if "samples" in self._request.save:
+            self._samples.keep(images, x)
+        for i, picture in zip(images, pixels, strict=True):
+            if i < GRID_LIMIT:
+                self._kept.pixels[i] = picture
+            if "images" in self._request.save:
+                self._writer.submit(self._write_image, i, picture)
+
+    def check(self) -> None:
+        """Raise the error of a write in the background, if one has failed."""
+        self._writer.check()
+
+    def wait(self) -> None:
+        """Return when all that was kept is on disk."""
+        self._writer.wait()
+
+    def hand_over(self) -> None:
+        """In a process that is not the first, after its last group: leave all to that one."""
+        self.wait()
+        part = self.paths.pictures_part(self._ranks.rank)
+        self._kept.hand_over(part, pixels=not self.resumable)  # else they are read from the disk
+
+    def finish(self) -> None:
+        """Write what the run ends with, the manifest last."""
+        self.wait()
+        self._smaller = with_parts(self._smaller, self.paths.smaller_parts())
+        for part in self.paths.pictures_parts():
+            self._kept.take_over(part)
+        save, plan = self._request.save, self._plan
+        if "images" in save:
+            sync_files([self._image_path(i) for i in range(plan.count)])
+        self._draw()
+        metadata = latents_metadata(plan, self._checkpoint)
+        if "latents" in save:
+            write_latents(self.paths, plan, metadata)
+        if "samples" in save:
+            save_samples(self.paths.of("samples"), self._samples.values, metadata)
+        images = [self._finished_record(i) for i in range(plan.count)]
+        write_json(self.paths.of("manifest"), self._manifest(images))
+        self.paths.remove_parts()
+
+    def _draw(self) -> None:
+        request, layout, paths = self._request, self._layout, self.paths
+        said = captions(self._plan, self._checkpoint, layout)
+        everything = range(self._plan.count)
+        if "grid" in request.save:
+            first = list(map(self._picture, everything[:GRID_LIMIT]))
+            write_bytes(paths.of("grid"), draw_grid(first, request, said, self._text(None)))
+        if "trajectory" in request.save and self._kept.frames:
+            path = paths.of("trajectory")
+            write_bytes(path, draw_animation(self._kept.frames, request, said, path.suffix[1:]))
+        if layout.video:
+            frames = list(map(self._picture, everything))
+            content = encode_video(frames, layout.video, layout.fps, layout.loop)
+            write_bytes(paths.of("video"), content)
+
+    def outputs(self) -> dict[str, Path]:
+        """Every output's path by its kind."""
+        videos = ("video",) if self._layout.video else ()
+        names = {"images": self._layout.images}
+        kinds = (*self._request.save, *videos, "manifest")
+        return {names.get(kind, kind): self.paths.of(kind) for kind in kinds}
+
+    def is_complete(self, recorded: dict[str, Any] | None) -> bool:
+        """Whether the recorded run had ended and all that it made is still there.
+
+        Never with a video, which another request may want otherwise: it is made again.
+        """
+        if recorded is None or not recorded.get("complete") or self._layout.video:
+            return False
+        images = range(self._plan.count) if "images" in self._request.save else ()
+        return all(
+            path.exists() for path in (*self.outputs().values(), *map(self._image_path, images))
+        )
+
+    def _is_stored(self, i: int) -> bool:
+        save = self._request.save
+        if "samples" in save and not self._samples.has(i):
+            return False
+        return self.resumable and ("images" not in save or looks_whole(self._image_path(i)))
+
+    def _manifest(self, images: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+        return make_manifest(
+            self._request,
+            self._plan,
+            self._checkpoint,
+            self._layout,
+            self._device,
+            images,
+            [change for change in self._smaller if change.start < self._plan.count],
+        )
+
+    def _finished_record(self, i: int) -> dict[str, Any]:
+        record = image_record(self._plan, self._checkpoint, self._layout, i)
+        if "images" in self._request.save:
+            path = self._image_path(i)
+            record["file"] = f"{path.parent.name}/{path.name}"
+            with storage_errors(path):
+                record["sha256"] = self._digests.get(i) or sha256_hex(path.read_bytes())
+        return record
+
+    def _write_image(self, i: int, pixels: Tensor) -> None:
+        content = encode_image(pixels, self._request.format, self._text(i))
+        self._digests[i] = sha256_hex(content)
+        write_bytes(self._image_path(i), content, sync=False)
+
+    def _picture(self, i: int) -> Tensor:
+        """The pixels (H, W, C) of a finished image, from the disk where they were not kept."""
+        if i in self._kept.pixels:
+            return self._kept.pixels[i]
+        if "images" not in self._request.save:
+            return to_uint8(self._samples.values[i : i + 1])[0]
+        return picture_pixels(read_picture(self._image_path(i), self._plan.shape[0]))
+
+    def _text(self, i: int | None) -> dict[str, str] | None:
+        """The text chunk of a picture: one JSON object under the program's name."""
+        if not self._request.metadata:
+            return None
+        return {"ddimctl": json.dumps(image_text(self._plan, self._checkpoint, i))}
+
+    def _image_path(self, i: int) -> Path:
+        return self.paths.image(self._plan.names[i])
+
+
+@contextmanager
+def open_store(
+    request: SampleRequest,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    device: str,
+    layout: Layout,
+    recorded: dict[str, Any] | None,
+    ranks: Ranks,
+) -> Iterator[SampleStore]:
+    """The store of a run, its manifest begun by the first process; waits for writes under way.
+
+    request.out: the run's own folder (run_folder). recorded: the manifest to go on from. Raises
+    RequestError when it is of another run, StorageError also where space will clearly not do.
+    """
+    if "samples" in request.save and ranks.machines:
+        raise RequestError(
+            "--save: float samples are collected from the processes of one machine only.",
+            "Leave samples out, or use one machine.",
+        )
+    paths = OutputPaths(request.out or Path(), layout, request.format)
+    if ranks.first:
+        begin_run(request, plan, checkpoint, device, paths, recorded)
+    with BackgroundWriter(places=max(32, 2 * plan.batch_size)) as writer:
+        yield SampleStore(request, plan, checkpoint, device, layout, paths, writer, recorded, ranks)

@@ -1,0 +1,170 @@
+"""Training a checkpoint with L_simple on a folder or a zip of pictures."""
+
+import signal
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ddimctl.errors import RESUME, DeviceError, Stopped, StorageError
+from ddimctl.files.lock import folder_lock
+from ddimctl.jobs.events import Event, Notice, Progress, Wrote
+from ddimctl.jobs.train.log import training_log
+from ddimctl.jobs.train.report import (
+    add_evaluation,
+    add_record,
+    is_evaluated,
+    write_checkpoint,
+    write_report,
+    write_samples,
+)
+from ddimctl.jobs.train.request import TrainRequest, check_request, memory_remedy
+from ddimctl.jobs.train.run import Run, open_run
+from ddimctl.jobs.train.state import save_state
+from ddimctl.jobs.train.step import count_updates, update
+from ddimctl.runtime.device import memory_errors
+from ddimctl.runtime.ranks import Ranks, joined
+from ddimctl.runtime.signals import StopRequest, stop_on_signals
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where the checkpoint is and how good its last evaluation was."""
+
+    checkpoint: Path
+    step: int
+    loss: float | None
+    holdout_loss: float | None
+
+
+def train(request: TrainRequest) -> Generator[Event, None, TrainResult]:
+    """Train, writing RUN/checkpoint, state, metrics.jsonl, loss.png and samples as it goes.
+
+    Every random number is a function of (seed, step, index of the picture in the run), so a run
+    that was stopped or killed and resumed is the run that was not. The state is written first and
+    the other files follow from it: a resumed run writes them again. Raises RequestError,
+    DataError, CheckpointError, StorageError, NumericsError, DeviceError where memory ends, and
+    Stopped when a signal ended it with its state saved. Under torchrun the processes make one run
+    together, and each returns the result.
+    """
+    with (
+        joined() as ranks,
+        _own_folder(request, ranks),
+        stop_on_signals(once=ranks.count == 1) as stop,
+    ):
+        with memory_errors("Use a smaller --model or --image-size."):
+            run = yield from open_run(request, stop, ranks)
+        first = run.learner.step
+        shown = request if ranks.first else replace(request, log=None)
+        with (
+            memory_errors(memory_remedy(request, ranks.count)),
+            training_log(shown, first, run.learner.metrics) as logged,
+        ):
+            # a killed run may have left files that are older than its state
+            if first and ranks.first:
+                yield from logged(_keep(run, stop, resumed=True))
+            yield from logged(_learn(run, stop))
+    if first >= request.steps:
+        yield Notice(f"complete already: {first} of {request.steps} steps.")
+    last = run.learner.metrics[-1] if run.learner.metrics else {}
+    checkpoint = request.out / "checkpoint"
+    return TrainResult(checkpoint, run.learner.step, last.get("loss"), last.get("holdout_loss"))
+
+
+@contextmanager
+def _own_folder(request: TrainRequest, ranks: Ranks) -> Iterator[None]:
+    """Within, the first process holds the folder for all."""
+    check_request(request, ranks.count)
+    with folder_lock(request.out, "train") if ranks.first else nullcontext():
+        ranks.share("folder", None)
+        yield
+
+
+def _learn(run: Run, stop: StopRequest) -> Iterator[Event]:
+    """Updates until the last step, the time limit or a signal, with what is due after each."""
+    request, learner = run.request, run.learner
+    started, pictures, busy = time.monotonic(), 0, 0.0
+    facts: dict[str, str] = {}
+    while learner.step < request.steps:
+        begun = time.monotonic()
+        try:
+            update(run)
+        except DeviceError:  # another process has died before this update was one
+            if run.ranks.first:
+                _save(run)
+            raise
+        complete = learner.step == request.steps
+        logged = learner.step % request.log_every == 0 or complete
+        if logged or learner.step % request.save_every == 0:
+            count_updates(run)
+        pictures += request.batch_size
+        busy += time.monotonic() - begun  # reports and states are not training time
+        if logged:
+            facts = add_record(request, learner, pictures / busy, time.monotonic() - started)
+            pictures, busy = 0, 0.0
+        yield Progress("training", learner.step, request.steps, "steps", facts)
+        late = request.time_limit is not None and time.monotonic() - started > request.time_limit
+        late, stopping = _agree(run.ranks, late, stop)
+        if run.ranks.first:
+            yield from _keep(run, stop, late=late)
+        elif stopping and not complete:
+            raise Stopped(f"stopped after step {learner.step} of {request.steps}.")
+        if late and not complete:
+            yield Notice(f"--time-limit: stopped after step {learner.step}; --resume goes on.")
+            return
+
+
+def _keep(
+    run: Run, stop: StopRequest, *, resumed: bool = False, late: bool = False
+) -> Iterator[Event]:
+    """Samples, evaluation and state, where they are due after this step.
+
+    By the first process alone. A signal cuts the first two short; the resumed run, which comes here
+    before its first step, makes up for them. Raises Stopped.
+    """
+    request, step = run.request, run.learner.step
+    complete = step >= request.steps
+    at_save = step % request.save_every == 0 or complete
+    samples = request.out / "samples" / f"step-{step:08d}.png"
+    at_samples = step % request.sample_every == 0 or complete
+    if at_samples and not (resumed and samples.exists()) and write_samples(samples, run, stop):
+        yield Wrote(str(samples), "samples")
+    if at_save:
+        add_evaluation(run, stop)
+    if at_save or resumed or late or stop:
+        _save(run)
+    cut = (at_samples and not samples.exists()) or (at_save and not is_evaluated(run.learner))
+    if stop and (cut or not complete):
+        raise Stopped(
+            f"{stop.name}: stopped after step {step} of {request.steps}, state saved.",
+            RESUME,
+        )
+
+
+def _agree(ranks: Ranks, late: bool, stop: StopRequest) -> tuple[bool, bool]:
+    """What any process knows, for all: whether it is late, and whether a signal has come."""
+    passed, number = ranks.highest([late, stop.signal or 0])
+    if number:
+        stop.signal = signal.Signals(number)
+    return bool(passed), bool(number)
+
+
+def _save(run: Run) -> None:
+    """The state, then what follows from it."""
+    request, learner = run.request, run.learner
+    count_updates(run)
+    about = run.record["settings"] | {
+        "parameters": run.model.parameters,
+        "data": run.data.fingerprint,
+        "pictures": len(run.data.training),
+        "steps": learner.step,
+    }
+    try:
+        save_state(request.out / "state", learner, run.record)
+        write_checkpoint(request.out, run.averaged, about, request.weights_dtype)
+        write_report(request.out, learner.metrics)
+    except StorageError as error:
+        raise StorageError(
+            error.cause, f"{error.remedy} --resume goes on from the last saved state."
+        ) from error

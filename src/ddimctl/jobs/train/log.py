@@ -1,0 +1,64 @@
+"""A training run's metrics and samples as they come, in RUN/tensorboard where --log asks for it."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from ddimctl.files.event_log import EventLog, open_event_log
+from ddimctl.jobs.events import Event, Wrote
+from ddimctl.jobs.train.request import TrainRequest
+
+_CURVES: Final = ("loss", "train_loss", "holdout_loss", "lr", "images_per_second")
+_SAMPLES: Final = re.compile(r"step-(\d+)\.png")
+
+
+@contextmanager
+def training_log(
+    request: TrainRequest, step: int, metrics: list[dict[str, Any]]
+) -> Iterator[Callable[[Iterable[Event]], Iterator[Event]]]:
+    """What the events of a run are passed through, unchanged, to be logged on their way.
+
+    step: where the run begins or goes on. What a stopped run logged from there on is hidden, and
+    the state's own step is logged again: a kill may have come between its parts.
+    metrics: the run's growing list of records.
+    """
+    if request.log is None:
+        yield iter
+        return
+    with open_event_log(request.out / "tensorboard", step) as log:
+        follower = _Follower(log, step, metrics)
+        samples = request.out / "samples" / f"step-{step:08d}.png"
+        if samples.exists():
+            log.add_picture(step, "samples", samples)
+        try:
+            yield follower.follow
+        finally:
+            follower.add_new()
+
+
+class _Follower:
+    def __init__(self, log: EventLog, step: int, metrics: list[dict[str, Any]]) -> None:
+        self._log, self._metrics = log, metrics
+        self._logged = dict.fromkeys(_CURVES, step - 1)  # up to where each curve is
+
+    def follow(self, events: Iterable[Event]) -> Iterator[Event]:
+        for event in events:
+            self.add_new()
+            if isinstance(event, Wrote) and (name := _SAMPLES.fullmatch(Path(event.path).name)):
+                self._log.add_picture(int(name[1]), "samples", Path(event.path))
+            yield event
+
+    def add_new(self) -> None:
+        """Log what was added since the last event: one record at most, and to the one before it."""
+        for record in self._metrics[-2:]:
+            step = record["step"]
+            values = {
+                name: record[name]
+                for name, last in self._logged.items()
+                if record.get(name) is not None and last < step
+            }
+            if values:
+                self._log.add_scalars(step, values)
+                self._logged |= dict.fromkeys(values, step)

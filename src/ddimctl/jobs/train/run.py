@@ -1,0 +1,193 @@
+"""A training run: everything that it needs at hand, made anew or from a saved state."""
+
+import hashlib
+import json
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddimctl.checkpoints import Checkpoint
+from ddimctl.errors import RESUME, DataError, RequestError, Stopped
+from ddimctl.files.atomic import clean_temporaries, storage_errors
+from ddimctl.files.dataset.datasets import Dataset
+from ddimctl.jobs.events import Event, Notice
+from ddimctl.jobs.train.data import read_data
+from ddimctl.jobs.train.model import model_to_train
+from ddimctl.jobs.train.request import TrainRequest, check_same_run, settings_of
+from ddimctl.jobs.train.state import (
+    Learner,
+    load_newest_state,
+    make_learner,
+    remove_states,
+    restore,
+    saved_steps,
+)
+from ddimctl.runtime.compilation import compile_for_training
+from ddimctl.runtime.device import prepare_for_training, resolve_precision
+from ddimctl.runtime.gradients import GradientSum
+from ddimctl.runtime.ranks import Ranks
+from ddimctl.runtime.signals import StopRequest
+
+_FOLDERS = (".", "state", "samples", "checkpoint", "checkpoint/unet", "checkpoint/scheduler")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, on what and where.
+
+    model: the checkpoint whose unet learns.  averaged: the same with the EMA of its weights.
+    record: what the run is known by when it is resumed, as check_same_run wants it.
+    ranks: the processes that train it; the first has the averaged weights and writes.
+    """
+
+    request: TrainRequest
+    device: torch.device
+    precision: str
+    data: Dataset
+    model: Checkpoint
+    averaged: Checkpoint
+    learner: Learner
+    gradients: GradientSum
+    record: dict[str, Any]
+    ranks: Ranks
+
+    @property
+    def micro_batch(self) -> int:
+        """Pictures in a process's memory at once."""
+        return self.request.batch_size // (self.request.grad_accum * self.ranks.count)
+
+
+def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks) -> Generator[Event, None, Run]:
+    """The run in request.out to go on with, or a new one; --force removes the states of another.
+
+    request.out is held by the first process.
+    Raises Stopped when a signal came before the first step.
+    """
+
+    def check_stop() -> None:
+        if stop:
+            raise Stopped(
+                f"{stop.name}: stopped before the first step; what was saved is still there.",
+                RESUME,
+            )
+
+    device = ranks.device(request.device)
+    precision = resolve_precision(request.precision, device)
+    for folder in _FOLDERS if ranks.first else ():  # what a killed run was writing
+        if (request.out / folder).is_dir():
+            clean_temporaries(request.out / folder)
+    state = yield from _state_to_go_on_from(request)
+    if not ranks.first:  # then they find the pictures decoded, if they are on its machine
+        ranks.share("pictures", None)
+    data = yield from read_data(request, check_stop)
+    if ranks.first:
+        ranks.share("pictures", None)
+    model = model_to_train(request, data)
+    check_stop()
+    yield from map(Notice, model.provenance.notes)
+    record = _record(request, precision, data, model) | {"processes": ranks.count}
+    if state is not None:
+        check_same_run(state["run"], record)
+    unet = prepare_for_training(model.unet, device)
+    learner = make_learner(unet, request.weight_decay)
+    if state is not None:
+        restore(learner, state)
+        yield Notice(f"going on from step {learner.step}.")
+        yield from _changes(state["run"], record, request)
+    elif request.force and ranks.first:
+        _forget_earlier_run(request.out)
+    _check_alike(ranks, learner, record)
+    if request.compile:
+        compile_for_training(unet)
+    averaged = replace(model, unet=learner.ema.module)
+    gradients = GradientSum(ranks, unet.parameters())
+    return Run(request, device, precision, data, model, averaged, learner, gradients, record, ranks)
+
+
+def _state_to_go_on_from(
+    request: TrainRequest,
+) -> Generator[Event, None, dict[str, Any] | None]:
+    """The state to go on from, or None to begin."""
+    steps = saved_steps(request.out / "state")
+    if request.resume and steps:
+        state, damaged = load_newest_state(request.out / "state")
+        for problem in damaged:
+            yield Notice(f"{problem} It is left out for the one before.")
+        return state
+    if request.force:
+        return None
+    if steps:
+        raise RequestError(
+            f"{request.out} holds a run at step {steps[-1]}.",
+            "Go on with --resume, begin again with --force, or name another --out.",
+        )
+    if (request.out / "checkpoint").exists():
+        raise RequestError(
+            f"{request.out} holds a checkpoint, but no state to go on from.",
+            "Write over it with --force, or name another --out.",
+        )
+    return None
+
+
+def _forget_earlier_run(out: Path) -> None:
+    """Remove states and samples; the checkpoint stays until the first save writes over it."""
+    remove_states(out / "state")
+    for grid in (out / "samples").glob("step-*.png"):
+        with storage_errors(grid):
+            grid.unlink()
+
+
+def _record(
+    request: TrainRequest, precision: str, data: Dataset, model: Checkpoint
+) -> dict[str, Any]:
+    settings = settings_of(request, precision) | {
+        "prediction": model.prediction,  # that of --init, where it brings one
+        "schedule": model.schedule.settings,
+    }
+    config = json.loads(model.unet.to_json_string())  # type: ignore[operator]
+    pictures = {
+        "pictures": len(data.training),
+        "held_out": len(data.held_out),
+        "fingerprint": data.fingerprint,
+    }
+    network = {name: value for name, value in config.items() if not name.startswith("_")}
+    return {
+        "settings": settings,
+        "network": network,
+        "data": pictures,
+        "steps": request.steps,
+    }
+
+
+def _check_alike(ranks: Ranks, learner: Learner, record: dict[str, Any]) -> None:
+    """Raise DataError unless this process begins with what the first one begins with."""
+    sha256 = hashlib.sha256()
+    for weights in learner.unet.state_dict().values():
+        sha256.update(weights.float().contiguous().cpu().numpy().tobytes())
+    mine = {"weights": sha256.hexdigest(), "step": learner.step, "run": record}
+    mine = json.loads(json.dumps(mine))
+    theirs = ranks.share("beginning", mine)
+    if theirs != mine:
+        differs = [name for name in mine if mine[name] != theirs[name]]
+        raise DataError(
+            f"it does not begin as process 0 does: {', '.join(differs)} differ.",
+            "Give all the same command, and the same pictures and run on a shared disk.",
+        )
+
+
+def _changes(
+    was: dict[str, Any], now: dict[str, Any], request: TrainRequest
+) -> Generator[Event, None, None]:
+    steps, processes = was["steps"], was.get("processes", 1)
+    if processes != now["processes"]:
+        yield Notice(
+            f"the run had {processes} process{'es' * (processes > 1)}, has {now['processes']}: "
+            "the same but for rounding and the masks of dropout."
+        )
+    if steps != request.steps and request.lr_decay == "cosine":
+        yield Notice(
+            f"--steps was {steps}, is {request.steps}: the learning rate decays to that from here."
+        )
