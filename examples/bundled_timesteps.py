@@ -14,6 +14,7 @@ from ddimctl.diffusion.multistep import SOLVERS
 from ddimctl.diffusion.tau_search import FINE, choose_timesteps
 from ddimctl.files.atomic import write_bytes
 from ddimctl.jobs.checkpoint import open_checkpoint
+from ddimctl.jobs.events import ignore
 from ddimctl.jobs.sample.auto_timesteps import BUNDLED_FILE, search_key, survey_checkpoint
 from ddimctl.jobs.sample.plan import SampleRequest, make_plan
 
@@ -23,13 +24,7 @@ device = torch.device("cpu")
 request = SampleRequest(ckpt=str(BUNDLED))
 checkpoint = open_checkpoint(request, {}, device, "fp32")
 plan = make_plan(request, checkpoint, None, device, "fp32")
-job = survey_checkpoint(plan, checkpoint, batch_size=16, device=device)
-while True:
-    try:
-        next(job)
-    except StopIteration as end:
-        survey = end.value
-        break
+survey = survey_checkpoint(plan, checkpoint, 16, device, ignore)
 found: dict[str, dict[str, list[int]]] = {}
 for solver in SOLVERS:
     found[solver] = {}

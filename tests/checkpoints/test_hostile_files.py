@@ -56,7 +56,7 @@ def test_files_that_call_something_are_not_run(
 def test_torch_load_itself_would_not_run_them_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forced: str
 ) -> None:
-    from ddimctl.files.untrusted.paths import torch_file
+    from ddimctl.files.untrusted import torch_file
 
     monkeypatch.setenv(forced, "1")
     monkeypatch.setattr(torch_file, "_check_zip", lambda path, where: None)

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from ddimctl.checkpoints.build.weights import check_finite
 from ddimctl.errors import CheckpointError
+from ddimctl.files.untrusted import memory
 from ddimctl.files.untrusted.content import check_content
-from ddimctl.files.untrusted.paths import memory
 from ddimctl.files.untrusted.safetensors_file import read_safetensors
 from ddimctl.files.untrusted.torch_file import read_torch
 from ddimctl.files.untrusted.zip_members import stored_members

@@ -14,7 +14,6 @@ import pytest
 
 from ddimctl.cli.output import console
 from ddimctl.cli.output.meter import Meter, Phase, duration_text
-from ddimctl.errors import DataError
 from ddimctl.jobs.events import Notice, Progress, Wrote
 
 
@@ -33,13 +32,13 @@ def finished(done=4, total=4, phase="sampling"):
 
 
 def test_run_job_returns_the_result_and_keeps_stdout_clean(capsys):
-    def job():
-        yield Notice("a schedule is assumed.")
-        yield Wrote("run/grid.png", "samples")
-        yield finished()
+    def job(request, report):
+        report(Notice("a schedule is assumed."))
+        report(Wrote("run/grid.png", "samples"))
+        report(finished())
         return 42
 
-    assert console.run_job(job()) == 42
+    assert console.run_job(job, None) == 42
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
@@ -50,57 +49,22 @@ def test_run_job_returns_the_result_and_keeps_stdout_clean(capsys):
 
 
 def test_notice_is_shown_once(capsys):
-    def job():
-        yield Notice("the same")
-        yield Notice("the same")
-        yield Notice("another")
+    def job(request, report):
+        report(Notice("the same"))
+        report(Notice("the same"))
+        report(Notice("another"))
 
-    console.run_job(job())
+    console.run_job(job, None)
     assert capsys.readouterr().err.splitlines() == ["note: the same", "note: another"]
 
 
 def test_quiet_job_shows_its_notes_only(capsys):
-    def job():
-        yield Notice("read me")
-        yield finished()
+    def job(request, report):
+        report(Notice("read me"))
+        report(finished())
 
-    console.run_job(job(), quiet=True)
+    console.run_job(job, None, quiet=True)
     assert capsys.readouterr().err == "note: read me\n"
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, DataError("bad"), ValueError])
-def test_job_cleans_up_however_it_ends(error):
-    cleaned = []
-
-    def job():
-        try:
-            yield finished(1)
-            raise error
-        finally:
-            cleaned.append(True)
-
-    with pytest.raises(error if isinstance(error, type) else type(error)):
-        console.run_job(job())
-    assert cleaned == [True]
-
-
-def test_job_cleans_up_when_the_display_fails(monkeypatch):
-    cleaned = []
-
-    def job():
-        try:
-            yield Notice("x")
-            yield Notice("y")
-        finally:
-            cleaned.append(True)
-
-    def interrupted(label, text):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(console, "say", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        console.run_job(job())
-    assert cleaned == [True]
 
 
 def test_log_has_a_line_every_ten_seconds_and_one_at_the_end(capsys):
@@ -125,13 +89,13 @@ def test_inner_phase_ends_without_a_line(capsys):
 
 
 def test_log_says_how_far_a_broken_run_came(capsys):
-    def job():
-        yield finished(1, 9, "training")
-        yield finished(1, 4, "sampling")
+    def job(request, report):
+        report(finished(1, 9, "training"))
+        report(finished(1, 4, "sampling"))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        console.run_job(job())
+        console.run_job(job, None)
     assert capsys.readouterr().err == "training: 1/9 images, 0:00\n"
 
 
@@ -205,14 +169,14 @@ import time
 from ddimctl.cli.output.console import complain, print_result, run_job
 from ddimctl.jobs.events import Notice, Progress
 
-def job():
-    yield Notice("[bold]not markup[/bold] :smile:")
+def job(request, report):
+    report(Notice("[bold]not markup[/bold] :smile:"))
     for done in range(9):
         time.sleep(0.05)
-        yield Progress("sampling", done, 8, "images", {"batch": "1/2"})
+        report(Progress("sampling", done, 8, "images", {"batch": "1/2"}))
     return "grid.png"
 
-print_result([run_job(job())], {}, False)
+print_result([run_job(job, None)], {}, False)
 complain("error", "cause", "remedy")
 """
 

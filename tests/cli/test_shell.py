@@ -230,7 +230,7 @@ def test_word_lists_are_those_of_the_layers():
     from ddimctl.files.pictures import video
     from ddimctl.files.pictures.images import FORMATS
     from ddimctl.jobs.sample.store import SAVES
-    from ddimctl.jobs.train.job import request as training_request
+    from ddimctl.jobs.train import request as training_request
     from ddimctl.runtime.device import PRECISIONS
 
     pairs = [

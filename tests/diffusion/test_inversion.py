@@ -8,13 +8,12 @@ from mixture import SHAPE, MixtureModel, picture
 
 import ddimctl
 from ddimctl.diffusion.float32 import ieee_float32
-from ddimctl.diffusion.inversion import climb, invert
+from ddimctl.diffusion.inversion import invert, invert_steps
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.predictions import make_denoiser
 from ddimctl.diffusion.sampling import sample, trajectory
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.diffusion.timesteps import KINDS, timesteps
-from ddimctl.diffusion.walks import finish
 from ddimctl.errors import DataError, NumericsError, RequestError
 
 LEVEL = 2 / 255
@@ -22,7 +21,7 @@ LEVEL = 2 / 255
 
 def top_of(model, x_0, tau, **settings):
     """x_T in float64, which the latents round to float32."""
-    return finish(climb(make_denoiser(model), x_0, model.schedule, tau, **settings)).latents
+    return invert_steps(make_denoiser(model), x_0, model.schedule, tau, **settings).latents
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
@@ -118,8 +117,15 @@ def test_batches_stay_full_until_an_image_is_done(method):
 def test_progress_is_of_all_steps_of_all_images():
     model, tau = MixtureModel(), timesteps("linspace", 10)
     for method in ("exact", "naive"):
-        walk = climb(make_denoiser(model), picture(*range(5)), model.schedule, tau, method=method)
-        told = list(walk)
+        told: list[int] = []
+        invert_steps(
+            make_denoiser(model),
+            picture(*range(5)),
+            model.schedule,
+            tau,
+            method=method,
+            on_step=told.append,
+        )
         assert told == sorted(set(told))
         assert told[-1] == 50
 

@@ -18,7 +18,6 @@ from ddimctl.diffusion.tau_search import (
     survey_evaluations,
 )
 from ddimctl.diffusion.timesteps import timesteps
-from ddimctl.diffusion.walks import finish
 from ddimctl.errors import NumericsError, RequestError
 
 
@@ -26,25 +25,27 @@ def noisy(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def survey_of(model, x_T, batch_size=4):
+def survey_of(model, x_T, batch_size=4, on_step=None):
     return survey(
         make_denoiser(model),
         model.schedule,
         lambda images: (x_T[images.start : images.stop], None),
         len(x_T),
         batch_size,
+        on_step,
     )
 
 
 @pytest.fixture(scope="module")
 def gaussian() -> tuple[GaussianModel, torch.Tensor, Survey]:
     model, x_T = GaussianModel(make_schedule("cosine")), noisy(8, 1, 4, 4)
-    return model, x_T, finish(survey_of(model, x_T))
+    return model, x_T, survey_of(model, x_T)
 
 
 def test_a_survey_asks_as_often_as_it_says():
     x_T = noisy(5, 1, 2, 2)
-    told = list(survey_of(GaussianModel(), x_T, batch_size=2))
+    told: list[int] = []
+    survey_of(GaussianModel(), x_T, batch_size=2, on_step=told.append)
     assert told == list(range(1, 3 * survey_evaluations(1000) + 1))
 
 
@@ -69,7 +70,7 @@ def test_products_are_means_of_the_fine_walk(gaussian):
 
 def test_batches_make_no_difference(gaussian):
     model, x_T, found = gaussian
-    again = finish(survey_of(model, x_T, batch_size=3))
+    again = survey_of(model, x_T, batch_size=3)
     torch.testing.assert_close(again.products, found.products)
     torch.testing.assert_close(again.response, found.response)
 
@@ -149,4 +150,4 @@ def test_a_network_that_is_not_finite_is_refused():
             return torch.full_like(x, math.nan)
 
     with pytest.raises(NumericsError, match="not finite"):
-        finish(survey_of(Broken(), noisy(2, 1, 2, 2)))
+        survey_of(Broken(), noisy(2, 1, 2, 2))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import ddimctl
+from ddimctl.jobs.sample import batch_size
 from ddimctl.jobs.sample.batch_size import bytes_per_image, default_batch_size
-from ddimctl.jobs.sample.job import batch_size
 from peak import IMPORT_PEAK
 
 CPU = torch.device("cpu")

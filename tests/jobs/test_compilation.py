@@ -66,7 +66,7 @@ def test_one_graph_for_all_steps_and_the_last_smaller_batch(
             out=tmp_path / out, ckpt=str(tiny_class_checkpoint), steps=4, seeds=tuple(range(5)),
             batch_size=2, compile=compile, device="cpu", save=("samples",), **settings,
         )  # fmt: skip
-        finish(sample_job(request))
+        finish(sample_job, request)
     assert asked == [{"mode": "default", "dynamic": False}]
     assert counter.frame_count == 1
     assert counter.op_count > 100

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from ddimctl.checkpoints import load_checkpoint
-from ddimctl.diffusion.walks import finish
+from ddimctl.jobs.events import ignore
 from ddimctl.jobs.sample import sampler as decoding
 from ddimctl.jobs.sample.batches import Group
 from ddimctl.jobs.sample.plan import SampleRequest, make_plan
@@ -90,7 +90,7 @@ def opened(tmp_path):
         device="cpu",
     )  # fmt: skip
     with stop_on_signals() as stop:
-        return finish(open_run(request, stop, Ranks()))
+        return open_run(request, stop, Ranks(), ignore)
 
 
 def backward(run):

@@ -100,7 +100,7 @@ def request_for(tiny_checkpoint, tmp_path, monkeypatch):
 def test_whatever_the_disk_refuses_the_rest_is_whole_and_a_resume_ends_alike(
     finish, request_for, tmp_path, disk, code, lasting, stride
 ):
-    finish(sample(request_for("whole")))
+    finish(sample, request_for("whole"))
     whole, requests = contents(tmp_path / "whole"), disk.asked
     assert requests > 30
     disk.code, disk.lasting = code, lasting
@@ -108,14 +108,14 @@ def test_whatever_the_disk_refuses_the_rest_is_whole_and_a_resume_ends_alike(
         disk.mend()
         disk.fault = fault
         with pytest.raises(StorageError) as raised:
-            finish(sample(request_for()))
+            finish(sample, request_for())
         assert os.strerror(code) in raised.value.cause or "no space" in raised.value.cause
         if any((tmp_path / "out").glob("images/*.png")):
             assert "--resume goes on" in raised.value.remedy
         if (tmp_path / "out").exists():
             check_whole(tmp_path / "out")
         disk.mend()
-        finish(sample(request_for(resume=True)))
+        finish(sample, request_for(resume=True))
         assert contents(tmp_path / "out") == whole
         shutil.rmtree(tmp_path / "out")
 
@@ -138,10 +138,10 @@ def test_a_full_disk_ends_the_run_at_once_and_not_at_its_end(
     monkeypatch.setattr(SampleStore, "keep_step", counted)
     monkeypatch.setattr(SampleStore, "_write_image", full)
     with pytest.raises(StorageError, match=r"Free some space\. The same command with --out .*out"):
-        finish(sample(request_for(seeds=seeds, steps=5)))
+        finish(sample, request_for(seeds=seeds, steps=5))
     assert len(walked) < 60  # of 150 steps
     monkeypatch.setattr(SampleStore, "_write_image", write_image)
-    finish(sample(request_for(seeds=seeds, steps=5, resume=True)))
+    finish(sample, request_for(seeds=seeds, steps=5, resume=True))
     assert len(list((tmp_path / "out/images").iterdir())) == 60
 
 
@@ -162,7 +162,7 @@ def test_a_clear_shortage_is_told_before_anything_is_sampled(
     )
     request = request_for(seeds=tuple(range(40)), size=(16, 16) if known else None)
     with pytest.raises(StorageError, match=r"are needed, 20 kB are free") as raised:
-        finish(sample(request))
+        finish(sample, request)
     assert "Free some space" in raised.value.remedy
     assert not (tmp_path / "out").exists()
     assert len(opened) == (0 if known else 1)  # the size is the checkpoint's own
@@ -171,21 +171,21 @@ def test_a_clear_shortage_is_told_before_anything_is_sampled(
 def test_a_disk_that_does_not_tell_its_size_is_written_to(finish, request_for, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: usage(0, 0, 0))  # ramfs, some FUSE
-    assert finish(sample(request_for())).result.outputs["grid"].exists()
+    assert finish(sample, request_for()).result.outputs["grid"].exists()
 
 
 def test_what_is_there_already_needs_no_space_again(finish, request_for, tmp_path, monkeypatch):
-    finish(sample(request_for()))
+    finish(sample, request_for())
     (tmp_path / "out/images/000001.png").unlink()
     full_disk(monkeypatch, bytes_needed(EVERYTHING, 3, (3, 16, 16)) // 2)
-    finish(sample(request_for(resume=True)))
+    finish(sample, request_for(resume=True))
     with pytest.raises(StorageError, match="are needed"):
-        finish(sample(request_for("other")))
+        finish(sample, request_for("other"))
 
 
 def test_the_estimate_is_no_more_than_what_is_written(finish, request_for, tmp_path):
     """Without the copies that latents and samples need while they get their names."""
-    finish(sample(request_for(seeds=tuple(range(20)))))
+    finish(sample, request_for(seeds=tuple(range(20))))
     written = sum(len(content) for content in contents(tmp_path / "out").values())
     floats = 4 * 20 * 3 * 16 * 16
     assert 2 * floats < bytes_needed(EVERYTHING, 20, (3, 16, 16)) - floats < written
@@ -198,7 +198,7 @@ def test_a_folder_without_permission_is_told_before_the_model_is_loaded(
     monkeypatch.setattr(sample_job, "open_checkpoint", lambda *_: pytest.fail("loaded"))
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(StorageError, match="no permission"):
-        finish(sample(request_for("locked/out")))
+        finish(sample, request_for("locked/out"))
 
 
 def test_a_read_only_disk_is_told_before_the_model_is_loaded(
@@ -214,10 +214,10 @@ def test_a_read_only_disk_is_told_before_the_model_is_loaded(
     monkeypatch.setattr(sample_job, "open_checkpoint", lambda *_: pytest.fail("loaded"))
     monkeypatch.setattr(os, "open", read_only)
     with pytest.raises(StorageError, match="read-only"):
-        finish(sample(request_for()))
+        finish(sample, request_for())
     request = replace(request_for(), seeds=(), ckpt=None)
     with pytest.raises(StorageError, match="read-only"):
-        finish(interpolate(InterpolateRequest(seeds=(1, 2), decoding=request)))
+        finish(interpolate, InterpolateRequest(seeds=(1, 2), decoding=request))
 
 
 @pytest.mark.parametrize("damage", ["empty", "zeros", "half"])
@@ -225,7 +225,7 @@ def test_a_read_only_disk_is_told_before_the_model_is_loaded(
 def test_a_picture_that_a_power_cut_left_without_its_content_is_made_again(
     finish, request_for, tmp_path, format, damage
 ):
-    finish(sample(request_for(format=format)))
+    finish(sample, request_for(format=format))
     whole = contents(tmp_path / "out")
     path = tmp_path / "out" / "images" / f"000001.{format}"
     content = path.read_bytes()
@@ -234,7 +234,7 @@ def test_a_picture_that_a_power_cut_left_without_its_content_is_made_again(
     )
     manifest = tmp_path / "out/manifest.json"
     manifest.write_bytes(manifest.read_bytes().replace(b'"complete": true', b'"complete": false'))
-    finish(sample(request_for(format=format, resume=True)))
+    finish(sample, request_for(format=format, resume=True))
     assert contents(tmp_path / "out") == whole
 
 
@@ -253,6 +253,6 @@ def test_a_folder_that_is_moved_away_ends_the_run_at_once_and_can_be_put_back(
     assert steps < 40  # of 50 batches
     assert not out.exists()
     away.rename(out)
-    finish(sample(replace(request, resume=True)))
-    finish(sample(replace(request, out=tmp_path / "whole")))
+    finish(sample, replace(request, resume=True))
+    finish(sample, replace(request, out=tmp_path / "whole"))
     assert contents(out) == contents(tmp_path / "whole")

@@ -16,18 +16,18 @@ from PIL import Image
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import DataError, NumericsError, RequestError, Stopped, StorageError
 from ddimctl.jobs.evaluate import job as evaluating
+from ddimctl.jobs.evaluate import paper_checks as preset_checks
+from ddimctl.jobs.evaluate import paper_tables as presets
+from ddimctl.jobs.evaluate import reference as measuring
+from ddimctl.jobs.evaluate import sample_and_score as evaluation_work
+from ddimctl.jobs.evaluate import score as scoring
 from ddimctl.jobs.evaluate.job import EvaluateRequest, evaluate
-from ddimctl.jobs.evaluate.job import paper_checks as preset_checks
-from ddimctl.jobs.evaluate.job import paper_tables as presets
-from ddimctl.jobs.evaluate.job import reference as measuring
-from ddimctl.jobs.evaluate.job import sample_and_score as evaluation_work
-from ddimctl.jobs.evaluate.job import score as scoring
 from ddimctl.jobs.evaluate.paper_checks import differences
 from ddimctl.jobs.evaluate.paper_tables import PRESETS, Preset, is_within_band, paper_timesteps
 from ddimctl.jobs.evaluate.reference import Preparation, ReferenceRequest, make_reference
 from ddimctl.jobs.evaluate.report import FILES, combine, tables
 from ddimctl.jobs.evaluate.score import ScoreRequest
-from ddimctl.jobs.sample.job import auto_timesteps
+from ddimctl.jobs.sample import auto_timesteps
 from ddimctl.jobs.sample.plan import SampleRequest
 from ddimctl.metrics.inception import Extractor
 
@@ -88,7 +88,7 @@ def tree(folder):
 
 
 def test_every_cell_is_sampled_scored_and_told(finish, request_for, tmp_path):
-    finished = finish(evaluate(request_for(rows=(0.0, 1.0, "large"))))
+    finished = finish(evaluate, request_for(rows=(0.0, 1.0, "large")))
     out = tmp_path / "out"
     rows = finished.result.rows
     assert [(row["eta"], row["variance"], row["steps"]) for row in rows] == [
@@ -111,7 +111,7 @@ def test_every_cell_is_sampled_scored_and_told(finish, request_for, tmp_path):
 
 
 def test_the_report_can_be_read(finish, request_for, tmp_path):
-    result = finish(evaluate(request_for(rows=(0.0, 0.5)))).result
+    result = finish(evaluate, request_for(rows=(0.0, 0.5))).result
     out = tmp_path / "out"
     stored = json.loads((out / "table.json").read_text())
     assert stored["rows"] == list(result.rows)
@@ -137,7 +137,7 @@ def test_the_report_can_be_read(finish, request_for, tmp_path):
 
 
 def test_the_same_seeds_are_shown_side_by_side(finish, request_for, tmp_path):
-    finish(evaluate(request_for(steps=(2, 3))))
+    finish(evaluate, request_for(steps=(2, 3)))
     with Image.open(tmp_path / "out" / "seeds.png") as grid:
         width, height = grid.size
         assert width > 8 * 128
@@ -148,37 +148,40 @@ def test_the_same_seeds_are_shown_side_by_side(finish, request_for, tmp_path):
 
 
 def test_resume_makes_only_what_is_missing(finish, request_for, tmp_path):
-    first = finish(evaluate(request_for())).result
+    first = finish(evaluate, request_for()).result
     out = tmp_path / "out"
     kept = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*.png")}
     (out / "cells" / "eta0-S3" / "images" / "000005.png").unlink()
     (out / "cells" / "eta0-S3" / "score.json").unlink()
     (out / "index.html").unlink()
-    again = finish(evaluate(request_for(resume=True)))
+    again = finish(evaluate, request_for(resume=True))
     assert again.result.rows == first.rows
     assert (out / "index.html").exists()
     changed = {path for path, time in kept.items() if path.stat().st_mtime_ns != time}
     assert all("eta0-S3" in str(path) for path in changed)
     phases = [event.phase for event in again.events if hasattr(event, "phase")]
     assert "measuring" in phases
-    third = finish(evaluate(request_for(resume=True)))
+    third = finish(evaluate, request_for(resume=True))
     phases = {event.phase for event in third.events if hasattr(event, "phase")}
     assert not phases & {"sampling", "measuring"}
     assert third.result.rows == first.rows
 
 
 def test_a_stopped_evaluation_goes_on_to_the_same_scores(finish, request_for, tmp_path):
-    whole = finish(evaluate(request_for(batch_size=2))).result
+    whole = finish(evaluate, request_for(batch_size=2)).result
     (tmp_path / "out").rename(tmp_path / "whole")
-    seen = 0
+    seen = []
     with pytest.raises(Stopped, match="--resume"):
-        for event in evaluate(request_for(batch_size=2)):
-            seen += getattr(event, "phase", "") == "sampling"
-            if seen == 12:  # in the second cell
+
+        def on_event(event):
+            seen.append(getattr(event, "phase", "") == "sampling")
+            if sum(seen) == 12:  # in the second cell
                 signal.raise_signal(signal.SIGTERM)
+
+        evaluate(request_for(batch_size=2), on_event)
     made = len(list((tmp_path / "out" / "cells" / "eta0-S3" / "images").iterdir()))
     assert 0 < made < 8
-    again = finish(evaluate(request_for(batch_size=2, resume=True))).result
+    again = finish(evaluate, request_for(batch_size=2, resume=True)).result
     assert again.rows == whole.rows
 
 
@@ -188,18 +191,18 @@ def test_the_checkpoint_is_opened_once(finish, request_for, monkeypatch):
     monkeypatch.setattr(
         evaluating, "open_checkpoint", lambda *given: opened.append(1) or original(*given)
     )
-    finish(evaluate(request_for(rows=(0.0, 1.0))))
+    finish(evaluate, request_for(rows=(0.0, 1.0)))
     assert len(opened) == 1
 
 
 def test_timesteps_are_chosen_for_each_number_of_steps(finish, request_for, tmp_path, monkeypatch):
     monkeypatch.setattr(auto_timesteps, "IMAGES", 1)
     monkeypatch.setenv("DDIMCTL_CACHE", str(tmp_path / "cache"))
-    guess = finish(evaluate(request_for(tau="auto", dry_run=True)))
+    guess = finish(evaluate, request_for(tau="auto", dry_run=True))
     assert guess.result.settings["timesteps"] == {}
     assert guess.result.settings["evaluations"] == [2, 3]
     assert "takes 120 evaluations" in guess.notices()
-    finished = finish(evaluate(request_for(tau="auto", rows=(0.0, 1.0))))
+    finished = finish(evaluate, request_for(tau="auto", rows=(0.0, 1.0)))
     phases = [event_phase(event) for event in finished.events]
     assert phases.count("choosing timesteps") == 120  # one survey for both
     found = finished.result.settings["timesteps"]
@@ -211,14 +214,14 @@ def test_timesteps_are_chosen_for_each_number_of_steps(finish, request_for, tmp_
             assert (settings["tau"], settings["timesteps"]) == ("auto", found[f"S = {S}"])
     page = (tmp_path / "out/index.html").read_text()
     assert ", ".join(map(str, found["S = 3"])) in page
-    again = finish(evaluate(request_for(tau="auto", dry_run=True, out=tmp_path / "other")))
+    again = finish(evaluate, request_for(tau="auto", dry_run=True, out=tmp_path / "other"))
     assert again.result.settings["timesteps"] == found
     with pytest.raises(RequestError, match="too few for --steps 60"):
-        finish(evaluate(request_for(tau="auto", steps=(2, 60), out=tmp_path / "other")))
+        finish(evaluate, request_for(tau="auto", steps=(2, 60), out=tmp_path / "other"))
 
 
 def test_progress_names_the_cell(finish, request_for):
-    finished = finish(evaluate(request_for()))
+    finished = finish(evaluate, request_for())
     cells = {
         event.facts.get("cell")
         for event in finished.events
@@ -234,62 +237,62 @@ def test_numbers_that_are_not_finite_name_the_cell(finish, request_for, monkeypa
 
     monkeypatch.setattr(evaluation_work, "decode", fails)
     with pytest.raises(NumericsError, match=r"^eta0-S2: seed 3: ") as caught:
-        finish(evaluate(request_for()))
+        finish(evaluate, request_for())
     assert caught.value.remedy == "Try --clip static."
 
 
 def test_a_damaged_picture_of_a_cell_is_named_and_made_again(finish, request_for, tmp_path):
-    rows = finish(evaluate(request_for())).result.rows
+    rows = finish(evaluate, request_for()).result.rows
     cell = tmp_path / "out/cells/eta0-S3"
     (cell / "score.json").unlink()
     whole = (cell / "images/000005.png").read_bytes()
     (cell / "images/000005.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"000005\.png") as caught:
-        finish(evaluate(request_for(resume=True)))
+        finish(evaluate, request_for(resume=True))
     assert "--resume" in caught.value.remedy
     (cell / "images/000005.png").unlink()
-    assert finish(evaluate(request_for(resume=True))).result.rows == rows
+    assert finish(evaluate, request_for(resume=True)).result.rows == rows
 
 
 def test_samples_are_measured_as_data_are(finish, data):
     how = Preparation((16, 16))
     measure, cpu = measuring.make_measure(("swd",), None, torch.device("cpu")), torch.device("cpu")
-    whole = finish(measuring.measure_pictures(data, how, measure, cpu, limit=7)).result.summary
-    streamed = finish(measuring.measure_samples(data, how, measure, cpu, 7)).result
+    whole = finish(measuring.measure_pictures, data, how, measure, cpu, limit=7).result.summary
+    streamed = finish(measuring.measure_samples, data, how, measure, cpu, 7).result
     assert torch.equal(whole["patches"], streamed["patches"])
     assert int(streamed["count"]) == 7
     with pytest.raises(DataError, match="holds 10 pictures, not 11"):
-        finish(measuring.measure_samples(data, how, measure, cpu, 11))
+        finish(measuring.measure_samples, data, how, measure, cpu, 11)
 
 
 def test_resume_with_more_cells_adds_them(finish, request_for):
-    first = finish(evaluate(request_for(steps=(2,)))).result
-    more = finish(evaluate(request_for(steps=(2, 4), resume=True))).result
+    first = finish(evaluate, request_for(steps=(2,))).result
+    more = finish(evaluate, request_for(steps=(2, 4), resume=True)).result
     assert more.rows[0] == first.rows[0]
     assert more.rows[1]["steps"] == 4
 
 
 def test_resume_of_another_run_is_refused(finish, request_for):
-    finish(evaluate(request_for()))
+    finish(evaluate, request_for())
     with pytest.raises(RequestError, match="not the run that was begun"):
-        finish(evaluate(request_for(count=6, resume=True)))
+        finish(evaluate, request_for(count=6, resume=True))
     with pytest.raises(RequestError, match="holds an evaluation already"):
-        finish(evaluate(request_for()))
-    assert finish(evaluate(request_for(count=6, force=True))).result.rows[0]["pictures"] == 6
+        finish(evaluate, request_for())
+    assert finish(evaluate, request_for(count=6, force=True)).result.rows[0]["pictures"] == 6
 
 
 def test_other_data_are_scored_anew(finish, request_for, tmp_path):
-    first = finish(evaluate(request_for())).result
+    first = finish(evaluate, request_for()).result
     (tmp_path / "other").mkdir()
     for seed in range(4):
         picture(tmp_path / "other" / f"{seed}.png", 90 + seed)
-    other = finish(evaluate(request_for(data=tmp_path / "other", resume=True)))
+    other = finish(evaluate, request_for(data=tmp_path / "other", resume=True))
     assert other.result.rows[0]["swd"] != first.rows[0]["swd"]
     assert not any(getattr(event, "phase", "") == "sampling" for event in other.events)
 
 
 def test_repeats_are_of_other_seeds_and_give_half_a_range(finish, request_for, tmp_path):
-    result = finish(evaluate(request_for(steps=(2,), repeats=3, count=4))).result
+    result = finish(evaluate, request_for(steps=(2,), repeats=3, count=4)).result
     (row,) = result.rows
     cells = tmp_path / "out" / "cells"
     names = ("eta0-S2", "eta0-S2-repeat2", "eta0-S2-repeat3")
@@ -304,7 +307,7 @@ def test_repeats_are_of_other_seeds_and_give_half_a_range(finish, request_for, t
 
 
 def test_a_dry_run_counts_and_writes_nothing(finish, request_for, tmp_path):
-    result = finish(evaluate(request_for(dry_run=True, repeats=2))).result
+    result = finish(evaluate, request_for(dry_run=True, repeats=2)).result
     assert result.settings["evaluations_in_all"] == 2 * 8 * (2 + 3)
     assert result.rows == ()
     assert not (tmp_path / "out").exists()
@@ -312,20 +315,20 @@ def test_a_dry_run_counts_and_writes_nothing(finish, request_for, tmp_path):
 
 def test_a_cell_that_cannot_be_is_refused_before_anything_is_sampled(finish, request_for, tmp_path):
     with pytest.raises(RequestError, match="more than the"):
-        finish(evaluate(request_for(steps=(2, 5000))))
+        finish(evaluate, request_for(steps=(2, 5000)))
     with pytest.raises(RequestError, match="did not learn"):
-        finish(evaluate(request_for(rows=(0.0, "learned"))))
+        finish(evaluate, request_for(rows=(0.0, "learned")))
     assert not (tmp_path / "out").exists()
 
 
 def test_missing_data_are_refused(finish, request_for, tmp_path):
     with pytest.raises(RequestError, match="does not exist"):
-        finish(evaluate(request_for(data=tmp_path / "nothing")))
+        finish(evaluate, request_for(data=tmp_path / "nothing"))
     with pytest.raises(RequestError, match="--data or --reference"):
-        finish(evaluate(request_for(data=None)))
+        finish(evaluate, request_for(data=None))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no pictures"):
-        finish(evaluate(request_for(data=tmp_path / "empty", resume=True)))
+        finish(evaluate, request_for(data=tmp_path / "empty", resume=True))
 
 
 def test_a_missing_extra_is_told_before_anything_is_sampled(
@@ -333,14 +336,14 @@ def test_a_missing_extra_is_told_before_anything_is_sampled(
 ):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(RequestError, match="torch-fidelity") as caught:
-        finish(evaluate(request_for(metrics=("swd", "fid"))))
+        finish(evaluate, request_for(metrics=("swd", "fid")))
     assert "ddimctl[fid]" in caught.value.remedy
     assert not (tmp_path / "out").exists()
 
 
 def test_metrics_can_be_added_without_sampling_again(finish, request_for, fake_inception):
-    first = finish(evaluate(request_for())).result
-    more = finish(evaluate(request_for(metrics=("swd", "fid", "kid"), resume=True)))
+    first = finish(evaluate, request_for()).result
+    more = finish(evaluate, request_for(metrics=("swd", "fid", "kid"), resume=True))
     assert not any(getattr(event, "phase", "") == "sampling" for event in more.events)
     for before, row in zip(first.rows, more.result.rows, strict=True):
         assert row["swd"] == before["swd"]
@@ -394,7 +397,7 @@ def test_a_preset_brings_timesteps_clipping_and_numbers(
     request = request_for(
         preset="paper-tiny", steps=(10, 60), rows=(0.0, "large"), metrics=("fid",), count=2
     )
-    finished = finish(evaluate(request))
+    finished = finish(evaluate, request)
     rows = {(row["variance"], row["steps"]): row for row in finished.result.rows}
     assert rows["eta", 10]["paper_fid"] == 5.0
     assert rows["large", 10]["paper_fid"] == 9.0
@@ -434,20 +437,20 @@ def test_a_preset_says_what_is_unlike_and_judges_only_its_like(
     tiny = Preset("nowhere", "nothing", 16, True, {0.0: {10: 5.0}}, pictures=10)
     monkeypatch.setitem(presets.PRESETS, "paper-tiny", tiny)
     asked = {"preset": "paper-tiny", "steps": (10,), "metrics": ("fid",), "count": 2}
-    finished = finish(evaluate(request_for(**asked)))
+    finished = finish(evaluate, request_for(**asked))
     assert "unlike the paper's: 2 pictures a cell, not 50,000. " in finished.notices()
     assert finished.result.rows[0]["within_band"] is None
     page = (tmp_path / "out/index.html").read_text()
     assert "not judged, since here are 2 pictures a cell, not 50,000." in page
     monkeypatch.setattr(preset_checks, "PICTURES", 2)
-    finished = finish(evaluate(request_for(**asked, resume=True)))
+    finished = finish(evaluate, request_for(**asked, resume=True))
     assert "unlike" not in finished.notices()
     assert finished.result.rows[0]["within_band"] is False
 
 
 def test_a_preset_of_another_size_is_refused(finish, request_for):
     with pytest.raises(RequestError, match="32x32 pictures, the checkpoint of 16x16"):
-        finish(evaluate(request_for(preset="paper-cifar10")))
+        finish(evaluate, request_for(preset="paper-cifar10"))
 
 
 # --- references ---------------------------------------------------------------------------------
@@ -458,24 +461,23 @@ def reference(finish, data, tmp_path):
     def make(name="r.safetensors", size=(16, 16), **settings):
         how = Preparation(size, settings.pop("channels", 3), settings.pop("background", (0, 0, 0)))
         request = ReferenceRequest(data, tmp_path / name, how, **settings)
-        return finish(make_reference(request)).result[0]
+        return finish(make_reference, request).result[0]
 
     return make
 
 
-def measured(job):
+def measured(job, request):
     """How many pictures were measured before the job ended with an error; which."""
     events = []
     with pytest.raises((RequestError, StorageError)) as raised:
-        for event in job:
-            events.append(event)
+        job(request, events.append)
     return sum(getattr(event, "phase", "") == "measuring" for event in events), raised.value
 
 
 def test_a_reference_that_cannot_be_written_is_refused_before_it_is_made(data, tmp_path):
     (tmp_path / "file").touch()
     for out, said in (("r.pt", "ends in .safetensors"), ("file/r.safetensors", "a file, not a")):
-        count, error = measured(make_reference(ReferenceRequest(data, tmp_path / out)))
+        count, error = measured(make_reference, ReferenceRequest(data, tmp_path / out))
         assert (count, said in str(error)) == (0, True)
 
 
@@ -488,7 +490,7 @@ def test_a_reference_has_its_datas_name(finish, data, tmp_path, monkeypatch, sou
     shutil.make_archive(str(tmp_path / "zipped"), "zip", folder)
     monkeypatch.chdir(folder)
     path, _ = finish(
-        make_reference(ReferenceRequest(Path(source), None, Preparation((16, 16))))
+        make_reference, ReferenceRequest(Path(source), None, Preparation((16, 16)))
     ).result
     assert (str(path), path.exists()) == (f"{name}.reference.safetensors", True)
 
@@ -496,19 +498,19 @@ def test_a_reference_has_its_datas_name(finish, data, tmp_path, monkeypatch, sou
 def test_what_to_do_about_sizes_and_damage_is_said_for_this_command(finish, data):
     picture(data / "wide.png", 1, (30, 16))
     with pytest.raises(RequestError, match="else --size 64"):
-        finish(make_reference(ReferenceRequest(data, data / "r.safetensors")))
+        finish(make_reference, ReferenceRequest(data, data / "r.safetensors"))
     (data / "0.png").write_bytes(b"no picture")
     request = ScoreRequest(data, data=data, count=9, size=(16, 16))
     with pytest.raises(DataError, match=r"0\.png: .*without -n"):
-        finish(scoring.score(request))
+        finish(scoring.score, request)
 
 
 def test_a_reference_scores_as_its_data_do(finish, request_for, reference, tmp_path):
     path = reference()
-    with_data = finish(evaluate(request_for())).result
+    with_data = finish(evaluate, request_for()).result
     given = request_for(data=None, reference=path)
     given = replace(given, sampling=replace(given.sampling, out=tmp_path / "again"))
-    with_reference = finish(evaluate(given)).result
+    with_reference = finish(evaluate, given).result
     assert with_reference.rows == with_data.rows
     assert with_reference.settings["reference"] == with_data.settings["reference"]
 
@@ -524,7 +526,7 @@ def test_a_reference_scores_as_its_data_do(finish, request_for, reference, tmp_p
 def test_a_reference_prepared_otherwise_is_refused(settings, says, finish, request_for, reference):
     request = request_for(data=None, reference=reference(**settings))
     with pytest.raises(RequestError, match=says):
-        finish(evaluate(request))
+        finish(evaluate, request)
 
 
 def test_a_reference_without_the_metric_is_refused(
@@ -532,13 +534,13 @@ def test_a_reference_without_the_metric_is_refused(
 ):
     request = request_for(data=None, reference=reference(), metrics=("swd", "fid"))
     with pytest.raises(RequestError, match="holds nothing for fid, only for swd"):
-        finish(evaluate(request))
+        finish(evaluate, request)
     path = reference("fid.safetensors", metrics=("fid",))
     monkeypatch.setattr(
         measuring, "load_inception", lambda *_: Extractor(lambda x: x, {"network": "another"})
     )
     with pytest.raises(RequestError, match="other settings"):
-        finish(evaluate(request_for(data=None, reference=path, metrics=("fid",))))
+        finish(evaluate, request_for(data=None, reference=path, metrics=("fid",)))
 
 
 def test_a_damaged_reference_is_refused(finish, request_for, reference, tmp_path):
@@ -549,16 +551,16 @@ def test_a_damaged_reference_is_refused(finish, request_for, reference, tmp_path
     for bad in (b"", b"hello", content[:-100]):
         path.write_bytes(bad)
         with pytest.raises(DataError, match="reference file"):
-            finish(evaluate(request_for(data=None, reference=path)))
+            finish(evaluate, request_for(data=None, reference=path))
     facts = json.dumps({"kind": "reference", "metrics": {"swd": {}}})
     save_file({"count": torch.tensor(3)}, path, {"ddimctl": facts})
     with pytest.raises(DataError, match="damaged"):
-        finish(evaluate(request_for(data=None, reference=path)))
+        finish(evaluate, request_for(data=None, reference=path))
     save_file({"latents": torch.zeros(3)}, path)
     with pytest.raises(DataError, match="no reference file"):
-        finish(evaluate(request_for(data=None, reference=path)))
+        finish(evaluate, request_for(data=None, reference=path))
     with pytest.raises(RequestError, match="no such file"):
-        finish(evaluate(request_for(data=None, reference=tmp_path / "none.safetensors")))
+        finish(evaluate, request_for(data=None, reference=tmp_path / "none.safetensors"))
 
 
 def test_a_reference_is_not_overwritten(reference):
@@ -573,7 +575,7 @@ def test_a_reference_is_not_overwritten(reference):
 
 
 def test_pictures_scored_against_themselves_are_at_no_distance(finish, data):
-    result = finish(scoring.score(ScoreRequest(data, data, size=(16, 16)))).result
+    result = finish(scoring.score, ScoreRequest(data, data, size=(16, 16))).result
     assert result.scores == {"swd": 0, "swd_1": 0, "swd_2": 0}
     assert result.samples["pictures"] == 10
 
@@ -582,24 +584,24 @@ def test_both_sides_get_the_samples_size(finish, data, tmp_path):
     (tmp_path / "square").mkdir()
     for seed in range(3):
         picture(tmp_path / "square" / f"{seed}.png", seed, (24, 24))
-    result = finish(scoring.score(ScoreRequest(tmp_path / "square", data))).result
+    result = finish(scoring.score, ScoreRequest(tmp_path / "square", data)).result
     assert result.reference["size"] == result.samples["size"] == [24, 24]
 
 
 def test_exactly_so_many_pictures_are_scored(finish, data):
     request = ScoreRequest(data, data, size=(16, 16), count=4)
-    assert finish(scoring.score(request)).result.samples["pictures"] == 4
+    assert finish(scoring.score, request).result.samples["pictures"] == 4
     with pytest.raises(DataError, match="holds 10 pictures, not 11"):
-        finish(scoring.score(replace(request, count=11)))
+        finish(scoring.score, replace(request, count=11))
 
 
 def test_a_reference_brings_its_preparation(finish, data, reference):
     path = reference(size=(12, 10), channels=1)
-    result = finish(scoring.score(ScoreRequest(data, reference=path))).result
+    result = finish(scoring.score, ScoreRequest(data, reference=path)).result
     assert result.scores["swd"] == 0
     assert (result.samples["size"], result.samples["channels"]) == ([12, 10], 1)
     with pytest.raises(RequestError, match="prepared otherwise"):
-        finish(scoring.score(ScoreRequest(data, reference=path, size=(9, 9))))
+        finish(scoring.score, ScoreRequest(data, reference=path, size=(9, 9)))
 
 
 @pytest.mark.parametrize("resumable", [True, False])
@@ -607,10 +609,13 @@ def test_a_signal_in_the_measuring_is_resumable_only_where_something_is_kept(
     resumable, data, request_for, monkeypatch
 ):
     monkeypatch.setattr(measuring, "_BATCH", 2)
-    job = scoring.score(ScoreRequest(data, data, size=(16, 16)))
+    job, request = scoring.score, ScoreRequest(data, data, size=(16, 16))
     if resumable:
-        job = evaluate(request_for())
+        job, request = evaluate, request_for()
+
+    def on_event(event):
+        if getattr(event, "phase", "") == "measuring":
+            signal.raise_signal(signal.SIGINT)
+
     with pytest.raises(Stopped if resumable else KeyboardInterrupt):
-        for event in job:
-            if getattr(event, "phase", "") == "measuring":
-                signal.raise_signal(signal.SIGINT)
+        job(request, on_event)

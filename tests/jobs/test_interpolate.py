@@ -50,7 +50,7 @@ def drawn(finish, tiny_class_checkpoint, tmp_path):
     def make(name, *seeds, ckpt=tiny_class_checkpoint, **settings):
         settings = {"steps": 3, "classes": ("item",)} | settings
         request = SampleRequest(out=tmp_path / name, ckpt=str(ckpt), seeds=seeds, **settings)
-        return finish(sample(request)).result.outputs["latents"]
+        return finish(sample, request).result.outputs["latents"]
 
     return make
 
@@ -69,7 +69,7 @@ def stored(folder):
 
 
 def test_everything_is_written_and_named_in_the_manifest(finish, request_for, tmp_path):
-    result = finish(interpolate(request_for(seeds=(3, 9), video="webp"))).result
+    result = finish(interpolate, request_for(seeds=(3, 9), video="webp")).result
     out = tmp_path / "out"
     assert list(result.outputs) == ["grid", "frames", "latents", "video", "manifest"]
     assert sorted(path.name for path in out.iterdir()) == [
@@ -89,7 +89,7 @@ def test_everything_is_written_and_named_in_the_manifest(finish, request_for, tm
 
 def test_frames_lie_on_the_arc_and_end_in_the_inputs_bit_for_bit(finish, request_for, tmp_path):
     for path, function in (("slerp", slerp), ("lerp", lerp)):
-        finish(interpolate(request_for(path, seeds=(3, 9), path=path)))
+        finish(interpolate, request_for(path, seeds=(3, 9), path=path))
         found, (a, b) = stored(tmp_path / path), noise(3, 9)
         assert torch.equal(found[0], a)
         assert torch.equal(found[-1], b)
@@ -98,8 +98,8 @@ def test_frames_lie_on_the_arc_and_end_in_the_inputs_bit_for_bit(finish, request
 
 def test_end_pictures_are_the_inputs_own(finish, request_for, tiny_checkpoint, tmp_path):
     settings = {"ckpt": str(tiny_checkpoint), "steps": 2, "batch_size": 3}
-    finish(sample(SampleRequest(out=tmp_path / "own", seeds=(3, 9), **settings)))
-    finish(interpolate(request_for(seeds=(3, 9))))
+    finish(sample, SampleRequest(out=tmp_path / "own", seeds=(3, 9), **settings))
+    finish(interpolate, request_for(seeds=(3, 9)))
     for seed, i in ((3, 0), (9, 4)):
         with Image.open(tmp_path / f"own/images/00000{seed}.png") as image:
             difference = picture_pixels(image).int() - frame(tmp_path / "out", i)
@@ -110,20 +110,20 @@ def test_every_latent_of_a_file_and_then_the_seeds_make_the_tour(
     finish, request_for, latent_file, tmp_path
 ):
     files = [latent_file("two.pt", noise(4, 2)), latent_file("one.safetensors", noise(7))]
-    result = finish(interpolate(request_for(files=files, seeds=(1,), frames=7))).result
+    result = finish(interpolate, request_for(files=files, seeds=(1,), frames=7)).result
     assert result.inputs == ("two #0", "two #1", "one", "seed 1")
     assert torch.equal(stored(tmp_path / "out")[::2], noise(4, 2, 7, 1))
 
 
 def test_a_loop_comes_back_without_repeating_the_first_frame(finish, request_for, tmp_path):
-    finish(interpolate(request_for(seeds=(0, 1, 2), frames=6, loop=True)))
+    finish(interpolate, request_for(seeds=(0, 1, 2), frames=6, loop=True))
     found, ends = stored(tmp_path / "out"), noise(0, 1, 2)
     assert torch.equal(found[::2], ends)
     assert torch.equal(found[5], slerp(ends[2], ends[0], 0.5))
 
 
 def test_a_grid_is_that_of_its_corners(finish, request_for, tmp_path):
-    finish(interpolate(request_for(seeds=(0, 1, 2, 3), grid=(2, 3))))
+    finish(interpolate, request_for(seeds=(0, 1, 2, 3), grid=(2, 3)))
     assert torch.equal(stored(tmp_path / "out"), grid(noise(0, 1, 2, 3), 2, 3))
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["grid"] == [2, 3]
@@ -134,7 +134,7 @@ def test_a_grid_is_that_of_its_corners(finish, request_for, tmp_path):
 
 
 def test_up_to_sixteen_frames_are_one_row_with_the_inputs_named(finish, request_for, tmp_path):
-    finish(interpolate(request_for(seeds=(0, 1), frames=16, decoding={"steps": 1})))
+    finish(interpolate, request_for(seeds=(0, 1), frames=16, decoding={"steps": 1}))
     with Image.open(tmp_path / "out/grid.png") as picture:
         assert picture.width > 10 * picture.height
 
@@ -142,7 +142,7 @@ def test_up_to_sixteen_frames_are_one_row_with_the_inputs_named(finish, request_
 def test_latents_bring_checkpoint_class_and_settings(finish, request_for, drawn, tmp_path):
     files = [drawn("a", 5), drawn("b", 6)]
     request = request_for(files=files, ckpt=None, decoding={"steps": None})
-    result = finish(interpolate(request)).result
+    result = finish(interpolate, request).result
     assert result.settings["timesteps"] == [0, 500, 999]
     manifest = json.loads(result.outputs["manifest"].read_text())
     assert {image["class"] for image in manifest["images"]} == {"item"}
@@ -150,23 +150,23 @@ def test_latents_bring_checkpoint_class_and_settings(finish, request_for, drawn,
     assert metadata["method"] == "slerp"
     assert metadata["labels"] == [2] * 5
     assert "seeds" not in metadata
-    finish(sample(SampleRequest(out=tmp_path / "again", latents=result.outputs["latents"])))
+    finish(sample, SampleRequest(out=tmp_path / "again", latents=result.outputs["latents"]))
     with Image.open(tmp_path / "again/images/000003.png") as image:
         assert int((picture_pixels(image).int() - frame(tmp_path / "out", 3)).abs().max()) <= 1
 
 
 def test_seeds_follow_the_class_of_latents(finish, request_for, drawn):
     request = request_for(files=[drawn("a", 5)], seeds=(1, 2, 3, 4), ckpt=None)
-    manifest = json.loads(finish(interpolate(request)).result.outputs["manifest"].read_text())
+    manifest = json.loads(finish(interpolate, request).result.outputs["manifest"].read_text())
     assert {image["class"] for image in manifest["images"]} == {"item"}
 
 
 def test_different_classes_need_one_to_be_chosen(finish, request_for, drawn, tmp_path):
     files = [drawn("a", 5), drawn("b", 6, classes=("door",))]
     with pytest.raises(RequestError, match=r"b/latents.pt is of class 'door', .*a/l.* 'item'"):
-        finish(interpolate(request_for(files=files, ckpt=None)))
+        finish(interpolate, request_for(files=files, ckpt=None))
     request = request_for(files=files, ckpt=None, decoding={"classes": ("wall",)})
-    manifest = json.loads(finish(interpolate(request)).result.outputs["manifest"].read_text())
+    manifest = json.loads(finish(interpolate, request).result.outputs["manifest"].read_text())
     assert {image["class"] for image in manifest["images"]} == {"wall"}
 
 
@@ -175,13 +175,13 @@ def test_latents_that_name_no_class_are_decoded_without(
 ):
     files = [latent_file("a.pt", noise(0)), latent_file("b.pt", noise(1))]
     request = request_for(files=files, ckpt=tiny_class_checkpoint)
-    manifest = json.loads(finish(interpolate(request)).result.outputs["manifest"].read_text())
+    manifest = json.loads(finish(interpolate, request).result.outputs["manifest"].read_text())
     assert {image["class"] for image in manifest["images"]} == {"none"}
 
 
 def test_settings_that_differ_are_the_first_s_and_noise_is_left_out(finish, request_for, drawn):
     files = [drawn("a", 5), drawn("b", 6, steps=4, eta=1.0)]
-    finished = finish(interpolate(request_for(files=files, ckpt=None, decoding={"steps": None})))
+    finished = finish(interpolate, request_for(files=files, ckpt=None, decoding={"steps": None}))
     assert (finished.result.settings["steps"], finished.result.settings["eta"]) == (3, 0)
     assert "differ in steps: 3 of" in finished.notices()
     assert "b/latents.pt was sampled with noise" in finished.notices()
@@ -189,32 +189,32 @@ def test_settings_that_differ_are_the_first_s_and_noise_is_left_out(finish, requ
 
 def test_an_atypical_latent_is_warned_of(finish, request_for, latent_file):
     files = [latent_file("odd.pt", 1.5 * noise(0)), latent_file("usual.pt", noise(1))]
-    notices = finish(interpolate(request_for(files=files))).notices()
+    notices = finish(interpolate, request_for(files=files)).notices()
     assert "odd.pt is unlike noise" in notices
     assert "usual.pt" not in notices
 
 
 def test_a_stopped_run_goes_on_and_a_different_one_does_not(finish, request_for, tmp_path):
-    finish(interpolate(request_for(seeds=(3, 9))))
+    finish(interpolate, request_for(seeds=(3, 9)))
     out = tmp_path / "out"
     whole = {path: path.read_bytes() for path in out.rglob("*.*")}
     (out / "frames/0002.png").unlink()
     manifest = json.loads((out / "manifest.json").read_text())
     (out / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
     resumed = request_for(seeds=(3, 9), decoding={"resume": True})
-    finish(interpolate(resumed))
+    finish(interpolate, resumed)
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == whole
     for change in ({"seeds": (3, 8)}, {"path": "lerp"}, {"loop": True}):
         with pytest.raises(RequestError, match="not the run that was begun"):
-            finish(interpolate(replace(resumed, **change)))
+            finish(interpolate, replace(resumed, **change))
     with pytest.raises(RequestError, match="is not empty"):
-        finish(interpolate(request_for(seeds=(3, 9))))
+        finish(interpolate, request_for(seeds=(3, 9)))
 
 
 def test_force_takes_away_what_an_earlier_run_left(finish, request_for, tmp_path):
-    finish(interpolate(request_for(seeds=(3, 9), frames=6, video="gif")))
+    finish(interpolate, request_for(seeds=(3, 9), frames=6, video="gif"))
     (tmp_path / "out/frames/mine.txt").write_text("mine")
-    finish(interpolate(request_for(seeds=(3, 9), frames=3, decoding={"force": True})))
+    finish(interpolate, request_for(seeds=(3, 9), frames=3, decoding={"force": True}))
     assert sorted(p.name for p in (tmp_path / "out/frames").iterdir()) == [
         "0000.png", "0001.png", "0002.png", "mine.txt",
     ]  # fmt: skip
@@ -223,18 +223,18 @@ def test_force_takes_away_what_an_earlier_run_left(finish, request_for, tmp_path
 
 def test_a_dry_run_tells_the_settings_and_writes_nothing(finish, request_for, tmp_path):
     request = request_for(seeds=(3, 9), decoding={"dry_run": True})
-    result = finish(interpolate(request)).result
+    result = finish(interpolate, request).result
     assert result.settings["timesteps"] == [0, 999]
     assert (result.frames, result.outputs) == (5, {})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_frames_carry_their_settings_unless_told_not_to(finish, request_for, tmp_path):
-    finish(interpolate(request_for(seeds=(3, 9))))
+    finish(interpolate, request_for(seeds=(3, 9)))
     text = json.loads(read_image_text(tmp_path / "out/frames/0001.png")["ddimctl"])
     assert text["steps"] == 2
     assert len(text["latent_sha256"]) == 64
-    finish(interpolate(request_for("bare", seeds=(3, 9), decoding={"metadata": False})))
+    finish(interpolate, request_for("bare", seeds=(3, 9), decoding={"metadata": False}))
     assert read_image_text(tmp_path / "bare/frames/0001.png") == {}
 
 
@@ -272,14 +272,14 @@ def test_what_does_not_go_together_is_refused_and_leaves_nothing(
 ):
     files = [latent_file("a.pt", first[0], **first[1]), latent_file("b.pt", second[0], **second[1])]
     with pytest.raises(RequestError, match=named):
-        finish(interpolate(request_for(files=files, **settings)))
+        finish(interpolate, request_for(files=files, **settings))
     assert not (tmp_path / "out").exists()
 
 
 def test_one_input_is_no_path(finish, request_for, tmp_path):
     for loop in (False, True):
         with pytest.raises(RequestError, match="two inputs or more, not 1"):
-            finish(interpolate(request_for(seeds=(3,), loop=loop)))
+            finish(interpolate, request_for(seeds=(3,), loop=loop))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -295,7 +295,7 @@ def test_one_input_is_no_path(finish, request_for, tmp_path):
 def test_files_that_cannot_be_used_are_named(finish, request_for, tmp_path, content, named):
     torch.save(content, tmp_path / "bad.pt")
     with pytest.raises(DataError, match=rf"bad\.pt.*{named}"):
-        finish(interpolate(request_for(files=[tmp_path / "bad.pt"], seeds=(1,))))
+        finish(interpolate, request_for(files=[tmp_path / "bad.pt"], seeds=(1,)))
     assert not (tmp_path / "out").exists()
 
 
@@ -329,7 +329,7 @@ def photo(tmp_path):
 def test_pictures_are_inverted_and_come_back(finish, request_for, photo, calm_checkpoint, tmp_path):
     (first, a), (second, b) = photo("first.png", 0), photo("second.png", 1)
     finished = finish(
-        interpolate(request_for(files=[first, second], ckpt=calm_checkpoint, decoding={"steps": 4}))
+        interpolate, request_for(files=[first, second], ckpt=calm_checkpoint, decoding={"steps": 4})
     )
     assert finished.result.inputs == ("first", "second")
     assert "first.png: 16x16 pixels, as they are" in finished.notices()
@@ -343,7 +343,7 @@ def test_pictures_are_inverted_and_come_back(finish, request_for, photo, calm_ch
 def test_a_picture_without_an_exact_latent_is_warned_of_each_time(finish, request_for, photo):
     picture, _ = photo("first.png", 0)
     for name in "ab":
-        finished = finish(interpolate(request_for(name, files=[picture], seeds=(1,))))
+        finished = finish(interpolate, request_for(name, files=[picture], seeds=(1,)))
         assert "first.png: decoding its latent misses it by up to" in finished.notices()
 
 
@@ -355,7 +355,7 @@ def test_an_inverted_picture_is_remembered_by_content_and_settings(
 
     def inversions(name, path, **settings):
         request = request_for(name, files=[path], seeds=(1,), decoding={"steps": 2} | settings)
-        events = finish(interpolate(request)).events
+        events = finish(interpolate, request).events
         return sum(getattr(event, "phase", "") == "inverting" for event in events)
 
     assert inversions("a", picture) >= 2
@@ -375,7 +375,7 @@ def test_an_inverted_picture_is_remembered_by_content_and_settings(
 def test_pictures_latents_and_seeds_mix(finish, request_for, drawn, photo):
     picture, _ = photo("first.png", 0, size=(20, 30))
     request = request_for(files=[drawn("a", 5), picture], seeds=(1,), ckpt=None, frames=3)
-    finished = finish(interpolate(request))
+    finished = finish(interpolate, request)
     assert finished.result.inputs == ("latents", "first", "seed 1")
     assert "cut to the middle 20x20" in finished.notices()
     manifest = json.loads(finished.result.outputs["manifest"].read_text())
@@ -395,7 +395,7 @@ def test_settings_that_no_picture_can_be_inverted_with_are_refused(
             files=[picture], seeds=(1,), ckpt=tiny_class_checkpoint, decoding=settings
         )
         with pytest.raises(RequestError, match=named):
-            finish(interpolate(request))
+            finish(interpolate, request)
     assert not (tmp_path / "out").exists()
 
 
@@ -404,5 +404,5 @@ def test_a_bad_picture_is_named(finish, request_for, tmp_path, content):
     if content is not None:
         (tmp_path / "bad.png").write_bytes(content)
     with pytest.raises(DataError, match=r"bad\.png"):
-        finish(interpolate(request_for(files=[tmp_path / "bad.png"], seeds=(1,))))
+        finish(interpolate, request_for(files=[tmp_path / "bad.png"], seeds=(1,)))
     assert not (tmp_path / "out").exists()

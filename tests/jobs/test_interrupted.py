@@ -148,7 +148,7 @@ def test_inversion_keeps_the_photos_that_it_has_done(run, tmp_path, photos, name
     assert run(*INVERT).code == 0
     (tmp_path / "out").rename(tmp_path / "whole")
     whole = contents(tmp_path / "whole")
-    instants = (("jobs.invert.job:save_latents", 2), ("jobs.invert.round_trip:climb", 3))
+    instants = (("jobs.invert.job:save_latents", 2), ("jobs.invert.round_trip:invert_steps", 3))
     for instant, call in instants:  # what is being written is written to its end
         ended = run(*INVERT, prelude=signal_in(instant, name, call))
         assert ended.code == 75, ended.stderr
@@ -159,7 +159,7 @@ def test_inversion_keeps_the_photos_that_it_has_done(run, tmp_path, photos, name
         assert ended.code == 0, ended.stderr
         assert contents(tmp_path / "out") == whole
         rmtree(tmp_path / "out")
-    for instant in ("jobs.invert.round_trip:climb", "jobs.invert.round_trip:decode_latents"):
+    for instant in ("jobs.invert.round_trip:invert_steps", "jobs.invert.round_trip:decode_latents"):
         ended = run(*INVERT, prelude=signal_in(instant, name))
         assert (ended.code, (tmp_path / "out").exists()) == (code, False)
         assert ended.stderr.endswith("interrupted: the run is not complete.\n")
@@ -206,7 +206,7 @@ def test_interpolation_stops_and_goes_on(run, tmp_path, photos):
     command += ["--batch-size", 2, "--out", "out"]
     assert run(*command).code == 0
     (tmp_path / "out").rename(tmp_path / "whole")
-    ended = run(*command, "--steps", 5, prelude=signal_in("jobs.invert.round_trip:climb"))
+    ended = run(*command, "--steps", 5, prelude=signal_in("jobs.invert.round_trip:invert_steps"))
     assert (ended.code, (tmp_path / "out").exists()) == (143, False)
     for instant, call in (("SampleStore.keep_step", 6), ("encode_video", 1)):
         prelude = signal_in(f"jobs.sample.store:{instant}", "SIGTERM", call)

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 import ddimctl
-from ddimctl.diffusion import walks
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.latents import load_latents
 from ddimctl.files.pictures.images import from_uint8, read_image_text, to_uint8
+from ddimctl.jobs.events import ignore
+from ddimctl.jobs.invert import round_trip as trips
 from ddimctl.jobs.invert.job import InvertRequest, invert
-from ddimctl.jobs.invert.job import round_trip as trips
 from ddimctl.jobs.invert.reconstruct import ReconstructRequest, reconstruct
 from ddimctl.jobs.sample.job import sample
 from ddimctl.jobs.sample.plan import SampleRequest
@@ -68,21 +68,21 @@ def pixels(path):
 
 def test_latents_decode_to_the_picture_without_another_word(finish, request_for, tmp_path):
     photos = [noise_picture(tmp_path / f"{name}.png", seed) for seed, name in enumerate("abc")]
-    result = finish(invert(request_for(*photos, batch_size=2))).result
+    result = finish(invert, request_for(*photos, batch_size=2)).result
     assert [record["worst_level"] for record in result.pictures] == [0, 0, 0]
     assert names(tmp_path / "out") == [
         f"{name}.{end}" for name in "abc" for end in ("inversion.png", "pt")
     ]
     for name in "abc":
         out = tmp_path / f"decoded-{name}"
-        finish(sample(SampleRequest(out=out, latents=tmp_path / "out" / f"{name}.pt")))
+        finish(sample, SampleRequest(out=out, latents=tmp_path / "out" / f"{name}.pt"))
         difference = pixels(out / "images/000000.png") - pixels(tmp_path / f"{name}.png")
         assert int(difference.abs().max()) <= 1
 
 
 def test_the_latents_are_those_of_the_python_api(finish, request_for, v_checkpoint, tmp_path):
     photo = noise_picture(tmp_path / "a.png")
-    finish(invert(request_for(photo)))
+    finish(invert, request_for(photo))
     x_0 = from_uint8(pixels(photo).view(1, 16, 16, 3).to(torch.uint8))
     tau = ddimctl.timesteps("linspace", 8)
     found = ddimctl.invert(ddimctl.load_checkpoint(v_checkpoint), x_0, timesteps=tau)
@@ -92,7 +92,7 @@ def test_the_latents_are_those_of_the_python_api(finish, request_for, v_checkpoi
 
 def test_what_a_latent_records(finish, request_for, v_class_checkpoint, tmp_path):
     photo = noise_picture(tmp_path / "a.png", size=(40, 20))
-    result = finish(invert(request_for(photo, ckpt=v_class_checkpoint, fit="pad"))).result
+    result = finish(invert, request_for(photo, ckpt=v_class_checkpoint, fit="pad")).result
     metadata = load_latents(tmp_path / "out" / "a.pt").metadata
     expected = {
         "method": "exact", "top": 999, "steps": 8, "eta": 0.0,
@@ -113,9 +113,9 @@ def test_what_a_latent_records(finish, request_for, v_class_checkpoint, tmp_path
 
 def test_a_class_is_recorded_and_reused(finish, request_for, v_class_checkpoint, tmp_path):
     photo = noise_picture(tmp_path / "a.png")
-    finish(invert(request_for(photo, ckpt=v_class_checkpoint, classes=("monster",))))
+    finish(invert, request_for(photo, ckpt=v_class_checkpoint, classes=("monster",)))
     assert load_latents(tmp_path / "out" / "a.pt").metadata["labels"] == [3]
-    finish(sample(SampleRequest(out=tmp_path / "back", latents=tmp_path / "out" / "a.pt")))
+    finish(sample, SampleRequest(out=tmp_path / "back", latents=tmp_path / "out" / "a.pt"))
     manifest = json.loads((tmp_path / "back" / "manifest.json").read_text())
     assert manifest["images"][0]["class"] == "monster"
     difference = pixels(tmp_path / "back/images/000000.png") - pixels(photo)
@@ -130,7 +130,7 @@ def test_bad_files_are_told_and_the_others_go_on(finish, request_for, tmp_path):
         tmp_path / "missing.jpg",
         noise_picture(tmp_path / "gray.png", size=(30, 20), mode="L"),
     ]
-    finished = finish(invert(request_for(*photos, batch_size=1)))
+    finished = finish(invert, request_for(*photos, batch_size=1))
     assert [record["fit"] for record in finished.result.pictures] == ["crop", "crop"]
     failed = dict(finished.result.failed)
     assert "not a picture" in failed[str(photos[0])]
@@ -148,7 +148,7 @@ def test_photos_of_one_stem_get_names_of_their_own(finish, request_for, tmp_path
         noise_picture(tmp_path / "other" / "a.png", 3),
         tmp_path / "a.png",
     ]
-    finish(invert(request_for(*photos, method="naive")))
+    finish(invert, request_for(*photos, method="naive"))
     latents = [name for name in names(tmp_path / "out") if name.endswith(".pt")]
     assert sorted(latents) == ["A-2-2.pt", "a-2.pt", "a-3.pt", "a.pt"]
     pictures = [
@@ -161,38 +161,38 @@ def test_a_folder_is_read_without_the_sheets_of_an_earlier_run(finish, request_f
     folder = tmp_path / "photos"
     folder.mkdir()
     noise_picture(folder / "a.png")
-    finish(invert(request_for(folder, out="photos", method="naive")))
-    again = finish(invert(request_for(folder, out="photos", method="naive", force=True))).result
+    finish(invert, request_for(folder, out="photos", method="naive"))
+    again = finish(invert, request_for(folder, out="photos", method="naive", force=True)).result
     assert len(again.pictures) == 1
 
 
 def test_an_empty_folder_is_refused(finish, request_for, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no pictures"):
-        finish(invert(request_for(tmp_path / "empty")))
+        finish(invert, request_for(tmp_path / "empty"))
 
 
 def test_nothing_is_overwritten_without_force(finish, request_for, tmp_path):
     photo = noise_picture(tmp_path / "a.png")
-    finish(invert(request_for(photo, method="naive")))
+    finish(invert, request_for(photo, method="naive"))
     before = (tmp_path / "out" / "a.pt").read_bytes()
     with pytest.raises(RequestError, match="exists already"):
-        finish(invert(request_for(photo)))
+        finish(invert, request_for(photo))
     assert (tmp_path / "out" / "a.pt").read_bytes() == before
-    finish(invert(request_for(photo, force=True)))
+    finish(invert, request_for(photo, force=True))
     assert (tmp_path / "out" / "a.pt").read_bytes() != before
 
 
 def test_a_photo_is_never_its_own_result(finish, request_for, tmp_path):
     photo = noise_picture(tmp_path / "a.png").rename(tmp_path / "a.inversion.png")
-    finish(invert(request_for(photo, method="naive", out=".", force=True)))
+    finish(invert, request_for(photo, method="naive", out=".", force=True))
     assert (tmp_path / "a.inversion.inversion.png").exists()
     assert pixels(photo).shape == (16 * 16 * 3,)
 
 
 def test_a_dry_run_writes_nothing(finish, request_for, tmp_path):
     photo = noise_picture(tmp_path / "a.png")
-    finished = finish(invert(request_for(photo, dry_run=True, steps=None)))
+    finished = finish(invert, request_for(photo, dry_run=True, steps=None))
     assert finished.result.settings["steps"] == 50
     assert finished.result.pictures[0]["latents"] == str(tmp_path / "out" / "a.pt")
     assert not (tmp_path / "out").exists()
@@ -215,7 +215,7 @@ def test_wrong_requests_are_refused_and_leave_nothing(
 ):
     photo = noise_picture(tmp_path / "a.png")
     with pytest.raises(RequestError, match=message):
-        finish(invert(request_for(photo, **settings)))
+        finish(invert, request_for(photo, **settings))
     assert not (tmp_path / "out").exists()
 
 
@@ -227,16 +227,16 @@ def test_classes_that_cannot_be_are_refused(
 ):
     photo = noise_picture(tmp_path / "a.png")
     with pytest.raises(RequestError, match=message):
-        finish(invert(request_for(photo, ckpt=v_class_checkpoint, classes=classes)))
+        finish(invert, request_for(photo, ckpt=v_class_checkpoint, classes=classes))
 
 
 def test_zero_terminal_snr_is_refused(finish, request_for, tiny_checkpoint, tmp_path):
     folder = predicting_v(tiny_checkpoint, tmp_path / "zero", rescale_betas_zero_snr=True)
     photo = noise_picture(tmp_path / "a.png")
     with pytest.raises(RequestError, match="zero terminal SNR"):
-        finish(invert(request_for(photo, ckpt=folder)))
+        finish(invert, request_for(photo, ckpt=folder))
     below = request_for(photo, ckpt=folder, steps=None, tau=(0, 300, 600, 900))
-    assert finish(invert(below)).result.pictures[0]["worst_level"] <= 1
+    assert finish(invert, below).result.pictures[0]["worst_level"] <= 1
 
 
 def plan_of(checkpoint, method="exact"):
@@ -248,7 +248,7 @@ def test_what_a_loose_tolerance_missed_is_tried_again_tighter(v_checkpoint):
     checkpoint = ddimctl.load_checkpoint(v_checkpoint)
     plan = plan_of(checkpoint)
     x_0 = ddimctl.seeded_noise([0, 1], checkpoint.sample_shape).clamp(-1, 1)
-    found = walks.finish(trips.round_trip(checkpoint, plan, x_0, 0.1))
+    found = trips.round_trip(checkpoint, plan, x_0, 0.1, ignore, trips.Steps(0, 8, {}))
     once = ddimctl.invert(checkpoint, x_0, timesteps=plan.tau, tolerance=0.1)
     assert (found.evaluations > once.evaluations.sum(1)).all()
     left = ddimctl.sample(checkpoint, once.latents, timesteps=plan.tau) - x_0
@@ -276,7 +276,7 @@ def test_the_warning_names_the_steps_that_were_not_solved(
 ):
     monkeypatch.setattr("ddimctl.diffusion.anderson.LIMIT", 1)
     photo = noise_picture(tmp_path / "a.png")
-    finished = finish(invert(request_for(photo)))
+    finished = finish(invert, request_for(photo))
     assert "decoding misses the picture by up to" in finished.notices()
     assert "at t = " in finished.notices()
 
@@ -300,7 +300,7 @@ def table_for(v_checkpoint, tmp_path):
 
 
 def test_the_table_has_a_row_for_each_method_and_number_of_steps(finish, table_for, tmp_path):
-    result = finish(reconstruct(table_for())).result
+    result = finish(reconstruct, table_for()).result
     assert [(row["method"], row["steps"]) for row in result.rows] == [
         ("exact", 8), ("exact", 12), ("naive", 8), ("naive", 12),
     ]  # fmt: skip
@@ -319,7 +319,7 @@ def test_the_table_has_a_row_for_each_method_and_number_of_steps(finish, table_f
 
 
 def test_latents_are_decoded_in_other_numbers_of_steps(finish, table_for):
-    result = finish(reconstruct(table_for(methods=("exact",), decode_steps=(8, 12)))).result
+    result = finish(reconstruct, table_for(methods=("exact",), decode_steps=(8, 12))).result
     error = {(row["steps"], row["decode_steps"]): row["mse"] for row in result.rows}
     assert set(error) == {(8, 8), (8, 12), (12, 8), (12, 12)}
     assert max(error[8, 8], error[12, 12]) < min(error[8, 12], error[12, 8])
@@ -328,18 +328,18 @@ def test_latents_are_decoded_in_other_numbers_of_steps(finish, table_for):
 def test_decoding_from_another_top_is_refused(finish, table_for, tmp_path):
     request = table_for(steps=(4,), decode_steps=(3,), decoding=SampleRequest(tau="uniform"))
     with pytest.raises(RequestError, match="ends at 666"):
-        finish(reconstruct(request))
+        finish(reconstruct, request)
     assert not (tmp_path / "table").exists()
 
 
 def test_a_table_is_not_overwritten_without_force(finish, table_for):
-    finish(reconstruct(table_for(steps=(2,), methods=("naive",))))
+    finish(reconstruct, table_for(steps=(2,), methods=("naive",)))
     with pytest.raises(RequestError, match="holds a table already"):
-        finish(reconstruct(table_for()))
+        finish(reconstruct, table_for())
 
 
 def test_only_pictures_held_out_of_training_are_taken(finish, table_for):
-    result = finish(reconstruct(table_for(holdout=0.4, limit=None, decoding=SampleRequest(dry_run=True)))).result  # fmt: skip
+    result = finish(reconstruct, table_for(holdout=0.4, limit=None, decoding=SampleRequest(dry_run=True))).result  # fmt: skip
     assert 0 < result.pictures < 5
     with pytest.raises(DataError, match="keeps none"):
-        finish(reconstruct(table_for(holdout=1e-9)))
+        finish(reconstruct, table_for(holdout=1e-9))

@@ -9,8 +9,8 @@ from PIL import Image
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import RequestError
 from ddimctl.files.latents import load_latents, save_latents
+from ddimctl.jobs.invert import round_trip as trips
 from ddimctl.jobs.invert.job import InvertRequest, invert
-from ddimctl.jobs.invert.job import round_trip as trips
 from ddimctl.jobs.sample.plan import SampleRequest
 from forks import contents
 
@@ -40,60 +40,62 @@ def request_for(tiny_checkpoint, photos, tmp_path):
 
 
 @pytest.fixture
-def climbed(monkeypatch):
-    """How many photos each climb had, from now on."""
-    sizes, original = [], trips.climb
+def inverted(monkeypatch):
+    """How many photos each inversion had, from now on."""
+    sizes, original = [], trips.invert_steps
 
     def counted(denoise, x_0, *given, **named):
         sizes.append(len(x_0))
         return original(denoise, x_0, *given, **named)
 
-    monkeypatch.setattr(trips, "climb", counted)
+    monkeypatch.setattr(trips, "invert_steps", counted)
     return sizes
 
 
-def test_only_groups_that_miss_something_are_inverted_again(finish, request_for, tmp_path, climbed):
-    first = finish(invert(request_for())).result
+def test_only_groups_that_miss_something_are_inverted_again(
+    finish, request_for, tmp_path, inverted
+):
+    first = finish(invert, request_for()).result
     whole = contents(tmp_path / "out")
     (tmp_path / "out/3.pt").unlink()
     (tmp_path / "out/3.inversion.png").unlink()
     (tmp_path / "out/4.inversion.png").unlink()
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("[012].*")}
     kept[tmp_path / "out/2.pt"] = (tmp_path / "out/2.pt").stat().st_mtime_ns
-    climbed.clear()
-    resumed = finish(invert(request_for(resume=True)))
-    assert climbed == [2, 1]
+    inverted.clear()
+    resumed = finish(invert, request_for(resume=True))
+    assert inverted == [2, 1]
     assert contents(tmp_path / "out") == whole
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert resumed.result.pictures == first.pictures
 
 
-def test_a_complete_run_is_complete_and_one_that_never_was_begins(finish, request_for, climbed):
-    first = finish(invert(request_for(resume=True)))
-    assert climbed == [2, 2, 1]
-    again = finish(invert(request_for(resume=True)))
-    assert climbed == [2, 2, 1]
+def test_a_complete_run_is_complete_and_one_that_never_was_begins(finish, request_for, inverted):
+    first = finish(invert, request_for(resume=True))
+    assert inverted == [2, 2, 1]
+    again = finish(invert, request_for(resume=True))
+    assert inverted == [2, 2, 1]
     assert "complete already: 5 photos." in again.notices()
     assert again.result.pictures == first.result.pictures
 
 
 def test_the_recorded_batch_size_is_used_unless_another_is_said(
-    finish, request_for, tmp_path, climbed
+    finish, request_for, tmp_path, inverted
 ):
-    finish(invert(request_for()))
+    finish(invert, request_for())
     for size, groups in ((None, [2]), (3, [3])):
         (tmp_path / "out/0.pt").unlink()
         (tmp_path / "out/0.inversion.png").unlink()
-        climbed.clear()
-        finish(invert(request_for(resume=True, batch_size=size)))
-        assert climbed == groups
+        inverted.clear()
+        finish(invert, request_for(resume=True, batch_size=size))
+        assert inverted == groups
 
 
-def test_photos_may_be_added_at_the_end(finish, request_for, photos, tmp_path, climbed):
-    finish(invert(request_for(*photos[:2])))
+def test_photos_may_be_added_at_the_end(finish, request_for, photos, tmp_path, inverted):
+    finish(invert, request_for(*photos[:2]))
     kept = contents(tmp_path / "out")
-    finish(invert(request_for(resume=True)))
-    assert climbed == [2, 2, 1]
+    finish(invert, request_for(resume=True))
+    assert inverted == [2, 2, 1]
     assert contents(tmp_path / "out").items() > kept.items()
 
 
@@ -111,23 +113,23 @@ def test_photos_may_be_added_at_the_end(finish, request_for, photos, tmp_path, c
 def test_another_run_is_refused_and_force_writes_over_it(
     finish, request_for, tmp_path, changes, message
 ):
-    finish(invert(request_for()))
+    finish(invert, request_for())
     before = contents(tmp_path / "out")
     with pytest.raises(RequestError, match=f"--resume: .*{message}"):
-        finish(invert(request_for(resume=True, **changes)))
+        finish(invert, request_for(resume=True, **changes))
     assert contents(tmp_path / "out") == before
-    forced = finish(invert(request_for(resume=True, force=True, **changes)))
+    forced = finish(invert, request_for(resume=True, force=True, **changes))
     assert len(forced.result.pictures) == 5
     after = contents(tmp_path / "out")
     assert all(after[name] != before[name] for name in before if name.endswith(".pt"))
 
 
 def test_another_picture_of_that_name_is_refused(finish, request_for, photos, tmp_path):
-    finish(invert(request_for()))
+    finish(invert, request_for())
     before = contents(tmp_path / "out")
     Image.new("RGB", (16, 16), (1, 2, 3)).save(photos[1])
     with pytest.raises(RequestError, match=r"1\.png is not the picture .* its pixels differ"):
-        finish(invert(request_for(resume=True)))
+        finish(invert, request_for(resume=True))
     assert contents(tmp_path / "out") == before
 
 
@@ -136,13 +138,13 @@ def test_files_that_invert_did_not_write_are_refused(finish, request_for, tmp_pa
     path = tmp_path / "out/2.pt"
     save_latents(path, torch.zeros(1, 3, 16, 16), {"method": "naive"})
     with pytest.raises(RequestError, match=r"2\.pt is no latent that invert wrote"):
-        finish(invert(request_for(resume=True)))
+        finish(invert, request_for(resume=True))
     path.write_bytes(b"anything")
     with pytest.raises(RequestError, match=r"--resume: .*2\.pt cannot be read"):
-        finish(invert(request_for(resume=True)))
+        finish(invert, request_for(resume=True))
     path.rename(tmp_path / "out/2.inversion.png")
     with pytest.raises(RequestError, match="exists already"):
-        finish(invert(request_for(resume=True)))
+        finish(invert, request_for(resume=True))
 
 
 def test_photos_that_failed_are_tried_again(
@@ -164,17 +166,17 @@ def test_photos_that_failed_are_tried_again(
             return (output * torch.nan if len(x) == 1 else output,)  # a group of the last alone
 
     monkeypatch.setattr(trips, "open_checkpoint", lambda *_: replace(checkpoint, unet=Poisoned()))
-    first = finish(invert(request_for(batch_size=4))).result
+    first = finish(invert, request_for(batch_size=4)).result
     assert [name for name, _ in first.failed] == [str(photos[1]), str(photos[4])]
     monkeypatch.undo()
     photos[1].write_bytes(good)
-    second = finish(invert(request_for(resume=True))).result
+    second = finish(invert, request_for(resume=True)).result
     assert (len(second.pictures), second.failed) == (5, ())
     assert len(contents(tmp_path / "out")) == 10
 
 
 def test_the_record_says_how_well_a_photo_was_inverted(finish, request_for, tmp_path):
-    result = finish(invert(request_for())).result
+    result = finish(invert, request_for()).result
     metadata = load_latents(tmp_path / "out/0.pt").metadata
     record = metadata["inversion"]
     assert (record["tolerance"], record["batch_size"]) == (1e-6, 2)

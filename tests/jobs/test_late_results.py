@@ -13,7 +13,7 @@ from ddimctl.jobs.sample import sampler as decoding
 from ddimctl.jobs.sample.job import sample
 from ddimctl.jobs.sample.plan import SampleRequest
 from ddimctl.jobs.sample.store import SampleStore
-from ddimctl.jobs.train.job import step as training_update
+from ddimctl.jobs.train import step as training_update
 from ddimctl.jobs.train.job import train
 from ddimctl.jobs.train.request import TrainRequest
 from ddimctl.runtime.transfer import ToHost
@@ -42,7 +42,7 @@ def request_for(tmp_path, tiny_checkpoint):
 
 
 def test_sampling(finish, request_for, tmp_path, monkeypatch):
-    in_time = finish(sample(request_for("in-time", eta=1.0)))
+    in_time = finish(sample, request_for("in-time", eta=1.0))
     monkeypatch.setattr(decoding, "ToHost", Late)
     order = []
     keep, network = SampleStore.keep, type(load_checkpoint(request_for("x").ckpt)).network
@@ -51,7 +51,7 @@ def test_sampling(finish, request_for, tmp_path, monkeypatch):
         "ddimctl.checkpoints.model.Checkpoint.network",
         lambda *given: order.append("step") or network(*given),
     )
-    late = finish(sample(request_for("late", eta=1.0)))
+    late = finish(sample, request_for("late", eta=1.0))
     assert order == [*["step"] * 6, "keep", *["step"] * 4, "keep", *["step"] * 2, "keep"]
     assert contents(tmp_path / "late") == contents(tmp_path / "in-time")
     assert [event.done for event in late.events if hasattr(event, "done")] == [
@@ -81,9 +81,9 @@ def test_a_batch_for_which_there_is_no_memory(finish, request_for, tmp_path, mon
         return replace(checkpoint, unet=Full(checkpoint.unet))
 
     monkeypatch.setattr(sample_job, "open_checkpoint", opened)
-    in_time = finish(sample(request_for("in-time")))
+    in_time = finish(sample, request_for("in-time"))
     monkeypatch.setattr(decoding, "ToHost", Late)
-    late = finish(sample(request_for("late")))
+    late = finish(sample, request_for("late"))
     assert contents(tmp_path / "late") == contents(tmp_path / "in-time")
     record = json.loads((tmp_path / "late/manifest.json").read_text())
     assert record["smaller_batches"] == [[3, 1]]
@@ -127,9 +127,9 @@ def broken(monkeypatch):
 @pytest.mark.parametrize("skipped", [(), (0,), (0, 1, 2, 3), (3, 4, 8)])
 def test_training(finish, training, broken, monkeypatch, tmp_path, skipped):
     broken(skipped)
-    finish(train(training("in-time")))
+    finish(train, training("in-time"))
     monkeypatch.setattr(training_update, "ToHost", Late)
-    finish(train(training("late")))
+    finish(train, training("late"))
     assert_same_run(tmp_path / "late", tmp_path / "in-time")
     state = last_state(tmp_path / "late")
     assert state["skipped"] == len(skipped)
@@ -141,4 +141,4 @@ def test_too_many_updates_that_are_not_finite(finish, training, broken, monkeypa
     monkeypatch.setattr(training_update, "ToHost", Late)
     broken(range(3, 9))
     with pytest.raises(NumericsError, match="in 3 updates in a row"):
-        finish(train(training("run")))
+        finish(train, training("run"))

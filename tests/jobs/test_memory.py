@@ -1,8 +1,6 @@
 """A device that runs out of memory: smaller batches, the same images, and a record of it."""
 
 import json
-import os
-import signal
 from dataclasses import replace
 
 import pytest
@@ -13,8 +11,8 @@ from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import DataError, DeviceError, NumericsError, Stopped
 from ddimctl.jobs.interpolate import job as interpolate_job
 from ddimctl.jobs.interpolate.job import InterpolateRequest, interpolate
+from ddimctl.jobs.invert import round_trip as trips
 from ddimctl.jobs.invert.job import InvertRequest, invert
-from ddimctl.jobs.invert.job import round_trip as trips
 from ddimctl.jobs.invert.reconstruct import ReconstructRequest, reconstruct
 from ddimctl.jobs.sample import job as sample_job
 from ddimctl.jobs.sample.batches import (
@@ -110,9 +108,9 @@ def levels(folder):
 )
 def test_smaller_batches_make_the_same_images(finish, request_for, small, tmp_path, error):
     small(limit=99)
-    finish(sample(request_for("whole")))
+    finish(sample, request_for("whole"))
     network = small(limit=2, error=error)
-    finished = finish(sample(request_for()))
+    finished = finish(sample, request_for())
     assert network.sizes == [8, 4, *[2] * 3 * 6]
     assert "out of memory with 8 images at a time; going on with 4." in finished.notices()
     assert int((levels(tmp_path / "out") - levels(tmp_path / "whole")).abs().max()) <= 1
@@ -122,20 +120,18 @@ def test_smaller_batches_make_the_same_images(finish, request_for, small, tmp_pa
     assert len(found["images"]) == 11
 
 
-def test_a_resume_repeats_the_smaller_batches(finish, request_for, small, tmp_path):
+def test_a_resume_repeats_the_smaller_batches(finish, request_for, small, tmp_path, terminate_at):
     """Memory runs out in the second group; then the run is stopped, and resumed with room enough."""
     settings = {"batch_size": 4, "eta": 1.0, "save": ("images", "samples", "grid")}
     small(limit=2, after=5)
-    finish(sample(request_for("whole", **settings)))
+    finish(sample, request_for("whole", **settings))
     assert manifest(tmp_path / "whole")["smaller_batches"] == [[4, 2]]
     for stop_at in (4, 8, 11):
         small(limit=2, after=5)
         with pytest.raises(Stopped):
-            for event in sample(request_for(f"out{stop_at}", **settings)):
-                if getattr(event, "done", 0) == stop_at:
-                    os.kill(os.getpid(), signal.SIGTERM)
+            sample(request_for(f"out{stop_at}", **settings), terminate_at(stop_at))
         network = small(limit=99 if stop_at > 5 else 2, after=0 if stop_at > 5 else 2)
-        finish(sample(request_for(f"out{stop_at}", resume=True, **settings)))
+        finish(sample, request_for(f"out{stop_at}", resume=True, **settings))
         found, whole = contents(tmp_path / f"out{stop_at}"), contents(tmp_path / "whole")
         assert [name for name in whole | found if whole.get(name) != found.get(name)] == []
         assert 4 not in network.sizes[3:]
@@ -145,28 +141,31 @@ def test_the_record_comes_before_the_images_of_the_smaller_batches(
     finish, request_for, small, tmp_path
 ):
     small(limit=2)
-    for event in sample(request_for()):
+    told = []
+
+    def on_event(event):
         if "going on with 2" in getattr(event, "text", ""):
             assert manifest(tmp_path / "out")["smaller_batches"] == [[0, 2]]
             assert not any((tmp_path / "out/images").iterdir())
-            break
-    else:
-        pytest.fail("no notice")
+            told.append(event)
+
+    sample(request_for(), on_event)
+    assert told
 
 
 def test_one_image_at_a_time_is_the_end(finish, request_for, small, tmp_path):
     small(limit=0)
     with pytest.raises(DeviceError, match="out of memory with one image at a time"):
-        finish(sample(request_for()))
+        finish(sample, request_for())
     small(limit=9)
-    finish(sample(request_for(resume=True)))
+    finish(sample, request_for(resume=True))
     assert manifest(tmp_path / "out")["smaller_batches"] == [[0, 1]]
 
 
 def test_a_bug_is_no_lack_of_memory(finish, request_for, small):
     network = small(limit=2, error=RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match="shapes differ"):
-        finish(sample(request_for()))
+        finish(sample, request_for())
     assert network.sizes == [8]
 
 
@@ -176,18 +175,18 @@ def test_loading_without_room_is_a_device_error(finish, request_for, monkeypatch
 
     monkeypatch.setattr(sample_job, "open_checkpoint", full)
     with pytest.raises(DeviceError, match="out of memory"):
-        finish(sample(request_for()))
+        finish(sample, request_for())
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("strange", [[[0, 0]], [[4, 2], [2, 1]], [[0]], {"0": 2}, [[True, 2]], 7])
 def test_strange_records_are_not_resumed(finish, request_for, small, tmp_path, strange):
     small(limit=99)
-    finish(sample(request_for()))
+    finish(sample, request_for())
     path = tmp_path / "out" / "manifest.json"
     path.write_text(json.dumps(manifest(tmp_path / "out") | {"smaller_batches": strange}))
     with pytest.raises(DataError, match="is not the manifest"):
-        finish(sample(request_for(resume=True)))
+        finish(sample, request_for(resume=True))
 
 
 def test_groups_in_closed_form():
@@ -211,26 +210,26 @@ def test_groups_in_closed_form():
 def test_interpolation_backs_off_too(finish, small, tmp_path):
     small(limit=2)
     decoding = SampleRequest(out=tmp_path / "out", steps=2)
-    finish(interpolate(InterpolateRequest(seeds=(1, 2), frames=6, decoding=decoding)))
+    finish(interpolate, InterpolateRequest(seeds=(1, 2), frames=6, decoding=decoding))
     assert manifest(tmp_path / "out")["smaller_batches"] == [[0, 1]]
 
 
 def test_inversion_goes_on_in_halves(finish, small, photos, tmp_path):
     decoding = SampleRequest(out=tmp_path / "whole", steps=4, batch_size=5)
     network = small(limit=99)
-    whole = finish(invert(InvertRequest(tuple(photos), "naive", decoding=decoding)))
+    whole = finish(invert, InvertRequest(tuple(photos), "naive", decoding=decoding))
     network = small(limit=2)
     decoding = replace(decoding, out=tmp_path / "out")
-    finished = finish(invert(InvertRequest(tuple(photos), "naive", decoding=decoding)))
-    assert "out of memory with 5 pictures at a time; going on with 3." in finished.notices()
-    assert [size for size in network.sizes if size > 2] == [5, 3]
+    finished = finish(invert, InvertRequest(tuple(photos), "naive", decoding=decoding))
+    assert "out of memory with 5 pictures at a time; going on with 2." in finished.notices()
+    assert [size for size in network.sizes if size > 2] == [5]
     steps = [event.done for event in finished.events if hasattr(event, "done")]
     assert steps == sorted(steps)
     for one, other in zip(finished.result.pictures, whole.result.pictures, strict=True):
         assert one["mse"] == pytest.approx(other["mse"], rel=1e-2)
     small(limit=0)
     with pytest.raises(DeviceError, match="one picture at a time"):
-        finish(invert(InvertRequest((photos[0],), "naive", decoding=replace(decoding, force=True))))
+        finish(invert, InvertRequest((photos[0],), "naive", decoding=replace(decoding, force=True)))
 
 
 def test_reconstruction_goes_on_in_halves(finish, small, photos, tmp_path):
@@ -239,7 +238,7 @@ def test_reconstruction_goes_on_in_halves(finish, small, photos, tmp_path):
         tmp_path / "photos", (4,), methods=("naive",),
         decoding=SampleRequest(out=tmp_path / "out", batch_size=5),
     )  # fmt: skip
-    assert finish(reconstruct(request)).result.rows[0]["pictures"] == 5
+    assert finish(reconstruct, request).result.rows[0]["pictures"] == 5
 
 
 # --- numbers ------------------------------------------------------------------------------------
@@ -268,7 +267,7 @@ def test_a_photo_without_a_finite_latent_is_told_and_the_others_go_on(
     monkeypatch.setattr(interpolate_job, "open_checkpoint", lambda *_: checkpoint)
     Image.new("RGB", (16, 16), (255, 255, 255)).save(photos[1])
     decoding = SampleRequest(out=tmp_path / "out", steps=3, batch_size=3)
-    finished = finish(invert(InvertRequest(tuple(photos[:4]), method, decoding=decoding)))
+    finished = finish(invert, InvertRequest(tuple(photos[:4]), method, decoding=decoding))
     ((name, reason),) = finished.result.failed
     assert name == str(photos[1])
     assert "not finite" in reason
@@ -285,10 +284,10 @@ def test_a_photo_without_a_finite_latent_is_told_and_the_others_go_on(
         decoding=replace(decoding, force=True),
     )
     with pytest.raises(NumericsError, match=f"{method} in 3 steps"):
-        finish(reconstruct(table))
+        finish(reconstruct, table)
     frames = InterpolateRequest((photos[0], photos[1]), decoding=replace(decoding, force=True))
     with pytest.raises(NumericsError, match=r"1\.png: its latent"):
-        finish(interpolate(frames))
+        finish(interpolate, frames)
 
 
 def test_stretches_of_several_processes_in_closed_form():

@@ -12,7 +12,8 @@ from ddimctl.files.latents import load_latents, save_latents
 from ddimctl.files.pictures.images import read_image_text
 from ddimctl.jobs.events import Progress
 from ddimctl.jobs.interpolate.job import InterpolateRequest, interpolate
-from ddimctl.jobs.sample.job import auto_timesteps, sample
+from ddimctl.jobs.sample import auto_timesteps
+from ddimctl.jobs.sample.job import sample
 from ddimctl.jobs.sample.plan import SampleRequest
 
 
@@ -45,15 +46,15 @@ def phases(finished):
 
 
 def test_the_solver_is_recorded_and_reused(finish, request_for, tmp_path):
-    finish(sample(request_for("a", solver="ipndm")))
+    finish(sample, request_for("a", solver="ipndm"))
     assert settings_of(tmp_path / "a")["solver"] == "ipndm"
     path = tmp_path / "a" / "latents.pt"
     assert load_latents(path).metadata["solver"] == "ipndm"
     path_of_one = tmp_path / "a" / "images" / "000000.png"
     text = json.loads(read_image_text(path_of_one)["ddimctl"])
     assert text["solver"] == "ipndm"
-    finish(sample(SampleRequest(out=tmp_path / "b", latents=path, ckpt=request_for().ckpt)))
-    finish(sample(request_for("c", solver="ddim")))
+    finish(sample, SampleRequest(out=tmp_path / "b", latents=path, ckpt=request_for().ckpt))
+    finish(sample, request_for("c", solver="ddim"))
     assert settings_of(tmp_path / "b")["solver"] == "ipndm"
     a, b, c = (load(tmp_path / name) for name in "abc")
     assert a == b != c
@@ -73,7 +74,7 @@ def load(folder):
 def test_the_pictures_are_those_of_the_python_api(finish, request_for, tmp_path, solver):
     import torch
 
-    finish(sample(request_for(solver=solver, save=("samples",))))
+    finish(sample, request_for(solver=solver, save=("samples",)))
     checkpoint = ddimctl.load_checkpoint(request_for().ckpt)
     x_T = ddimctl.seeded_noise([0, 1], checkpoint.sample_shape)
     tau = ddimctl.timesteps("linspace", 4, 1000)
@@ -88,12 +89,12 @@ def test_latents_with_an_impossible_solver_are_refused(finish, request_for, tmp_
     path = tmp_path / "x.pt"
     save_latents(path, torch.zeros(1, 3, 16, 16), {"solver": "heun"})
     with pytest.raises(RequestError, match="unknown solver 'heun'"):
-        finish(sample(request_for(latents=path)))
+        finish(sample, request_for(latents=path))
 
 
 def test_noise_and_a_solver_without_any_are_refused(finish, request_for):
     with pytest.raises(RequestError, match="makes no noise"):
-        finish(sample(request_for(solver="dpm++2m", eta=0.5)))
+        finish(sample, request_for(solver="dpm++2m", eta=0.5))
 
 
 def test_an_inverted_latent_may_be_decoded_otherwise_with_a_warning(finish, request_for, tmp_path):
@@ -101,13 +102,13 @@ def test_an_inverted_latent_may_be_decoded_otherwise_with_a_warning(finish, requ
 
     path = tmp_path / "x.pt"
     save_latents(path, torch.zeros(1, 3, 16, 16), {"method": "exact"})
-    assert "near" in finish(sample(request_for("a", latents=path, solver="ipndm"))).notices()
-    assert "near" not in finish(sample(request_for("b", latents=path))).notices()
+    assert "near" in finish(sample, request_for("a", latents=path, solver="ipndm")).notices()
+    assert "near" not in finish(sample, request_for("b", latents=path)).notices()
 
 
 def test_frames_take_the_solver_and_pictures_refuse_it(finish, request_for, tmp_path):
     decoding = request_for(solver="dpm++2m")
-    finish(interpolate(InterpolateRequest(seeds=(0, 1), frames=3, decoding=decoding)))
+    finish(interpolate, InterpolateRequest(seeds=(0, 1), frames=3, decoding=decoding))
     assert settings_of(tmp_path / "out")["solver"] == "dpm++2m"
     picture = tmp_path / "picture.png"
     picture.write_bytes(next((tmp_path / "out" / "frames").iterdir()).read_bytes())
@@ -115,7 +116,7 @@ def test_frames_take_the_solver_and_pictures_refuse_it(finish, request_for, tmp_
         files=(picture,), seeds=(1,), frames=3, decoding=request_for("again", solver="dpm++2m")
     )
     with pytest.raises(RequestError, match="solver dpm"):
-        finish(interpolate(again))
+        finish(interpolate, again)
 
 
 def test_auto_timesteps_are_found_once_and_recorded(
@@ -124,7 +125,7 @@ def test_auto_timesteps_are_found_once_and_recorded(
     monkeypatch.setenv("DDIMCTL_CACHE_GB", "0")
     cache.mkdir(parents=True)
     (cache / "older.json").write_text("{}")
-    first = finish(sample(request_for("a", tau="auto")))
+    first = finish(sample, request_for("a", tau="auto"))
     assert "240 evaluations" in first.notices()
     assert "choosing timesteps" in phases(first)
     assert not (cache / "older.json").exists()
@@ -137,10 +138,10 @@ def test_auto_timesteps_are_found_once_and_recorded(
     text = json.loads(read_image_text(path_of_one)["ddimctl"])
     assert text["timesteps"] == recorded["timesteps"]
 
-    again = finish(sample(request_for("b", tau="auto")))
+    again = finish(sample, request_for("b", tau="auto"))
     assert phases(again) == {"sampling"}
     assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
-    other = finish(sample(request_for("c", tau="auto", steps=5, solver="ipndm")))
+    other = finish(sample, request_for("c", tau="auto", steps=5, solver="ipndm"))
     assert phases(other) == {"sampling"}  # from the survey that was kept
     assert len(settings_of(tmp_path / "c")["timesteps"]) == 5
 
@@ -148,38 +149,38 @@ def test_auto_timesteps_are_found_once_and_recorded(
         out=tmp_path / "d", latents=tmp_path / "a" / "latents.pt", ckpt=request_for().ckpt
     )
     next(cache.iterdir()).unlink()
-    assert phases(finish(sample(latents))) == {"sampling"}  # the file names them
+    assert phases(finish(sample, latents)) == {"sampling"}  # the file names them
     assert settings_of(tmp_path / "d")["timesteps"] == recorded["timesteps"]
 
 
 def test_a_resumed_run_keeps_the_timesteps_that_it_began_with(finish, request_for, tmp_path, cache):
     """Without its cache, on another machine, a search might find others."""
-    finish(sample(request_for(tau="auto", save=("images",))))
+    finish(sample, request_for(tau="auto", save=("images",)))
     path = tmp_path / "out" / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["settings"]["timesteps"] = [0, 7, 500, 999]
     path.write_text(json.dumps(manifest))
     next(cache.iterdir()).unlink()
     next((tmp_path / "out" / "images").iterdir()).unlink()
-    resumed = finish(sample(request_for(tau="auto", save=("images",), resume=True)))
+    resumed = finish(sample, request_for(tau="auto", save=("images",), resume=True))
     assert phases(resumed) == {"sampling"}
     assert settings_of(tmp_path / "out")["timesteps"] == [0, 7, 500, 999]
     manifest["settings"]["timesteps"] = [0, 7, 7, 999]
     path.write_text(json.dumps(manifest))
     with pytest.raises(RequestError, match="holds 7 twice"):
-        finish(sample(request_for(tau="auto", save=("images",), resume=True)))
+        finish(sample, request_for(tau="auto", save=("images",), resume=True))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"timesteps": [1, 2]}', "null"])
 def test_a_damaged_cache_is_made_again(finish, request_for, tmp_path, cache, content):
-    finish(sample(request_for("a", tau="auto")))
+    finish(sample, request_for("a", tau="auto"))
     next(cache.iterdir()).write_text(content)
-    assert "choosing timesteps" in phases(finish(sample(request_for("b", tau="auto"))))
+    assert "choosing timesteps" in phases(finish(sample, request_for("b", tau="auto")))
     assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
 
 
 def test_a_dry_run_searches_for_nothing(finish, request_for, cache):
-    result = finish(sample(request_for(tau="auto", dry_run=True)))
+    result = finish(sample, request_for(tau="auto", dry_run=True))
     assert "takes 240 evaluations" in result.notices()
     assert "timesteps" not in result.result.settings
     assert not cache.exists()
@@ -189,7 +190,7 @@ def test_a_dry_run_searches_for_nothing(finish, request_for, cache):
 @pytest.mark.parametrize("steps", [5, 10, 20])
 def test_the_bundled_checkpoint_brings_its_timesteps(finish, tmp_path, cache, solver, steps):
     request = SampleRequest(seeds=(0,), tau="auto", steps=steps, solver=solver, dry_run=True)
-    result = finish(sample(request)).result
+    result = finish(sample, request).result
     assert len(result.settings["timesteps"]) == steps
     known = json.loads(auto_timesteps.BUNDLED_FILE.read_text("utf-8"))
     assert result.settings["timesteps"] == known["timesteps"][solver][str(steps)]
@@ -198,4 +199,4 @@ def test_the_bundled_checkpoint_brings_its_timesteps(finish, tmp_path, cache, so
 
 def test_more_steps_than_the_search_has_timesteps_are_refused(finish, request_for, cache):
     with pytest.raises(RequestError, match="too few for --steps 51"):
-        finish(sample(request_for(tau="auto", steps=51)))
+        finish(sample, request_for(tau="auto", steps=51))

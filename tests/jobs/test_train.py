@@ -12,7 +12,7 @@ from PIL import Image
 import ddimctl
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.errors import NumericsError, RequestError, Stopped
-from ddimctl.jobs.train.job import step as training_update
+from ddimctl.jobs.train import step as training_update
 from ddimctl.jobs.train.job import train
 from ddimctl.jobs.train.model import model_to_train
 from ddimctl.jobs.train.request import TrainRequest
@@ -66,7 +66,7 @@ def metrics(folder, timing=False):
 
 
 def test_a_run_leaves_a_checkpoint_states_metrics_and_pictures(finish, request_for, tmp_path):
-    finished = finish(train(request_for(class_conditional=True, holdout=0.2)))
+    finished = finish(train, request_for(class_conditional=True, holdout=0.2))
     run = tmp_path / "run"
     assert finished.result.checkpoint == run / "checkpoint"
     assert finished.result.step == 6
@@ -92,7 +92,7 @@ def test_a_run_leaves_a_checkpoint_states_metrics_and_pictures(finish, request_f
 def test_diffusers_itself_runs_the_checkpoint(finish, request_for, tmp_path):
     from diffusers import DDIMPipeline
 
-    finish(train(request_for()))
+    finish(train, request_for())
     pipeline = DDIMPipeline.from_pretrained(tmp_path / "run" / "checkpoint")
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(num_inference_steps=2, output_type="np").images
@@ -104,7 +104,7 @@ def test_the_loss_falls_and_the_samples_look_like_the_data(finish, request_for, 
         class_conditional=True, steps=250, batch_size=16, lr=2e-3, prediction="v",
         save_every=250, sample_every=250, log_every=25, label_dropout=0.0,
     )  # fmt: skip
-    finish(train(request))
+    finish(train, request)
     losses = [record["loss"] for record in metrics(tmp_path / "run")]
     assert losses[-1] < 0.5 * losses[0]
     checkpoint = ddimctl.load_checkpoint(tmp_path / "run" / "checkpoint")
@@ -119,9 +119,9 @@ def test_the_loss_falls_and_the_samples_look_like_the_data(finish, request_for, 
 
 def test_the_same_request_trains_the_same_weights(finish, request_for, tmp_path):
     for name in ("a", "b"):
-        finish(train(request_for(name)))
+        finish(train, request_for(name))
     assert torch.equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
-    finish(train(request_for("c", seed=1)))
+    finish(train, request_for("c", seed=1))
     assert not torch.equal(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
 
@@ -129,12 +129,15 @@ def test_a_stopped_run_resumes_to_the_weights_of_an_uninterrupted_one(
     finish, request_for, tmp_path
 ):
     settings = {"class_conditional": True, "holdout": 0.2, "flip": True}
-    finish(train(request_for("whole", **settings)))
+    finish(train, request_for("whole", **settings))
     with pytest.raises(Stopped, match="SIGTERM: stopped after step 4 of 6"):
-        for event in train(request_for(**settings)):
+
+        def on_event(event):
             if getattr(event, "done", 0) == 4 and getattr(event, "phase", "") == "training":
                 os.kill(os.getpid(), signal.SIGTERM)
-    resumed = finish(train(request_for(resume=True, **settings)))
+
+        train(request_for(**settings), on_event)
+    resumed = finish(train, request_for(resume=True, **settings))
     assert "going on from step 4" in resumed.notices()
     assert torch.equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
@@ -147,8 +150,8 @@ def test_a_stopped_run_resumes_to_the_weights_of_an_uninterrupted_one(
 
 
 def test_gradient_accumulation_is_the_same_update_in_parts(finish, request_for, tmp_path):
-    finish(train(request_for("whole", steps=3)))
-    finish(train(request_for("parts", steps=3, grad_accum=2)))
+    finish(train, request_for("whole", steps=3))
+    finish(train, request_for("parts", steps=3, grad_accum=2))
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     start = weights_before(request_for)
     assert float((a - b).norm()) < 0.02 * float((a - start).norm())
@@ -175,7 +178,7 @@ def test_gradients_are_clipped_to_a_norm_and_with_0_not_at_all(
 
     monkeypatch.setattr(torch.optim.AdamW, "step", seen)
     for clip in (0.0, 1e9, 0.01):
-        finish(train(request_for(f"clip-{clip}", clip_grad=clip, steps=1)))
+        finish(train, request_for(f"clip-{clip}", clip_grad=clip, steps=1))
     own, unreached, clipped = norms
     assert own == unreached > 0.02
     assert clipped == pytest.approx(0.01, rel=1e-3)
@@ -183,7 +186,7 @@ def test_gradients_are_clipped_to_a_norm_and_with_0_not_at_all(
 
 
 def test_a_time_limit_ends_the_run_with_its_state_saved(finish, request_for, tmp_path):
-    finished = finish(train(request_for(steps=10_000, time_limit=0.0)))
+    finished = finish(train, request_for(steps=10_000, time_limit=0.0))
     assert finished.result.step == 1
     assert "--time-limit" in finished.notices()
     assert (tmp_path / "run" / "state" / "step-00000001.pt").exists()
@@ -191,38 +194,38 @@ def test_a_time_limit_ends_the_run_with_its_state_saved(finish, request_for, tmp
 
 
 def test_a_finished_run_resumes_to_nothing_and_can_be_extended(finish, request_for, tmp_path):
-    finish(train(request_for()))
-    again = finish(train(request_for(resume=True)))
+    finish(train, request_for())
+    again = finish(train, request_for(resume=True))
     assert "complete already" in again.notices()
-    longer = finish(train(request_for(resume=True, steps=8)))
+    longer = finish(train, request_for(resume=True, steps=8))
     assert longer.result.step == 8
 
 
 def test_a_run_is_not_begun_over_another_without_being_told(finish, request_for, tmp_path):
-    finish(train(request_for()))
+    finish(train, request_for())
     with pytest.raises(RequestError, match="holds a run at step 6"):
-        finish(train(request_for()))
-    forced = finish(train(request_for(force=True, steps=2)))
+        finish(train, request_for())
+    forced = finish(train, request_for(force=True, steps=2))
     assert forced.result.step == 2
     assert len(list((tmp_path / "run" / "state").iterdir())) == 1
 
 
 def test_another_configuration_or_data_set_is_not_resumed(finish, request_for, tmp_path):
-    finish(train(request_for()))
+    finish(train, request_for())
     with pytest.raises(RequestError, match=r"--lr was 0.001, is 0.01"):
-        finish(train(request_for(resume=True, lr=0.01)))
+        finish(train, request_for(resume=True, lr=0.01))
     other = tmp_path / "other"
     other.mkdir()
     for index in range(5):
         Image.new("RGB", (8, 8), (index, 0, 0)).save(other / f"{index}.png")
     with pytest.raises(RequestError, match="the data set is another"):
-        finish(train(replace(request_for(resume=True), data=other)))
+        finish(train, replace(request_for(resume=True), data=other))
 
 
 def test_fine_tuning_starts_from_the_checkpoint(finish, request_for, tmp_path):
-    finish(train(request_for("first", prediction="v", schedule="cosine")))
+    finish(train, request_for("first", prediction="v", schedule="cosine"))
     start = tmp_path / "first" / "checkpoint"
-    finish(train(request_for("second", model=None, init=str(start), lr=1e-9, steps=1)))
+    finish(train, request_for("second", model=None, init=str(start), lr=1e-9, steps=1))
     tuned = ddimctl.load_checkpoint(tmp_path / "second" / "checkpoint")
     assert (tuned.prediction, tuned.schedule.settings["kind"]) == ("v", "cosine")
     torch.testing.assert_close(weights(tmp_path / "second"), weights(tmp_path / "first"))
@@ -230,41 +233,41 @@ def test_fine_tuning_starts_from_the_checkpoint(finish, request_for, tmp_path):
 
 def test_fine_tuning_starts_from_the_bundled_checkpoint_by_its_name(finish, request_for):
     with pytest.raises(RequestError, match="--init has 3 channels and 6 classes, the data 3 and 0"):
-        finish(train(request_for(model=None, init="bundled", image_size=(8, 8), steps=1)))
+        finish(train, request_for(model=None, init="bundled", image_size=(8, 8), steps=1))
 
 
 def test_fine_tuning_at_another_size_says_so_and_keeps_its_start(finish, request_for, tmp_path):
-    finish(train(request_for("first", prediction="v", schedule="cosine")))
+    finish(train, request_for("first", prediction="v", schedule="cosine"))
     start = str(tmp_path / "first" / "checkpoint")
     tuned = request_for("second", model=None, init=start, image_size=(16, 16), steps=1)
-    finish(train(tuned))
+    finish(train, tuned)
     checkpoint = ddimctl.load_checkpoint(tmp_path / "second" / "checkpoint")
     assert checkpoint.sample_shape == (3, 16, 16)
     assert checkpoint.provenance.weights == "ema"
     with pytest.raises(RequestError, match="--prediction was 'v', is 'eps'"):
-        finish(train(replace(tuned, init=None, model="tiny", resume=True)))
+        finish(train, replace(tuned, init=None, model="tiny", resume=True))
     with pytest.raises(RequestError, match="divisible by 8"):
-        finish(train(request_for("third", model=None, init=start, image_size=(12, 12))))
+        finish(train, request_for("third", model=None, init=start, image_size=(12, 12)))
 
 
 def test_force_with_a_wrong_request_keeps_the_states(finish, request_for, tmp_path):
-    finish(train(request_for()))
+    finish(train, request_for())
     with pytest.raises(RequestError):
-        finish(train(request_for(force=True, model="huge")))
+        finish(train, request_for(force=True, model="huge"))
     assert len(list((tmp_path / "run" / "state").iterdir())) == 2
 
 
 def test_a_checkpoint_without_states_is_not_overwritten(finish, request_for, tmp_path):
-    finish(train(request_for()))
+    finish(train, request_for())
     shutil.rmtree(tmp_path / "run" / "state")
     for resume in (False, True):
         with pytest.raises(RequestError, match="no state to go on from"):
-            finish(train(request_for(resume=resume)))
+            finish(train, request_for(resume=resume))
 
 
 def test_half_precision_weights_take_half_the_room(finish, request_for, tmp_path):
     for name in ("fp32", "fp16"):
-        finish(train(request_for(name, steps=1, weights_dtype=name)))
+        finish(train, request_for(name, steps=1, weights_dtype=name))
     sizes = [
         (tmp_path / name / "checkpoint/unet/diffusion_pytorch_model.safetensors").stat().st_size
         for name in ("fp32", "fp16")
@@ -273,7 +276,7 @@ def test_half_precision_weights_take_half_the_room(finish, request_for, tmp_path
 
 
 def test_gray_pictures_train_a_one_channel_network(finish, request_for, tmp_path):
-    finish(train(request_for(channels=1, background=(0,))))
+    finish(train, request_for(channels=1, background=(0,)))
     assert ddimctl.load_checkpoint(tmp_path / "run" / "checkpoint").sample_shape == (1, 8, 8)
 
 
@@ -297,14 +300,14 @@ def test_updates_whose_gradient_is_not_finite_are_skipped_and_counted(
         return original(x_0, eps, t, schedule) * (torch.inf if len(calls) == 2 else 1)
 
     monkeypatch.setattr(training_update, "add_noise", sometimes_infinite)
-    finish(train(request_for()))
+    finish(train, request_for())
     assert metrics(tmp_path / "run")[-1]["skipped"] == 1
     assert weights(tmp_path / "run").isfinite().all()
 
     monkeypatch.setattr(training_update, "SKIP_LIMIT", 2)
     monkeypatch.setattr(training_update, "add_noise", lambda *a: original(*a) * torch.nan)
     with pytest.raises(NumericsError, match="not finite in 3 updates in a row"):
-        finish(train(request_for("bad")))
+        finish(train, request_for("bad"))
 
 
 @pytest.mark.parametrize(
@@ -326,12 +329,12 @@ def test_updates_whose_gradient_is_not_finite_are_skipped_and_counted(
 )
 def test_wrong_requests_are_refused(finish, request_for, settings, message):
     with pytest.raises(RequestError, match=message):
-        finish(train(request_for(**settings)))
+        finish(train, request_for(**settings))
 
 
 def test_unreadable_pictures_are_named_and_counted(finish, request_for, pictures, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(pictures, data)
     Path(data / "left" / "zz.png").write_text("not a picture")
-    finished = finish(train(replace(request_for(steps=1), data=data)))
+    finished = finish(train, replace(request_for(steps=1), data=data))
     assert "1 unreadable pictures left out (left/zz.png" in finished.notices()

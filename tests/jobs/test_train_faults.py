@@ -21,9 +21,9 @@ from ddimctl.errors import (
     Stopped,
     StorageError,
 )
-from ddimctl.jobs.train.job import report as training_report
-from ddimctl.jobs.train.job import state as training_state
-from ddimctl.jobs.train.job import step as training_update
+from ddimctl.jobs.train import report as training_report
+from ddimctl.jobs.train import state as training_state
+from ddimctl.jobs.train import step as training_update
 from ddimctl.jobs.train.job import train
 from ddimctl.jobs.train.request import FREE_ON_RESUME, TrainRequest
 from training_runs import (
@@ -72,8 +72,7 @@ def finished(folder, tmp_path_factory):
     model = str(folder / "network.json")
     settings = {"steps": 4, "batch_size": 8, "warmup": 2, "ema": 0.9, "save_every": 2}
     settings |= {"sample_every": 100, "log_every": 2, "device": "cpu"}
-    for _ in train(TrainRequest(data=folder / "pictures", out=out, model=model, **settings)):
-        pass
+    train(TrainRequest(data=folder / "pictures", out=out, model=model, **settings))
     return out
 
 
@@ -124,7 +123,7 @@ def test_a_damaged_newest_state_is_left_out_for_the_one_before(
         flip_bit(path, path.stat().st_size // 2)
     else:
         os.truncate(path, 0 if harm == "empty" else path.stat().st_size - 100)
-    resumed = finish(train(request_for(resume=True)))
+    resumed = finish(train, request_for(resume=True))
     assert "step-00000004.pt is damaged" in resumed.notices()
     assert "going on from step 2" in resumed.notices()
     assert_same_run(copied, finished)
@@ -132,9 +131,9 @@ def test_a_damaged_newest_state_is_left_out_for_the_one_before(
 
 def test_a_damaged_later_state_does_not_push_out_good_ones(finish, copied, request_for):
     flip_bit(copied / "state" / "step-00000004.pt", 10_000)
-    finish(train(request_for(resume=True, time_limit=0.0)))
+    finish(train, request_for(resume=True, time_limit=0.0))
     assert states(copied) == [f"step-0000000{step}.pt" for step in (2, 3, 4)]
-    resumed = finish(train(request_for(resume=True)))
+    resumed = finish(train, request_for(resume=True))
     assert "going on from step 3" in resumed.notices()
 
 
@@ -143,7 +142,7 @@ def test_when_all_states_are_damaged_nothing_is_removed(finish, copied, request_
         flip_bit(path, 10_000)
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     with pytest.raises(DataError, match=r"no state in .* is whole.*step-00000002\.pt is damaged"):
-        finish(train(request_for(resume=True)))
+        finish(train, request_for(resume=True))
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
 
@@ -163,10 +162,10 @@ def test_states_of_other_formats_and_of_strangers_are_refused(finish, copied, re
 
     forge({"format_version": 99})
     with pytest.raises(DataError, match=r"step-00000004\.pt has the format version 99, not 2"):
-        finish(train(request_for(resume=True)))
+        finish(train, request_for(resume=True))
     forge({"format_version": 2, "step": Stranger()}, pickle_module=pickle)
     with pytest.raises(DataError, match="is not a state of ddimctl train"):
-        finish(train(request_for(resume=True)))
+        finish(train, request_for(resume=True))
     assert "never" not in capsys.readouterr().out
 
 
@@ -176,7 +175,7 @@ def test_states_of_other_formats_and_of_strangers_are_refused(finish, copied, re
 def test_every_other_setting_is_compared_and_shown(finish, copied, request_for):
     changed = {"lr": 0.01, "seed": 7, "flip": True, "clip_grad": 0.5, "precision": "bf16"}
     with pytest.raises(RequestError) as error:
-        finish(train(request_for(resume=True, **changed)))
+        finish(train, request_for(resume=True, **changed))
     for text in (
         "--lr was 0.0002, is 0.01",
         "--seed was 0, is 7",
@@ -192,27 +191,25 @@ def test_a_network_file_that_changed_is_shown(finish, copied, request_for, tmp_p
     other = make_network(tmp_path / "other.json")
     other.write_text(other.read_text().replace('"dropout": 0.1', '"dropout": 0.2'))
     with pytest.raises(RequestError, match=r"the network's dropout was 0\.1, is 0\.2"):
-        finish(train(request_for(resume=True, model=str(other))))
+        finish(train, request_for(resume=True, model=str(other)))
 
 
 def test_other_pictures_are_counted(finish, copied, request_for, folder, tmp_path):
     data = shutil.copytree(folder / "pictures", tmp_path / "fewer")
     next((data / "left").iterdir()).unlink()
     with pytest.raises(RequestError, match=r"it had 40 pictures .* has 39 pictures to learn from"):
-        finish(train(request_for(resume=True, data=data)))
+        finish(train, request_for(resume=True, data=data))
 
 
 def test_free_settings_may_change(finish, copied, request_for, folder, tmp_path):
     moved = shutil.copytree(folder / "pictures", tmp_path / "moved")
     network = make_network(tmp_path / "elsewhere.json")
-    resumed = finish(
-        train(
+    resumed = finish(train,
             request_for(
                 resume=True, data=moved, model=str(network), steps=6, grad_accum=2, log_every=1,
                 save_every=3, sample_every=6, weights_dtype="fp16", time_limit=600.0,
             )
-        )
-    )  # fmt: skip
+        )  # fmt: skip
     assert resumed.result.step == 6
     assert "--steps was 4, is 6: the learning rate decays" in resumed.notices()
     assert set(TrainRequest.__dataclass_fields__) >= FREE_ON_RESUME
@@ -236,12 +233,14 @@ def test_a_signal_while_pictures_are_read_stops_before_the_first_step(
 ):
     data = make_pictures(tmp_path / "unread")
     (data / "left" / "00.png").unlink()  # so that no cache has it
-    job = train(request_for(data=data))
+
+    def on_event(event):
+        if getattr(event, "phase", "") == "reading":
+            os.kill(os.getpid(), signal.SIGTERM)
+
     with pytest.raises(Stopped, match="SIGTERM: stopped before the first step"):
-        for event in job:
-            if getattr(event, "phase", "") == "reading":
-                os.kill(os.getpid(), signal.SIGTERM)
-    assert finish(train(request_for(data=data, resume=True, steps=1))).result.step == 1
+        train(request_for(data=data), on_event)
+    assert finish(train, request_for(data=data, resume=True, steps=1)).result.step == 1
 
 
 @pytest.mark.parametrize(("during", "signals"), [("gather", 2), ("make_denoiser", 2)])
@@ -250,7 +249,7 @@ def test_a_signal_cuts_reports_short_and_the_resumed_run_makes_up_for_them(
 ):
     """In the evaluation at the second save; in the second grid, which is at the last step."""
     settings = {"holdout": 0.2, "sample_every": 2, "steps": 4}
-    finish(train(request_for("whole", **settings)))
+    finish(train, request_for("whole", **settings))
     original, calls = getattr(training_report, during), []
 
     def interrupting(*arguments):
@@ -262,16 +261,16 @@ def test_a_signal_cuts_reports_short_and_the_resumed_run_makes_up_for_them(
     with monkeypatch.context() as patch:
         patch.setattr(training_report, during, interrupting)
         with pytest.raises(Stopped, match=r"SIGTERM: stopped after step \d of 4, state saved"):
-            finish(train(request_for(**settings)))
+            finish(train, request_for(**settings))
     assert len(calls) == signals  # nothing was begun after it
-    finish(train(request_for(resume=True, **settings)))
+    finish(train, request_for(resume=True, **settings))
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_a_second_signal_while_the_state_is_written_leaves_the_one_before(
     finish, request_for, tmp_path, monkeypatch
 ):
-    finish(train(request_for("whole")))
+    finish(train, request_for("whole"))
     with monkeypatch.context() as patch:
         original = training_state._HashedFile.write
 
@@ -283,9 +282,9 @@ def test_a_second_signal_while_the_state_is_written_leaves_the_one_before(
 
         patch.setattr(training_state._HashedFile, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            finish(train(request_for()))
+            finish(train, request_for())
     assert states(tmp_path / "run") == ["step-00000002.pt"]
-    finish(train(request_for(resume=True)))
+    finish(train, request_for(resume=True))
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
@@ -312,12 +311,12 @@ def test_out_of_memory_names_the_parts_to_try_and_they_work(
 
     monkeypatch.setattr(training_update, "make_batch", too_large)
     with pytest.raises(DeviceError, match="out of memory") as told:
-        finish(train(request_for()))
+        finish(train, request_for())
     assert told.value.remedy == (
         "It had 8 pictures at once: --resume with --grad-accum 2 takes 4 at once."
     )
     assert states(tmp_path / "run") == ["step-00000002.pt"]
-    resumed = finish(train(request_for(resume=True, grad_accum=2)))
+    resumed = finish(train, request_for(resume=True, grad_accum=2))
     assert "going on from step 2" in resumed.notices()
     assert resumed.result.step == 4
 
@@ -340,9 +339,9 @@ def test_a_skipped_update_touches_neither_weights_nor_optimizer(
 
         return add_noise
 
-    finish(train(request_for("two", time_limit=600.0, lr_decay="constant", steps=2)))
+    finish(train, request_for("two", time_limit=600.0, lr_decay="constant", steps=2))
     monkeypatch.setattr(training_update, "add_noise", broken_from(3))
-    finish(train(request_for("three", lr_decay="constant", steps=3, log_every=1)))
+    finish(train, request_for("three", lr_decay="constant", steps=3, log_every=1))
     good, bad = last_state(tmp_path / "two"), last_state(tmp_path / "three")
     assert (bad["step"], bad["skipped"], bad["skipped_in_a_row"]) == (3, 1, 1)
     assert bad["metrics"][-1]["skipped"] == 1
@@ -355,7 +354,7 @@ def test_a_skipped_update_touches_neither_weights_nor_optimizer(
 def test_after_too_many_skipped_updates_the_last_good_state_is_there(
     finish, request_for, tmp_path, monkeypatch
 ):
-    finish(train(request_for(steps=2)))
+    finish(train, request_for(steps=2))
     good = last_state(tmp_path / "run")
     monkeypatch.setattr(training_update, "SKIP_LIMIT", 3)
     nan = torch.full((), torch.nan)
@@ -363,7 +362,7 @@ def test_after_too_many_skipped_updates_the_last_good_state_is_there(
         training_update, "_weighted", lambda run, difference, t: difference.sum() * nan
     )
     with pytest.raises(NumericsError, match="not finite in 4 updates in a row"):
-        finish(train(request_for(resume=True, steps=40)))
+        finish(train, request_for(resume=True, steps=40))
     kept = last_state(tmp_path / "run")
     assert (kept["step"], kept["skipped_in_a_row"]) == (4, 2)
     for name in ("unet", "ema"):
@@ -375,7 +374,7 @@ def test_an_evaluation_that_is_not_finite_does_not_end_the_run(
 ):
     original = training_report.add_noise
     monkeypatch.setattr(training_report, "add_noise", lambda *a: original(*a) * torch.inf)
-    assert finish(train(request_for())).result.step == 4
+    assert finish(train, request_for()).result.step == 4
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["train_loss"] is None
 
@@ -384,12 +383,16 @@ def test_an_evaluation_that_is_not_finite_does_not_end_the_run(
 
 
 def test_a_second_run_is_told_who_holds_the_folder(request_for):
-    job = train(request_for())
-    next(job)
+    tried = []
+
+    def on_event(event):
+        if not tried:
+            tried.append(event)
+            train(request_for(resume=True))
+
     with pytest.raises(RequestError, match="is in use by `ddimctl train`, process"):
-        next(train(request_for(resume=True)))
-    job.close()
-    next(train(request_for()))
+        train(request_for(), on_event)
+    train(request_for())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -409,10 +412,10 @@ def test_a_full_disk_ends_the_run_and_the_resumed_one_is_whole(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", refuse)
         with pytest.raises(StorageError, match=r"no space is left on the disk.*--resume goes on"):
-            finish(train(request_for()))
+            finish(train, request_for())
     assert "step-00000002.pt" in states(run)
     assert not list(run.rglob(".ddimctl-*"))
-    finish(train(request_for(resume=True)))
+    finish(train, request_for(resume=True))
     assert_same_run(run, finished)
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ddimctl.errors import RequestError, Stopped
-from ddimctl.jobs.train.job import report as training_report
+from ddimctl.jobs.train import report as training_report
 from ddimctl.jobs.train.job import train
 from ddimctl.jobs.train.request import TrainRequest
 
@@ -57,7 +57,7 @@ def read(run):
 
 def test_curves_and_samples_are_those_of_the_run(finish, request_for, tmp_path):
     pytest.importorskip("tensorboard")
-    finish(train(request_for()))
+    finish(train, request_for())
     curves, pictures = read(tmp_path / "run")
     assert pictures == [2, 4, 6]
     assert set(curves) == {"loss", "train_loss", "holdout_loss", "lr", "images_per_second"}
@@ -67,12 +67,15 @@ def test_curves_and_samples_are_those_of_the_run(finish, request_for, tmp_path):
 
 def test_a_stopped_run_that_goes_on_has_each_step_once(finish, request_for, tmp_path):
     pytest.importorskip("tensorboard")
-    finish(train(request_for("whole", steps=5)))
+    finish(train, request_for("whole", steps=5))
     with pytest.raises(Stopped):
-        for event in train(request_for(steps=5)):
+
+        def on_event(event):
             if is_step(event, 3):
                 os.kill(os.getpid(), signal.SIGTERM)
-    finish(train(request_for(steps=5, resume=True)))
+
+        train(request_for(steps=5), on_event)
+    finish(train, request_for(steps=5, resume=True))
     whole, found = read(tmp_path / "whole"), read(tmp_path / "run")
     assert found[1] == whole[1]
     for tag in ("loss", "train_loss", "holdout_loss", "lr"):
@@ -81,13 +84,15 @@ def test_a_stopped_run_that_goes_on_has_each_step_once(finish, request_for, tmp_
 
 def test_what_a_killed_run_logged_after_its_state_is_hidden(finish, request_for, tmp_path):
     pytest.importorskip("tensorboard")
-    job = train(request_for())
-    for event in job:
+
+    def on_event(event):
         if is_step(event, 5):
-            break  # the last state is of step 4
-    job.close()
+            raise InterruptedError  # the last state is of step 4
+
+    with pytest.raises(InterruptedError):
+        train(request_for(), on_event)
     assert list(read(tmp_path / "run")[0]["loss"]) == [1, 2, 3, 4, 5]
-    finish(train(request_for(resume=True)))
+    finish(train, request_for(resume=True))
     curves, pictures = read(tmp_path / "run")
     assert list(curves["loss"]) == [1, 2, 3, 4, 5, 6]
     assert (list(curves["holdout_loss"]), pictures) == ([2, 4, 6], [2, 4, 6])
@@ -96,7 +101,7 @@ def test_what_a_killed_run_logged_after_its_state_is_hidden(finish, request_for,
 def test_without_tensorboard_the_remedy_is_told(request_for, monkeypatch, tmp_path):
     monkeypatch.setattr("ddimctl.files.event_log.find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"ddimctl\[tensorboard\]"):
-        next(train(request_for()))
+        train(request_for())
     assert not (tmp_path / "run").exists()
 
 
@@ -104,10 +109,10 @@ def test_a_folder_that_tensorboard_cannot_name_is_refused(request_for, tmp_path)
     pytest.importorskip("tensorboard")
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     with pytest.raises(RequestError, match="UTF-8"):
-        next(train(request_for(out=folder)))
+        train(request_for(out=folder))
     assert not folder.exists()
 
 
 def test_without_log_there_is_none(finish, request_for, tmp_path):
-    finish(train(request_for(steps=1, log=None)))
+    finish(train, request_for(steps=1, log=None))
     assert not (tmp_path / "run/tensorboard").exists()

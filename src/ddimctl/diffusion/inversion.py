@@ -5,7 +5,7 @@ The decoder takes x at timestep t to y = F(x) below it. Each step up finds x fro
 """
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import torch
@@ -16,11 +16,12 @@ from ddimctl.diffusion.float32 import ieee_float32
 from ddimctl.diffusion.predictions import MixedDenoiser, Model, make_denoiser
 from ddimctl.diffusion.schedules import Schedule
 from ddimctl.diffusion.steps import ddim_step
-from ddimctl.diffusion.walks import finish
 from ddimctl.errors import DataError, NumericsError, RequestError
 
 METHODS: Final = ("exact", "fixed-point", "naive")
 TOLERANCE: Final = 1e-6
+
+OnStep = Callable[[int], None]
 
 
 class Inversion(NamedTuple):
@@ -51,7 +52,7 @@ def check_inversion(
         )
 
 
-def climb(
+def invert_steps(
     denoise: MixedDenoiser,
     x_0: Tensor,
     schedule: Schedule,
@@ -60,19 +61,22 @@ def climb(
     method: str = "exact",
     tolerance: float = TOLERANCE,
     labels: Tensor | None = None,
-) -> Generator[int, None, Inversion]:
+    on_step: OnStep | None = None,
+) -> Inversion:
     """Walk tau up from alpha_bar = 1, each image at its own pace: the inverse of trajectory with
-    eta = 0. Yields how many of the N S steps are done; the latents are float64 and may not be finite.
+    eta = 0. The latents are float64 and may not be finite.
 
     x_0: (N, C, H, W) in [-1, 1] nominal. timesteps: tau, ascending. labels: (N,), int64.
-    The denoiser must not clip. Settings are those that check_inversion lets pass.
+    on_step: called with how many of the N S steps are done. The denoiser must not clip. Settings are those that check_inversion lets pass.
     """
     tau = torch.tensor(timesteps, device=x_0.device)
     at_tau = schedule.at(tau)
     levels = torch.cat((torch.ones_like(at_tau[:1]), at_tau))  # (S + 1,), float64, from CLEAN up
     if method == "naive":
-        return (yield from _climb_by_euler(denoise, x_0, tau, levels, labels))
-    return (yield from _climb_by_solving(denoise, x_0, tau, levels, labels, method, tolerance))
+        return _invert_by_euler(denoise, x_0, tau, levels, labels, on_step)
+    return _invert_by_solving(
+        denoise, x_0, tau, levels, labels, on_step, method=method, tolerance=tolerance
+    )
 
 
 def invert(
@@ -95,16 +99,14 @@ def invert(
         raise DataError("x_0 has values that are not finite.")
     denoise = make_denoiser(model)
     with torch.inference_mode(), ieee_float32():
-        found = finish(
-            climb(
-                denoise,
-                x_0,
-                model.schedule,
-                timesteps,
-                method=method,
-                tolerance=tolerance,
-                labels=labels,
-            )
+        found = invert_steps(
+            denoise,
+            x_0,
+            model.schedule,
+            timesteps,
+            method=method,
+            tolerance=tolerance,
+            labels=labels,
         )
     if not bool(found.latents.isfinite().all()):
         raise NumericsError(
@@ -113,28 +115,36 @@ def invert(
     return found._replace(latents=found.latents.float())
 
 
-def _climb_by_euler(
-    denoise: MixedDenoiser, x_0: Tensor, tau: Tensor, levels: Tensor, labels: Tensor | None
-) -> Generator[int, None, Inversion]:
-    """Eq. 14 backwards with eps of the level that is left; at alpha_bar = 1, of the first timestep."""
-    x, (N, S) = x_0.double(), (len(x_0), len(tau))
-    for k in range(S):
-        found = denoise(x, tau[max(k - 1, 0)].expand(N), labels)
-        x = ddim_step(found.x_0 if k else x, found.eps, levels[k + 1])
-        yield (k + 1) * N
-    unknown = x.new_full((N, S), math.nan)
-    return Inversion(x, unknown, torch.ones(N, S, dtype=torch.int64, device=x.device))
-
-
-def _climb_by_solving(
+def _invert_by_euler(
     denoise: MixedDenoiser,
     x_0: Tensor,
     tau: Tensor,
     levels: Tensor,
     labels: Tensor | None,
+    on_step: OnStep | None,
+) -> Inversion:
+    """Eq. 14 backwards with eps of the level that is left; at alpha_bar = 1, of the first timestep."""
+    x, (N, S) = x_0.double(), (len(x_0), len(tau))
+    for k in range(S):
+        found = denoise(x, tau[max(k - 1, 0)].expand(N), labels)
+        x = ddim_step(found.x_0 if k else x, found.eps, levels[k + 1])
+        if on_step:
+            on_step((k + 1) * N)
+    unknown = x.new_full((N, S), math.nan)
+    return Inversion(x, unknown, torch.ones(N, S, dtype=torch.int64, device=x.device))
+
+
+def _invert_by_solving(
+    denoise: MixedDenoiser,
+    x_0: Tensor,
+    tau: Tensor,
+    levels: Tensor,
+    labels: Tensor | None,
+    on_step: OnStep | None,
+    *,
     method: str,
     tolerance: float,
-) -> Generator[int, None, Inversion]:
+) -> Inversion:
     """Each step's x from F(x) = y, by the plain or the accelerated iteration.
 
     An image that has solved its step begins the next while others are still at theirs: the network's
@@ -172,7 +182,8 @@ def _climb_by_solving(
         start = _continued(before[over], y[over], levels, k[over])
         for each, begun in zip(state, begin(start, slopes[k[over]], memory), strict=True):
             each[over] = begun
-        yield (N - len(rows)) * S + int(k.sum())
+        if on_step:
+            on_step((N - len(rows)) * S + int(k.sum()))
     return Inversion(latents.view(x_0.shape), residuals, evaluations)
 
 

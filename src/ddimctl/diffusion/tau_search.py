@@ -13,7 +13,7 @@ up, grow, shrink or cancel, and the timesteps are spread smoothly.
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import torch
@@ -25,7 +25,6 @@ from ddimctl.diffusion.sampling import trajectory
 from ddimctl.diffusion.schedules import CLEAN, Schedule
 from ddimctl.diffusion.steps import ddim_step
 from ddimctl.diffusion.timesteps import timesteps
-from ddimctl.diffusion.walks import finish
 from ddimctl.errors import NumericsError, RequestError
 
 FINE: Final = 100  # timesteps of the survey, among which the search chooses
@@ -84,9 +83,8 @@ def search_timesteps(
         return x_T[own], None if labels is None else labels[own]
 
     denoise = make_denoiser(model, guidance, clip)
-    walk = survey(denoise, model.schedule, start, len(x_T), batch_size)
     with torch.inference_mode():
-        found = finish(walk)
+        found = survey(denoise, model.schedule, start, len(x_T), batch_size)
     return choose_timesteps(found, model.schedule, steps, solver)
 
 
@@ -106,10 +104,12 @@ def survey(
     start: Callable[[range], tuple[Tensor, Tensor | None]],
     count: int,
     batch_size: int,
-) -> Generator[int, None, Survey]:
-    """Survey `count` latents, `batch_size` at a time, yielding how many batches are evaluated.
+    on_step: Callable[[int], None] | None = None,
+) -> Survey:
+    """Survey `count` latents, `batch_size` at a time.
 
     start: the (x_T (n, C, H, W), labels (n,) or None) of some of the latents.
+    on_step: called with how many batches are evaluated.
     Raises NumericsError when the network's predictions are not finite.
     """
     T = schedule.num_train_timesteps
@@ -126,7 +126,8 @@ def survey(
             watched = _watched(denoise, record)
             for _ in trajectory(watched, x_T, schedule, tau, solver=solver, labels=labels):
                 evaluated += 1
-                yield evaluated
+                if on_step:
+                    on_step(evaluated)
         walked = [found for _, found in (seen[0][t] for t in fine)]
         basis = torch.stack([found.x_0 for found in walked] + [found.eps for found in walked])
         flat = basis.flatten(1).double()

@@ -1,7 +1,7 @@
 """Converting: a checkpoint of any family in, a diffusers folder out, compared with recorded cases."""
 
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,7 @@ from ddimctl.diffusion.float32 import ieee_float32
 from ddimctl.errors import CheckpointError, RequestError
 from ddimctl.files.atomic import write_bytes
 from ddimctl.files.untrusted.safetensors_file import read_safetensors
-from ddimctl.jobs.events import Event, Notice
+from ddimctl.jobs.events import Notice, Report, ignore, notify
 from ddimctl.jobs.info import describe
 
 CASES: Final = "cases.safetensors"
@@ -54,7 +54,7 @@ class ConvertResult:
     errors: dict[str, float] | None
 
 
-def convert(request: ConvertRequest) -> Generator[Event, None, ConvertResult]:
+def convert(request: ConvertRequest, report: Report = ignore) -> ConvertResult:
     """Write the checkpoint as a diffusers folder.
 
     Raises RequestError where that would overwrite something, StorageError, and CheckpointError
@@ -77,13 +77,13 @@ def convert(request: ConvertRequest) -> Generator[Event, None, ConvertResult]:
         flags=dict(request.flags),
         allow_nonfinite=request.allow_nonfinite,
     )
-    yield from map(Notice, checkpoint.provenance.notes)
+    notify(report, checkpoint.provenance.notes)
     errors = _compare(checkpoint, request.source)
     if errors == {}:
-        yield Notice(f"{CASES} holds nothing to compare this network with.")
+        report(Notice(f"{CASES} holds nothing to compare this network with."))
     if errors:
-        yield Notice(f"compared with {CASES}: relative error at most {max(errors.values()):.1e}.")
-    yield from map(Notice, _differences(checkpoint))
+        report(Notice(f"compared with {CASES}: relative error at most {max(errors.values()):.1e}."))
+    notify(report, _differences(checkpoint))
     about = {"converted_from": checkpoint.provenance.record()}
     files = checkpoint_files(checkpoint, training=about, dtype=_DTYPES[request.weights_dtype])
     for name, content in files.items():

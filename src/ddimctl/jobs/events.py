@@ -1,12 +1,7 @@
-"""What a job tells while it runs. A job is a generator of events that returns its result."""
+"""What a job reports while it runs."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
-
-T = TypeVar("T")
-U = TypeVar("U")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -42,18 +37,20 @@ class Wrote:
 
 Event = Notice | Progress | Wrote
 
+Report = Callable[[Event], None]
+"""Takes the events of a job, in order. It may raise, which ends the job."""
 
-def retold(
-    walk: Generator[T, None, R],
-    tell: Callable[[T], U],
-    check: Callable[[], None] = lambda: None,
-) -> Generator[U, None, R]:
-    """The walk as part of a job: tell says what each of its steps is to the job, check follows it."""
-    while True:
-        try:
-            told = next(walk)
-        except StopIteration as end:
-            result: R = end.value
-            return result
-        yield tell(told)
-        check()
+
+def ignore(event: Event) -> None:
+    """Report nothing."""
+
+
+def notify(report: Report, sentences: Iterable[str]) -> None:
+    """Report each sentence as a Notice."""
+    for sentence in sentences:
+        report(Notice(sentence))
+
+
+def counted(report: Report, phase: str, unit: str) -> Callable[[int, int], None]:
+    """A callback (done, total) that reports the phase's progress."""
+    return lambda done, total: report(Progress(phase, done, total, unit))

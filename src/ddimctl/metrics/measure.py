@@ -1,6 +1,6 @@
 """What the metrics need to know of a set of pictures, added up batch by batch; and their scores."""
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -45,9 +45,15 @@ class Measure:
 
 
 def summarize(
-    batches: Iterable[Tensor], count: int, measure: Measure, device: torch.device
-) -> Generator[int, None, Summary]:
-    """The summary of count pictures, in batches (n, H, W, C), uint8; yields how many are done.
+    batches: Iterable[Tensor],
+    count: int,
+    measure: Measure,
+    device: torch.device,
+    on_batch: Callable[[int], None] | None = None,
+) -> Summary:
+    """The summary of count pictures, in batches (n, H, W, C), uint8.
+
+    on_batch: called with how many are done.
 
     Memory does not grow with the number of pictures, but for KID's features.
     """
@@ -72,7 +78,8 @@ def summarize(
                 features.append(found.cpu()[kept[done : done + len(batch)]])
         sums = {name: sums[name] + part if sums else part for name, part in parts.items()}
         done += len(batch)
-        yield done
+        if on_batch:
+            on_batch(done)
     summary = {name: total.cpu() for name, total in sums.items()}
     if features:
         summary["features"] = torch.cat(features)

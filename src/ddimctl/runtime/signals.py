@@ -1,13 +1,10 @@
 """Stopping on request: the first signal asks a run to save and end, the second ends it at once."""
 
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
-
-T = TypeVar("T")
-R = TypeVar("R")
+from typing import Any, NoReturn
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
@@ -85,16 +82,3 @@ def stop_on_signals(*, once: bool = True) -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def interruptible(work: Generator[T, None, R], stop: StopRequest) -> Generator[T, None, R]:
-    """The work, which may be broken off anywhere: a request raises KeyboardInterrupt in its midst,
-    or before its next piece."""
-    while True:
-        try:
-            with stop.at_once():
-                told = next(work)
-        except StopIteration as end:
-            result: R = end.value
-            return result
-        yield told

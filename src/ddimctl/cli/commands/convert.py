@@ -54,7 +54,7 @@ def convert(
         weights_dtype=weights_dtype,
         force=force,
     )
-    result = run_job(job(request))
+    result = run_job(job, request)
     record = {
         "out": str(result.out),
         "compared": result.errors,

@@ -128,7 +128,7 @@ def evaluate(
     from ddimctl.jobs.evaluate.job import evaluate as job
     from ddimctl.jobs.sample.plan import SampleRequest
 
-    result = run_job(job(EvaluateRequest(SampleRequest(**settings), **table, **common)))
+    result = run_job(job, EvaluateRequest(SampleRequest(**settings), **table, **common))
     _show(result, json)
 
 
@@ -196,7 +196,7 @@ def _score(
     from ddimctl.jobs.evaluate.score import ScoreRequest
     from ddimctl.jobs.evaluate.score import score as job
 
-    result = run_job(job(ScoreRequest(samples, count=count, size=size, device=device, **common)))
+    result = run_job(job, ScoreRequest(samples, count=count, size=size, device=device, **common))
     record = {
         "scores": result.scores,
         "samples": result.samples,

@@ -111,7 +111,7 @@ def interpolate(
         decoding=decoding,
         **ends,
     )
-    result = run_job(job(request))
+    result = run_job(job, request)
     record = _record(result)
     if dry_run:
         del record["outputs"], record["seconds"]

@@ -73,7 +73,7 @@ def invert(
         deterministic=deterministic,
         **settings,
     )
-    result = run_job(job(InvertRequest(tuple(photos), method, tolerance, fit, decoding)))
+    result = run_job(job, InvertRequest(tuple(photos), method, tolerance, fit, decoding))
     record = asdict(result) | {"failed": dict(result.failed)}
     if result.pictures or json:
         print_result(_lines(result, dry_run), record, json)

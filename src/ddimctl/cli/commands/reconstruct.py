@@ -90,7 +90,7 @@ def reconstruct(
     request = ReconstructRequest(
         data, tolerance=tolerance, limit=limit, decoding=decoding, **settings
     )
-    result = run_job(job(request))
+    result = run_job(job, request)
     record: dict[str, Any] = {
         "out": None if result.out is None else str(result.out),
         "pictures": result.pictures,

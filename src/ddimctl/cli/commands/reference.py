@@ -43,5 +43,5 @@ def reference(
         force=force,
         **settings,
     )
-    path, found = run_job(make_reference(request))
+    path, found = run_job(make_reference, request)
     print_result([str(path)], {"out": str(path), **found.facts}, json)

@@ -66,7 +66,7 @@ def replay(
     from ddimctl.jobs.replay.job import OTHER, UNKNOWN, ReplayRequest
     from ddimctl.jobs.replay.job import replay as job
 
-    result = run_job(job(ReplayRequest(source, out, ckpt, yes, device, resume, force)))
+    result = run_job(job, ReplayRequest(source, out, ckpt, yes, device, resume, force))
     print_result([*_summary(result), str(result.outputs["manifest"])], _record(result), json)
     bad = [image for image in result.images if image.found in (OTHER, UNKNOWN)]
     if bad:

@@ -99,7 +99,7 @@ def sample(
         compile=compile,
         **settings,
     )
-    result = run_job(job(request))
+    result = run_job(job, request)
     record = _record(result)
     if dry_run:
         del record["outputs"], record["seconds"]

@@ -100,7 +100,7 @@ def train(
         force=force,
         **settings,
     )
-    result = run_job(job(request))
+    result = run_job(job, request)
     print_result(
         [str(result.checkpoint)], asdict(result) | {"checkpoint": str(result.checkpoint)}, json
     )

@@ -5,13 +5,13 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, Protocol, Self, TextIO, TypeVar
 
 from ddimctl.cli.output.meter import Meter, Phase, count_text, fact_texts, time_texts
 from ddimctl.errors import StorageError
-from ddimctl.jobs.events import Event, Notice, Progress, Wrote
+from ddimctl.jobs.events import Event, Notice, Progress, Report, Wrote
 from ddimctl.runtime.allocator import keep_freed_memory
 
 SECONDS_BETWEEN_LINES: Final = 10.0
@@ -26,6 +26,7 @@ _STYLES: Final = {
 }
 
 
+Q = TypeVar("Q")
 R = TypeVar("R")
 
 
@@ -90,25 +91,23 @@ def speaks() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
-def run_job(job: Generator[Event, None, R], *, quiet: bool = False) -> R:
-    """Run a job to its end, showing its events on stderr, and return its result.
+def run_job(job: Callable[[Q, Report], R], request: Q, *, quiet: bool = False) -> R:
+    """Run a job on its request, showing its events on stderr, and return its result.
 
-    Each notice is shown once. The job is closed, so that it cleans up, however this ends.
+    Each notice is shown once.
     """
     keep_freed_memory()
     seen: set[Notice | Wrote] = set()
-    with closing(job), _view(quiet) as view:
-        while True:
-            try:
-                event = next(job)
-            except StopIteration as end:
-                result: R = end.value
-                return result
+    with _view(quiet) as view:
+
+        def report(event: Event) -> None:
             if isinstance(event, Progress):
                 view.progress(event)
             elif event not in seen:
                 seen.add(event)
                 _show(event, view)
+
+        return job(request, report)
 
 
 class Stderr:

@@ -1,6 +1,6 @@
 """The cells of an evaluation's table: which runs of `sample` it takes."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.jobs.evaluate.paper_tables import PRESETS, Row, paper_timesteps
-from ddimctl.jobs.events import Event
+from ddimctl.jobs.events import Report
 from ddimctl.jobs.sample.auto_timesteps import settle_timesteps
 from ddimctl.jobs.sample.plan import Plan, SampleRequest, make_plan
 from ddimctl.runtime.ranks import Ranks
@@ -85,7 +85,8 @@ def settle_cells(
     device: torch.device,
     precision: str,
     ranks: Ranks,
-) -> Generator[Event, None, tuple[list[Cell], dict[str, Any]]]:
+    report: Report,
+) -> tuple[list[Cell], dict[str, Any]]:
     """The cells with their timesteps, searched for where they have to be; and the first's settings.
 
     Raises RequestError where one of them cannot be.
@@ -95,6 +96,6 @@ def settle_cells(
     for cell, plan in zip(cells, plans, strict=True):
         if cell.steps not in found:
             own = ranks.part(f"S = {cell.steps}")
-            settled: Plan = yield from settle_timesteps(cell.request, plan, checkpoint, device, own)
+            settled: Plan = settle_timesteps(cell.request, plan, checkpoint, device, report, own)
             found[cell.steps] = None if settled.searched else settled.tau
     return [replace(cell, timesteps=found[cell.steps]) for cell in cells], plans[0].settings

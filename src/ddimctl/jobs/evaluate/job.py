@@ -1,6 +1,6 @@
 """Quality measured: samples of a checkpoint at several eta and S, scored against a data set."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ddimctl.jobs.evaluate.cells import Cell, make_cells, settle_cells
 from ddimctl.jobs.evaluate.paper_checks import check_size, differences
 from ddimctl.jobs.evaluate.paper_tables import PRESETS, Row
 from ddimctl.jobs.evaluate.reference import Preparation, few_pictures, make_measure
-from ddimctl.jobs.evaluate.report import FILES, SHOWN, Report, combine, write_report
+from ddimctl.jobs.evaluate.report import FILES, SHOWN, ReportFolder, combine, write_report
 from ddimctl.jobs.evaluate.sample_and_score import (
     CELLS,
     Scores,
@@ -23,7 +23,7 @@ from ddimctl.jobs.evaluate.sample_and_score import (
     sample_cell,
     score_cells,
 )
-from ddimctl.jobs.events import Event, Notice, Progress
+from ddimctl.jobs.events import Notice, Progress, Report, ignore, notify
 from ddimctl.jobs.sample.folder import go_on, run_folder
 from ddimctl.jobs.sample.plan import SampleRequest
 from ddimctl.metrics.measure import Measure
@@ -64,7 +64,7 @@ class EvaluateResult:
     settings: dict[str, Any]
 
 
-def evaluate(request: EvaluateRequest) -> Generator[Event, None, EvaluateResult]:
+def evaluate(request: EvaluateRequest, report: Report = ignore) -> EvaluateResult:
     """Sample every cell, score it, and write the report, which grows with the finished cells.
 
     Raises RequestError (before anything is sampled, where a cell cannot be), DataError, and as
@@ -80,10 +80,10 @@ def evaluate(request: EvaluateRequest) -> Generator[Event, None, EvaluateResult]
         run_folder(request.sampling, "evaluate", ranks) as sampling,
         memory_errors("Use --precision bf16 or another --device."),
     ):
-        return (yield from _evaluate(replace(request, sampling=sampling), ranks))
+        return _evaluate(replace(request, sampling=sampling), ranks, report)
 
 
-def _evaluate(request: EvaluateRequest, ranks: Ranks) -> Generator[Event, None, EvaluateResult]:
+def _evaluate(request: EvaluateRequest, ranks: Ranks, report: Report) -> EvaluateResult:
     sampling, preset = request.sampling, request.preset
     if ranks.first:
         _check_room(sampling)
@@ -92,7 +92,7 @@ def _evaluate(request: EvaluateRequest, ranks: Ranks) -> Generator[Event, None, 
         make_deterministic()
     precision = resolve_precision(sampling.precision or "auto", device)
     checkpoint = open_checkpoint(sampling, {}, device, precision)
-    yield from map(Notice, checkpoint.provenance.notes)
+    notify(report, checkpoint.provenance.notes)
     cells = make_cells(
         sampling,
         request.rows,
@@ -101,16 +101,18 @@ def _evaluate(request: EvaluateRequest, ranks: Ranks) -> Generator[Event, None, 
         preset,
         checkpoint.schedule.num_train_timesteps,
     )
-    cells, first = yield from settle_cells(cells, checkpoint, device, precision, ranks)
+    cells, first = settle_cells(cells, checkpoint, device, precision, ranks, report)
     if preset:
         check_size(preset, first["size"])
     settings = _settings(request, checkpoint, cells, first)
     if preset and settings["evaluations"] != settings["steps"]:
-        yield Notice(
-            f"the paper's timesteps for S = {_listed(settings['steps'])} are "
-            f"{_listed(settings['evaluations'])}: repeated ones are left out."
+        report(
+            Notice(
+                f"the paper's timesteps for S = {_listed(settings['steps'])} are "
+                f"{_listed(settings['evaluations'])}: repeated ones are left out."
+            )
         )
-    yield from few_pictures(len(sampling.seeds), "each cell")
+    few_pictures(len(sampling.seeds), "each cell", report)
     if sampling.dry_run or sampling.out is None:
         return EvaluateResult(None, (), settings)
 
@@ -123,34 +125,40 @@ def _evaluate(request: EvaluateRequest, ranks: Ranks) -> Generator[Event, None, 
     with stop_on_signals(once=ranks.count == 1) as stop:
         check = _check_of(stop, sampling.out, ranks)
         work = Work(sampling.out, checkpoint, device, precision, how, measure, ranks, check)
-        rows, settings = yield from _fill(request, cells, settings, work)
+        rows, settings = _fill(request, cells, settings, work, report)
     return EvaluateResult(sampling.out, tuple(rows), settings)
 
 
 def _fill(
-    request: EvaluateRequest, cells: Sequence[Cell], settings: dict[str, Any], work: Work
-) -> Generator[Event, None, tuple[list[dict[str, Any]], dict[str, Any]]]:
+    request: EvaluateRequest,
+    cells: Sequence[Cell],
+    settings: dict[str, Any],
+    work: Work,
+    report: Report,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The table, cell by cell, as many at a time as there are processes to score them."""
     preset, seeds = request.preset, request.sampling.seeds
-    target = yield from open_target(request.data, request.reference, request.sampling.resume, work)
+    target = open_target(request.data, request.reference, request.sampling.resume, work, report)
     settings = settings | {"reference": target.facts}
     unlike: list[str] = []
     if preset:
         unlike = differences(preset, work.checkpoint, request.sampling, target.facts["pictures"])
         settings["unlike_the_paper"] = unlike
     if unlike:
-        yield Notice(f"unlike the paper's: {'; '.join(unlike)}. Its numbers are shown, not judged.")
-    report = Report(work.out, settings, preset)
+        report(
+            Notice(f"unlike the paper's: {'; '.join(unlike)}. Its numbers are shown, not judged.")
+        )
+    folder = ReportFolder(work.out, settings, preset)
     found: dict[tuple[Row, int], list[Scores]] = {}
     rows: list[dict[str, Any]] = []
     at_once = work.ranks.count
     for start in range(0, len(cells), at_once):
         batch = cells[start : start + at_once]
         for number, cell in enumerate(batch, start):
-            yield Progress("cells", number, len(cells), "cells")
+            report(Progress("cells", number, len(cells), "cells"))
             work.check()
-            yield from sample_cell(cell, work)
-        scores = yield from score_cells(batch, target, work)
+            sample_cell(cell, work, report)
+        scores = score_cells(batch, target, work, report)
         for cell, score in zip(batch, scores, strict=True):
             found.setdefault(cell.key, []).append(score)
         rows = [
@@ -159,8 +167,8 @@ def _fill(
             if cell.repeat == 0 and cell.key in found
         ]
         if work.ranks.first:
-            write_report(report, rows, _shown(work.out, cells[: start + at_once], seeds))
-    yield Progress("cells", len(cells), len(cells), "cells")
+            write_report(folder, rows, _shown(work.out, cells[: start + at_once], seeds))
+    report(Progress("cells", len(cells), len(cells), "cells"))
     return rows, settings
 
 

@@ -1,9 +1,8 @@
 """Pictures of a folder or a zip, prepared as for training and measured; and references to them."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -12,15 +11,14 @@ from torch import Tensor
 
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.atomic import check_writable
-from ddimctl.files.dataset.datasets import Dataset, load_dataset, stream_pictures
+from ddimctl.files.dataset.datasets import load_dataset, stream_pictures
 from ddimctl.files.dataset.reference_file import (
     SUFFIX,
     check_reference_name,
     load_reference,
     save_reference,
 )
-from ddimctl.jobs.background import with_progress
-from ddimctl.jobs.events import Event, Notice, Progress, retold
+from ddimctl.jobs.events import Notice, Progress, Report, counted, ignore
 from ddimctl.metrics.inception import DIMENSIONS, load_inception
 from ddimctl.metrics.measure import METRICS, Measure, Summary, summarize
 from ddimctl.metrics.sliced import BINS, DIRECTIONS, PATCH, level_sizes
@@ -70,20 +68,26 @@ def measure_pictures(
     how: Preparation,
     measure: Measure,
     device: torch.device,
+    report: Report,
     *,
     limit: int | None = None,
     known: Measured | None = None,
-) -> Generator[Event, None, Measured]:
+) -> Measured:
     """Read, prepare and measure the pictures; the first `limit` by name, and then exactly so many.
 
     known: returned instead where it is of the same pictures, preparation and metrics.
     Raises RequestError, DataError.
     """
-    data: Dataset = yield from with_progress(
-        "reading", "pictures", partial(_load, source, how, limit is not None)
+    data = load_dataset(
+        source,
+        image_size=how.size,
+        channels=how.channels,
+        background=how.background,
+        strict=limit is not None,
+        on_progress=counted(report, "reading", "pictures"),
     )
     for name, reason in data.skipped:
-        yield Notice(f"left out: {name}: {reason}")
+        report(Notice(f"left out: {name}: {reason}"))
     count = len(data.pixels) if limit is None else limit
     if count > len(data.pixels):
         raise DataError(f"{source} holds {len(data.pixels)} pictures, not {count}.", "Make more.")
@@ -103,12 +107,17 @@ def measure_pictures(
         return known
     level_sizes(height, width)  # raises for pictures that are too small
     batches = (data.pixels[at : min(at + _BATCH, count)] for at in range(0, count, _BATCH))
-    return Measured((yield from _summarize(batches, count, measure, device)), facts)
+    return Measured(_summarize(batches, count, measure, device, report), facts)
 
 
 def measure_samples(
-    folder: Path, how: Preparation, measure: Measure, device: torch.device, count: int
-) -> Generator[Event, None, Summary]:
+    folder: Path,
+    how: Preparation,
+    measure: Measure,
+    device: torch.device,
+    count: int,
+    report: Report,
+) -> Summary:
     """Measure the first `count` pictures of a run by name, exactly so many, while they are read.
 
     The summary is as measure_pictures' to the bit. Raises DataError, also for one that is damaged.
@@ -123,17 +132,17 @@ def measure_samples(
         background=how.background,
     )
     with closing(pictures) as batches:
-        return (yield from _summarize(batches, count, measure, device))
+        return _summarize(batches, count, measure, device, report)
 
 
 def _summarize(
-    batches: Iterable[Tensor], count: int, measure: Measure, device: torch.device
-) -> Generator[Event, None, Summary]:
-    walk = summarize(batches, count, measure, device)
+    batches: Iterable[Tensor], count: int, measure: Measure, device: torch.device, report: Report
+) -> Summary:
+    def on_batch(done: int) -> None:
+        report(Progress("measuring", done, count, "pictures"))
+
     with memory_errors("Use --device cpu."):
-        return (
-            yield from retold(walk, lambda done: Progress("measuring", done, count, "pictures"))
-        )
+        return summarize(batches, count, measure, device, on_batch)
 
 
 def open_reference(path: Path, measure: Measure) -> Measured:
@@ -179,12 +188,14 @@ def check_preparation(path: Path, found: Measured, wanted: Preparation) -> None:
         )
 
 
-def few_pictures(count: int, what: str) -> Iterator[Notice]:
-    """A word of warning where there are few."""
+def few_pictures(count: int, what: str, report: Report) -> None:
+    """Report a warning where there are few."""
     if count < ENOUGH:
-        yield Notice(
-            f"{count:,} pictures of {what} are few: scores of fewer than {ENOUGH:,} are too high "
-            "(KID: uncertain); compare only those of equal numbers."
+        report(
+            Notice(
+                f"{count:,} pictures of {what} are few: scores of fewer than {ENOUGH:,} are too high "
+                "(KID: uncertain); compare only those of equal numbers."
+            )
         )
 
 
@@ -201,7 +212,7 @@ class ReferenceRequest:
     force: bool = False
 
 
-def make_reference(request: ReferenceRequest) -> Generator[Event, None, tuple[Path, Measured]]:
+def make_reference(request: ReferenceRequest, report: Report = ignore) -> tuple[Path, Measured]:
     """Measure a data set once, for `evaluate --reference`. Raises as measure_pictures does."""
     device = resolve_device(request.device)
     out = request.out or _reference_of(request.data)
@@ -210,8 +221,8 @@ def make_reference(request: ReferenceRequest) -> Generator[Event, None, tuple[Pa
         raise RequestError(f"{out} exists.", "Write over it with --force, or name another --out.")
     check_writable(out.parent)
     measure = make_measure(request.metrics, request.inception, device)
-    found = yield from measure_pictures(request.data, request.preparation, measure, device)
-    yield from few_pictures(found.facts["pictures"], "the data")
+    found = measure_pictures(request.data, request.preparation, measure, device, report)
+    few_pictures(found.facts["pictures"], "the data", report)
     save_reference(out, found.summary, found.facts)
     return out, found
 
@@ -220,17 +231,6 @@ def _reference_of(data: Path) -> Path:
     """The file for a data set's reference, in the folder that one is in."""
     whole = data.resolve()  # "." has no name of its own
     return Path(f"{whole.name if whole.is_dir() else whole.stem}.reference{SUFFIX}")
-
-
-def _load(source: Path, how: Preparation, strict: bool, report: Any) -> Dataset:
-    return load_dataset(
-        source,
-        image_size=how.size,
-        channels=how.channels,
-        background=how.background,
-        strict=strict,
-        on_progress=report,
-    )
 
 
 def _is_whole(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bool:

@@ -32,7 +32,7 @@ _LARGEST_SHOWN: Final = 128  # pixels
 
 
 @dataclass(frozen=True)
-class Report:
+class ReportFolder:
     """Where it goes; settings: plain values, told with the rows; preset: whose numbers are shown."""
 
     out: Path
@@ -94,7 +94,7 @@ def row_label(row: Mapping[str, Any]) -> str:
 
 
 def write_report(
-    report: Report,
+    report: ReportFolder,
     rows: Sequence[dict[str, Any]],
     shown: Iterable[tuple[Row, int, list[Path]]],
 ) -> None:
@@ -176,7 +176,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 """
 
 
-def _page(report: Report, found: Sequence[Table], curve: bytes, seeds: bytes) -> str:
+def _page(report: ReportFolder, found: Sequence[Table], curve: bytes, seeds: bytes) -> str:
     """One file that needs no other."""
     settings, compared = report.settings, report.settings["reference"]
     name = str(settings["checkpoint"].get("name"))

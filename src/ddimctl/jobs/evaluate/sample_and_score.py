@@ -1,10 +1,10 @@
 """What an evaluation does for one cell after the other: sample it, score it; by all its processes."""
 
 import json
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import torch
 
@@ -23,7 +23,7 @@ from ddimctl.jobs.evaluate.reference import (
     measure_samples,
     open_reference,
 )
-from ddimctl.jobs.events import Event, Progress, retold
+from ddimctl.jobs.events import Event, Progress, Report
 from ddimctl.jobs.sample.auto_timesteps import with_timesteps
 from ddimctl.jobs.sample.job import LAYOUT
 from ddimctl.jobs.sample.manifest import NAME as MANIFEST
@@ -38,7 +38,6 @@ REFERENCE: Final = "reference.safetensors"
 SCORE: Final = "score.json"
 
 Scores = dict[str, float]
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,8 @@ class Work:
 
 
 def open_target(
-    data: Path | None, reference: Path | None, resume: bool, work: Work
-) -> Generator[Event, None, Measured]:
+    data: Path | None, reference: Path | None, resume: bool, work: Work, report: Report
+) -> Measured:
     """What the samples are compared with: a reference file, or the data.
 
     The data's is kept, and used again by a resumed run. The first process measures, the others
@@ -71,15 +70,15 @@ def open_target(
     if not ranks.first:
         ranks.wait("kept", 1, work.check)
     elif data is not None:
-        yield from _keep_reference(data, kept, resume, work)
+        _keep_reference(data, kept, resume, work, report)
     ranks.add("kept", 1)
     found = open_reference(reference or kept, work.measure)
     check_preparation(reference or kept, found, work.how)
-    yield from few_pictures(found.facts["pictures"], "the data")
+    few_pictures(found.facts["pictures"], "the data", report)
     return found
 
 
-def sample_cell(cell: Cell, work: Work) -> Generator[Event, None, None]:
+def sample_cell(cell: Cell, work: Work, report: Report) -> None:
     """Make the cell's pictures, or what is missing of them, as `ddimctl sample` would.
 
     Raises as decode does; NumericsError names the cell, too.
@@ -96,18 +95,25 @@ def sample_cell(cell: Cell, work: Work) -> Generator[Event, None, None]:
     plan = plan.in_batches(ranks.share("batch size", plan.batch_size))
     if plan.searched and cell.timesteps is not None:
         plan = with_timesteps(plan, cell.timesteps)
-    walk = decode(
-        request, plan, work.checkpoint, work.device, LAYOUT, recorded, ranks, named=work.out
-    )
     try:
-        yield from followed(walk, cell.name)
+        decode(
+            request,
+            plan,
+            work.checkpoint,
+            work.device,
+            LAYOUT,
+            recorded,
+            tagged(report, cell.name),
+            ranks,
+            named=work.out,
+        )
     except NumericsError as error:
         raise NumericsError(f"{cell.name}: {error.cause}", error.remedy) from error
 
 
 def score_cells(
-    cells: Sequence[Cell], target: Measured, work: Work
-) -> Generator[Event, None, list[Scores]]:
+    cells: Sequence[Cell], target: Measured, work: Work, report: Report
+) -> list[Scores]:
     """The scores of cells that are sampled, as many as there are processes or fewer: one each.
 
     Each process returns all. What was scored before is not scored again.
@@ -117,36 +123,33 @@ def score_cells(
     identities = ranks.share("identities", identities)
     mine: Scores = {}
     if ranks.rank < len(cells):
-        mine = yield from _score(cells[ranks.rank], identities[ranks.rank], target, work)
+        mine = _score(cells[ranks.rank], identities[ranks.rank], target, work, report)
         ranks.add("scored", 1)
     ranks.wait("scored", len(cells), work.check)
     return [ranks.share(cell.name, mine, rank) for rank, cell in enumerate(cells)]
 
 
-def followed(
-    job: Generator[Event, None, R], cell: str = "", check: Callable[[], None] = lambda: None
-) -> Generator[Event, None, R]:
-    """The job, with a check after each event; its progress says of which cell it is."""
+def tagged(report: Report, cell: str, check: Callable[[], None] = lambda: None) -> Report:
+    """A report whose progress names the cell, with a check after each event."""
 
-    def tell(event: Event) -> Event:
+    def tagged_report(event: Event) -> None:
         if isinstance(event, Progress) and cell:
-            return replace(event, facts={"cell": cell, **event.facts})
-        return event
+            event = replace(event, facts={"cell": cell, **event.facts})
+        report(event)
+        check()
 
-    return (yield from retold(job, tell, check))
+    return tagged_report
 
 
-def _keep_reference(
-    data: Path, kept: Path, resume: bool, work: Work
-) -> Generator[Event, None, None]:
+def _keep_reference(data: Path, kept: Path, resume: bool, work: Work, report: Report) -> None:
     known = None
     if resume and kept.exists():
         try:
             known = open_reference(kept, work.measure)
         except (DataError, RequestError):  # of other metrics, or damaged: measured again
             known = None
-    job = measure_pictures(data, work.how, work.measure, work.device, known=known)
-    found = yield from followed(job, check=work.check)
+    checked = tagged(report, "", work.check)
+    found = measure_pictures(data, work.how, work.measure, work.device, checked, known=known)
     if found is not known:
         save_reference(kept, found.summary, found.facts)
 
@@ -157,16 +160,14 @@ def _identity(cell: Cell, target: Measured, work: Work) -> str:
     return hash_json([manifest["images"], target.facts, asdict(work.how)])
 
 
-def _score(
-    cell: Cell, identity: str, target: Measured, work: Work
-) -> Generator[Event, None, Scores]:
+def _score(cell: Cell, identity: str, target: Measured, work: Work, report: Report) -> Scores:
     folder = work.out / CELLS / cell.name
     known = _read_score(folder / SCORE, identity)
     if known is not None:
         return known
     count = len(cell.request.seeds)
-    job = measure_samples(folder / "images", work.how, work.measure, work.device, count)
-    found = yield from followed(job, cell.name, work.check)
+    named = tagged(report, cell.name, work.check)
+    found = measure_samples(folder / "images", work.how, work.measure, work.device, count, named)
     score = scores(work.measure, found, target.summary)
     write_json(folder / SCORE, {"identity": identity, "scores": score})
     return score

@@ -1,6 +1,5 @@
 """Scores of pictures that exist already, whoever made them."""
 
-from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ddimctl.jobs.evaluate.reference import (
     measure_pictures,
     open_reference,
 )
-from ddimctl.jobs.events import Event
+from ddimctl.jobs.events import Report, ignore
 from ddimctl.metrics.measure import scores
 from ddimctl.runtime.device import resolve_device
 
@@ -50,7 +49,7 @@ class ScoreResult:
     reference: dict[str, Any]
 
 
-def score(request: ScoreRequest) -> Generator[Event, None, ScoreResult]:
+def score(request: ScoreRequest, report: Report = ignore) -> ScoreResult:
     """Compare pictures with a data set or a reference to one.
 
     Raises RequestError, DataError (fewer samples than asked for, unreadable ones).
@@ -72,10 +71,10 @@ def score(request: ScoreRequest) -> Generator[Event, None, ScoreResult]:
             request.background or own.background,
         )
         check_preparation(request.reference, target, how)
-    found = yield from measure_pictures(request.samples, how, measure, device, limit=request.count)
-    yield from few_pictures(found.facts["pictures"], "the samples")
+    found = measure_pictures(request.samples, how, measure, device, report, limit=request.count)
+    few_pictures(found.facts["pictures"], "the samples", report)
     if target is None:
         assert request.data is not None
-        target = yield from measure_pictures(request.data, found.preparation, measure, device)
-    yield from few_pictures(target.facts["pictures"], "the data")
+        target = measure_pictures(request.data, found.preparation, measure, device, report)
+    few_pictures(target.facts["pictures"], "the data", report)
     return ScoreResult(scores(measure, found.summary, target.summary), found.facts, target.facts)

@@ -1,7 +1,7 @@
 """Interpolation: latents, pictures or seeds in, a folder of the frames between them out."""
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -19,7 +19,7 @@ from ddimctl.files.latents import LatentFile
 from ddimctl.files.pictures.grids import GRID_LIMIT
 from ddimctl.files.pictures.video import check_video
 from ddimctl.jobs.checkpoint import open_checkpoint
-from ddimctl.jobs.events import Event, Notice
+from ddimctl.jobs.events import Notice, Report, ignore, notify
 from ddimctl.jobs.interpolate.inputs import (
     Input,
     agree,
@@ -80,7 +80,7 @@ class InterpolateResult:
     seconds: float
 
 
-def interpolate(request: InterpolateRequest) -> Generator[Event, None, InterpolateResult]:
+def interpolate(request: InterpolateRequest, report: Report = ignore) -> InterpolateResult:
     """Decode the frames on a path between inputs and store them, a grid, and their latents.
 
     Raises as sampling does; RequestError also for inputs that do not go together, naming them.
@@ -90,10 +90,10 @@ def interpolate(request: InterpolateRequest) -> Generator[Event, None, Interpola
         run_folder(request.decoding, LAYOUT.command) as decoding,
         memory_errors("Use a smaller --batch-size or another --device."),
     ):
-        return (yield from _interpolate(replace(request, decoding=decoding)))
+        return _interpolate(replace(request, decoding=decoding), report)
 
 
-def _interpolate(request: InterpolateRequest) -> Generator[Event, None, InterpolateResult]:
+def _interpolate(request: InterpolateRequest, report: Report) -> InterpolateResult:
     started = time.monotonic()
     recorded = read_manifest(request.decoding, LAYOUT)
     inputs = read_inputs(request.files, request.seeds)
@@ -104,7 +104,7 @@ def _interpolate(request: InterpolateRequest) -> Generator[Event, None, Interpol
         paths.check_grid(len(inputs), *request.grid)
     known = agree(inputs, request.decoding.ckpt)
     decoding = _decoding(request, inputs, known, recorded)
-    yield from map(Notice, differences(inputs, vars(decoding)))
+    notify(report, differences(inputs, vars(decoding)))
 
     device = resolve_device(decoding.device)
     if decoding.deterministic:
@@ -116,18 +116,18 @@ def _interpolate(request: InterpolateRequest) -> Generator[Event, None, Interpol
             decoding.precision or known.get("precision") or "auto", device
         )
     checkpoint = open_checkpoint(decoding, known, device, precision)
-    yield from map(Notice, checkpoint.provenance.notes)
+    notify(report, checkpoint.provenance.notes)
     plan = _plan(request, decoding, inputs, known, checkpoint, device, precision)
-    plan = yield from settle_timesteps(decoding, plan, checkpoint, device, recorded=recorded)
+    plan = settle_timesteps(decoding, plan, checkpoint, device, report, recorded=recorded)
     if _has_pictures(inputs):
         check_invertible(plan, checkpoint)
     if decoding.dry_run:
         return InterpolateResult(decoding.out, {}, plan.settings, captions, plan.count, 0.0)
 
-    latents = yield from _latents(inputs, plan, checkpoint, device)
+    latents = _latents(inputs, plan, checkpoint, device, report)
     plan = replace(plan, x_T=_frames(request, inputs, latents))
     layout = _layout(request, captions, latents)
-    out, outputs = yield from decode(decoding, plan, checkpoint, device, layout, recorded)
+    out, outputs = decode(decoding, plan, checkpoint, device, layout, recorded, report)
     seconds = time.monotonic() - started
     return InterpolateResult(out, outputs, plan.settings, captions, plan.count, seconds)
 
@@ -211,21 +211,27 @@ def _plan(
 
 
 def _latents(
-    inputs: Sequence[Input], plan: Plan, checkpoint: Checkpoint, device: torch.device
-) -> Generator[Event, None, Tensor]:
+    inputs: Sequence[Input],
+    plan: Plan,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    report: Report,
+) -> Tensor:
     """The latents (K, C, H, W) of all inputs, float32, with a warning for atypical ones."""
     pictures = [i.source for i in inputs if isinstance(i.source, Path)]
     inverted: dict[Path, Tensor] = {}
     if pictures:
-        found = yield from picture_latents(pictures, plan, checkpoint, device)
+        found = picture_latents(pictures, plan, checkpoint, device, report)
         inverted = dict(zip(pictures, found, strict=True))
     latents = torch.stack([_latent(i.source, plan, inverted) for i in inputs])
     means, stds = latent_statistics(latents)
     for i, mean, std, odd in zip(inputs, means, stds, is_atypical(latents), strict=True):
         if odd:
-            yield Notice(
-                f"{i.name} is unlike noise (mean {mean:.2f}, deviation {std:.2f}, not 0 and 1): "
-                "the pictures near it may be unlike the model's."
+            report(
+                Notice(
+                    f"{i.name} is unlike noise (mean {mean:.2f}, deviation {std:.2f}, not 0 and 1): "
+                    "the pictures near it may be unlike the model's."
+                )
             )
     return latents
 

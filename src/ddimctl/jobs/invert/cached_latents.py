@@ -1,7 +1,7 @@
 """The latents of pictures, inverted as a plan decodes them, once: they are kept in the user's cache."""
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,9 +17,9 @@ from ddimctl.files.cache import make_room, mark_used
 from ddimctl.files.dataset.datasets import user_cache
 from ddimctl.files.latents import load_latents, save_latents
 from ddimctl.files.pictures.images import from_uint8
-from ddimctl.jobs.events import Event, Notice
+from ddimctl.jobs.events import Notice, Report
 from ddimctl.jobs.invert.input_images import fit_photo
-from ddimctl.jobs.invert.round_trip import fidelity, round_trip, with_steps
+from ddimctl.jobs.invert.round_trip import Steps, fidelity, round_trip
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.records import sha256_hex
 
@@ -46,8 +46,12 @@ def check_invertible(plan: Plan, checkpoint: Checkpoint) -> None:
 
 
 def picture_latents(
-    pictures: Sequence[Path], plan: Plan, checkpoint: Checkpoint, device: torch.device
-) -> Generator[Event, None, Tensor]:
+    pictures: Sequence[Path],
+    plan: Plan,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    report: Report,
+) -> Tensor:
     """The latents (N, C, H, W), float32, that the plan decodes to the pictures, cut to its size.
 
     Raises DataError naming a picture that cannot be read, NumericsError.
@@ -61,9 +65,9 @@ def picture_latents(
     for number, start in enumerate(range(0, len(missing), size)):
         group = missing[start : start + size]
         x_0 = from_uint8(torch.stack([fitted[i].pixels for i in group])).to(device)
-        walk = round_trip(checkpoint, replace(plan, method=METHOD), x_0, TOLERANCE)
-        facts = {"pictures": f"{start}/{len(missing)}"}
-        trip = yield from with_steps(walk, "inverting", number * steps, total, facts)
+        progress = Steps(number * steps, total, {"pictures": f"{start}/{len(missing)}"})
+        exact = replace(plan, method=METHOD)
+        trip = round_trip(checkpoint, exact, x_0, TOLERANCE, report, progress)
         for i, finite in zip(group, trip.finite.tolist(), strict=True):
             if not finite:
                 raise NumericsError(
@@ -76,11 +80,13 @@ def picture_latents(
             _keep(files[i], latent, error)
     found = [inverted for inverted in known if inverted is not None]
     for path, picture, inverted in zip(pictures, fitted, found, strict=True):
-        yield Notice(f"{path}: {picture.sentence()}.")
+        report(Notice(f"{path}: {picture.sentence()}."))
         if inverted.worst_level > 1:
-            yield Notice(
-                f"{path}: decoding its latent misses it by up to {inverted.worst_level} levels of "
-                "255; more --steps come nearer."
+            report(
+                Notice(
+                    f"{path}: decoding its latent misses it by up to {inverted.worst_level} levels of "
+                    "255; more --steps come nearer."
+                )
             )
     return torch.stack([inverted.latent for inverted in found])
 

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +17,7 @@ from ddimctl.errors import DataError, RequestError, Stopped, StorageError
 from ddimctl.files.atomic import check_writable, make_folder, write_bytes
 from ddimctl.files.latents import save_latents
 from ddimctl.files.pictures.images import from_uint8, to_uint8
-from ddimctl.jobs.events import Event, Notice, Progress, Wrote
+from ddimctl.jobs.events import Notice, Progress, Report, Wrote, ignore, notify
 from ddimctl.jobs.invert.input_images import Fitted, Photo, check_fit, find_photos, fit_photo
 from ddimctl.jobs.invert.report import figures_of, sentence, warnings
 from ddimctl.jobs.invert.resume import (
@@ -30,18 +30,18 @@ from ddimctl.jobs.invert.resume import (
 )
 from ddimctl.jobs.invert.round_trip import (
     RoundTrip,
+    Steps,
     fidelity,
     inversion_plan,
     open_for_inversion,
     round_trip,
-    with_steps,
 )
 from ddimctl.jobs.invert.sheet import inversion_sheet
 from ddimctl.jobs.sample.folder import go_on, run_folder
 from ddimctl.jobs.sample.plan import Plan, SampleRequest
 from ddimctl.jobs.sample.records import image_text
 from ddimctl.runtime.device import memory_errors
-from ddimctl.runtime.signals import StopRequest, interruptible, stop_on_signals
+from ddimctl.runtime.signals import StopRequest, stop_on_signals
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class InvertResult:
     seconds: float
 
 
-def invert(request: InvertRequest) -> Generator[Event, None, InvertResult]:
+def invert(request: InvertRequest, report: Report = ignore) -> InvertResult:
     """Invert every photo, batch by batch, and write NAME.pt and NAME.inversion.png for each.
 
     A photo that cannot be read, or has no finite latent, is a notice and an entry in `failed`. With
@@ -87,12 +87,10 @@ def invert(request: InvertRequest) -> Generator[Event, None, InvertResult]:
         run_folder(here, "invert") as decoding,
         memory_errors("Use a smaller --batch-size or another --device."),
     ):
-        return (yield from _invert(replace(request, decoding=decoding), photos))
+        return _invert(replace(request, decoding=decoding), photos, report)
 
 
-def _invert(
-    request: InvertRequest, photos: Sequence[Photo]
-) -> Generator[Event, None, InvertResult]:
+def _invert(request: InvertRequest, photos: Sequence[Photo], report: Report) -> InvertResult:
     started = time.monotonic()
     decoding = request.decoding
     out, force = decoding.out or Path(), decoding.force
@@ -101,7 +99,7 @@ def _invert(
     batch_size = decoding.batch_size or recorded_batch_size(recorded)  # for the same groups
     decoding = replace(decoding, batch_size=batch_size)
     checkpoint, device, precision = open_for_inversion(decoding, request.method)
-    yield from map(Notice, checkpoint.provenance.notes)
+    notify(report, checkpoint.provenance.notes)
     plan = inversion_plan(
         decoding, checkpoint, len(photos), request.method, request.tolerance, device, precision
     )
@@ -110,11 +108,11 @@ def _invert(
     run.recorded = matching(recorded, recorder, force=force)
     if decoding.dry_run:
         for batch in run.batches():
-            readable = yield from _read(run, batch)
+            readable = _read(run, batch, report)
             run.records += [photo_paths(out, photo) | fitted.record() for photo, fitted in readable]
     else:
         check_writable(out, 4 * (len(photos) - len(run.recorded)) * math.prod(plan.shape))
-        yield from _resumable(run, device)
+        _resumable(run, device, report)
     seconds = time.monotonic() - started
     return InvertResult(tuple(run.records), tuple(run.failed), plan.settings, seconds)
 
@@ -138,18 +136,18 @@ class _Run:
             yield self.photos[start : start + size]
 
 
-def _resumable(run: _Run, device: torch.device) -> Generator[Event, None, None]:
+def _resumable(run: _Run, device: torch.device, report: Report) -> None:
     """Invert all; an error of the disk says how to go on if anything is done."""
     try:
         with stop_on_signals() as stop:
-            yield from _invert_all(run, device, stop)
+            _invert_all(run, device, stop, report)
     except StorageError as error:
         if not run.records:
             raise
         remedy = f"{error.remedy} {go_on(run.recorder.out)}".strip()
         raise StorageError(error.cause, remedy) from error
     if run.recorded and not run.made and not run.failed:
-        yield Notice(f"complete already: {len(run.records)} photos.")
+        report(Notice(f"complete already: {len(run.records)} photos."))
 
 
 def _stop(run: _Run, stop: StopRequest) -> NoReturn:
@@ -159,30 +157,32 @@ def _stop(run: _Run, stop: StopRequest) -> NoReturn:
     raise Stopped(f"{stop.name}: stopped with {how_far} in {out}.", go_on(out))
 
 
-def _invert_all(run: _Run, device: torch.device, stop: StopRequest) -> Generator[Event, None, None]:
+def _invert_all(run: _Run, device: torch.device, stop: StopRequest, report: Report) -> None:
     """Invert the groups in which a photo is not done, whole; of them, only such photos are written."""
     recorder, plan = run.recorder, run.recorder.plan
     steps, total = len(plan.tau), -(-len(run.photos) // plan.batch_size) * len(plan.tau)
     for number, batch in enumerate(run.batches()):
-        readable = yield from _read(run, batch)
+        readable = _read(run, batch, report)
         known = [_figures_known(run, photo, fitted) for photo, fitted in readable]
         if None in known:
             x_0 = from_uint8(torch.stack([fitted.pixels for _, fitted in readable])).to(device)
-            walk = round_trip(recorder.checkpoint, plan, x_0, run.request.tolerance)
             facts = {"pictures": f"{len(run.records)}/{len(run.photos)}"}
-            walk = interruptible(walk, stop)
+            progress = Steps(number * steps, total, facts)
             try:
-                trip = yield from with_steps(walk, "inverting", number * steps, total, facts)
+                with stop.at_once():
+                    trip = round_trip(
+                        recorder.checkpoint, plan, x_0, run.request.tolerance, report, progress
+                    )
             except KeyboardInterrupt:
                 if not stop:
                     raise
                 _stop(run, stop)
-            yield from _store(run, readable, known, x_0, trip)
+            _store(run, readable, known, x_0, trip, report)
         else:
             for (photo, fitted), figures in zip(readable, known, strict=True):
                 _note(run, photo, fitted, figures or {})
         facts = {"pictures": f"{len(run.records)}/{len(run.photos)}"}
-        yield Progress("inverting", (number + 1) * steps, total, "steps", facts)
+        report(Progress("inverting", (number + 1) * steps, total, "steps", facts))
 
 
 def _check_room(out: Path, photos: Sequence[Photo], force: bool) -> None:
@@ -198,7 +198,7 @@ def _check_room(out: Path, photos: Sequence[Photo], force: bool) -> None:
                 )
 
 
-def _read(run: _Run, photos: Sequence[Photo]) -> Generator[Event, None, list[tuple[Photo, Fitted]]]:
+def _read(run: _Run, photos: Sequence[Photo], report: Report) -> list[tuple[Photo, Fitted]]:
     """Those of the photos that can be read, fitted; the others go to run.failed."""
     size = run.recorder.plan.shape[1:]
     readable = []
@@ -206,9 +206,9 @@ def _read(run: _Run, photos: Sequence[Photo]) -> Generator[Event, None, list[tup
         try:
             fitted = fit_photo(photo.path, run.recorder.checkpoint, size, run.request.fit)
         except DataError as error:
-            yield _fail(run, photo, error.cause)
+            report(_fail(run, photo, error.cause))
         else:
-            yield Notice(f"{photo.path}: {fitted.sentence()}.")
+            report(Notice(f"{photo.path}: {fitted.sentence()}."))
             readable.append((photo, fitted))
     return readable
 
@@ -235,7 +235,8 @@ def _store(
     known: Sequence[dict[str, Any] | None],
     x_0: Tensor,
     trip: RoundTrip,
-) -> Generator[Event, None, None]:
+    report: Report,
+) -> None:
     """Write the two files of each photo that is not done, and note all in run.records."""
     plan, out = run.recorder.plan, run.recorder.out
     make_folder(out)
@@ -248,7 +249,7 @@ def _store(
             continue
         if not finite[i]:
             cause = f"{photo.path}: its latent, or what that decodes to, is not finite."
-            yield _fail(run, photo, cause)
+            report(_fail(run, photo, cause))
             continue
         latents = trip.latents[i : i + 1].cpu()
         paths = photo_paths(out, photo)
@@ -261,8 +262,8 @@ def _store(
         write_bytes(Path(paths["comparison"]), sheet)
         run.made += 1
         _note(run, photo, fitted, figures)
-        yield Wrote(paths["latents"], sentence(figures))
-        yield from map(Notice, warnings(photo.path, plan, found[i], trip.residuals[i], figures))
+        report(Wrote(paths["latents"], sentence(figures)))
+        notify(report, warnings(photo.path, plan, found[i], trip.residuals[i], figures))
 
 
 def _of_one(plan: Plan, latents: Tensor) -> Plan:

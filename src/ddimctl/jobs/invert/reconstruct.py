@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,16 +18,15 @@ from ddimctl.files.atomic import write_bytes, write_json
 from ddimctl.files.dataset.datasets import Dataset, gather, load_dataset, sample_indices
 from ddimctl.files.pictures.images import encode_picture
 from ddimctl.files.pictures.plots import line_plot, stack_plots
-from ddimctl.jobs.background import with_progress
-from ddimctl.jobs.events import Event, Notice
+from ddimctl.jobs.events import Notice, Report, counted, ignore, notify
 from ddimctl.jobs.invert.round_trip import (
     Fidelity,
+    Steps,
     decode_latents,
     fidelity,
     inversion_plan,
     open_for_inversion,
     round_trip,
-    with_steps,
 )
 from ddimctl.jobs.sample.folder import run_folder
 from ddimctl.jobs.sample.plan import Plan, SampleRequest
@@ -67,7 +66,7 @@ class ReconstructResult:
     settings: dict[str, Any]
 
 
-def reconstruct(request: ReconstructRequest) -> Generator[Event, None, ReconstructResult]:
+def reconstruct(request: ReconstructRequest, report: Report = ignore) -> ReconstructResult:
     """Invert and decode the pictures at every S by every method; table.csv, table.json, plot.png.
 
     The table on disk grows with each finished row. Raises as invert does.
@@ -76,16 +75,16 @@ def reconstruct(request: ReconstructRequest) -> Generator[Event, None, Reconstru
         run_folder(request.decoding, "reconstruct") as decoding,
         memory_errors("Use a smaller --batch-size or another --device."),
     ):
-        return (yield from _reconstruct(replace(request, decoding=decoding)))
+        return _reconstruct(replace(request, decoding=decoding), report)
 
 
-def _reconstruct(request: ReconstructRequest) -> Generator[Event, None, ReconstructResult]:
+def _reconstruct(request: ReconstructRequest, report: Report) -> ReconstructResult:
     decoding = request.decoding
     _check_room(decoding)
     strictest = "exact" if "exact" in request.methods else request.methods[0]
     checkpoint, device, precision = open_for_inversion(decoding, strictest)
-    yield from map(Notice, checkpoint.provenance.notes)
-    data = yield from _load(request, checkpoint)
+    notify(report, checkpoint.provenance.notes)
+    data = _load(request, checkpoint, report)
     chosen = _choose(data, request)
     plans = [
         inversion_plan(
@@ -113,7 +112,7 @@ def _reconstruct(request: ReconstructRequest) -> Generator[Event, None, Reconstr
     total = sum(len(plan.tau) for plan in plans) * -(-len(chosen) // plans[0].batch_size)
     done = 0
     for plan, taus in zip(plans, lists, strict=True):
-        found = yield from _measure(request, checkpoint, plan, taus, data, chosen, done, total)
+        found = _measure(request, checkpoint, plan, taus, data, chosen, done, total, report)
         rows += found
         done += len(plan.tau) * -(-len(chosen) // plan.batch_size)
         _write(out, head, rows)
@@ -130,23 +129,19 @@ def _check_room(decoding: SampleRequest) -> None:
         )
 
 
-def _load(request: ReconstructRequest, checkpoint: Checkpoint) -> Generator[Event, None, Dataset]:
+def _load(request: ReconstructRequest, checkpoint: Checkpoint, report: Report) -> Dataset:
     channels, *native = checkpoint.sample_shape
     height, width = request.decoding.size or native
-    data: Dataset = yield from with_progress(
-        "reading",
-        "pictures",
-        lambda report: load_dataset(
-            request.data,
-            image_size=(height, width),
-            channels=channels,
-            background=checkpoint.background or (0, 0, 0),
-            holdout=request.holdout or 0.0,
-            on_progress=report,
-        ),
+    data = load_dataset(
+        request.data,
+        image_size=(height, width),
+        channels=channels,
+        background=checkpoint.background or (0, 0, 0),
+        holdout=request.holdout or 0.0,
+        on_progress=counted(report, "reading", "pictures"),
     )
     for name, reason in data.skipped:
-        yield Notice(f"left out: {name}: {reason}")
+        report(Notice(f"left out: {name}: {reason}"))
     return data
 
 
@@ -186,7 +181,8 @@ def _measure(
     chosen: Tensor,
     done: int,
     total: int,
-) -> Generator[Event, None, list[dict[str, Any]]]:
+    report: Report,
+) -> list[dict[str, Any]]:
     """The rows of one method and S: one for each list of timesteps to decode in."""
     found: list[list[Fidelity]] = [[] for _ in taus]
     evaluations = 0
@@ -194,9 +190,9 @@ def _measure(
     facts = {"method": plan.method, "S": str(len(plan.tau))}
     for start in range(0, len(chosen), plan.batch_size):
         x_0 = gather(data.pixels, chosen[start : start + plan.batch_size], device=device)
-        walk = round_trip(checkpoint, plan, x_0, request.tolerance)
         before = done + start // plan.batch_size * len(plan.tau)
-        trip = yield from with_steps(walk, "inverting", before, total, facts)
+        progress = Steps(before, total, facts)
+        trip = round_trip(checkpoint, plan, x_0, request.tolerance, report, progress)
         evaluations += int(trip.evaluations.sum())
         for tau, list_of in zip(taus, found, strict=True):
             own = tau == plan.tau

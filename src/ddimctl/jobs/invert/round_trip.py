@@ -1,7 +1,7 @@
 """Pictures to latents and back: inversion, verified by the sampler's own decode."""
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.float32 import ieee_float32
-from ddimctl.diffusion.inversion import Inversion, check_inversion, climb
+from ddimctl.diffusion.inversion import Inversion, check_inversion, invert_steps
 from ddimctl.diffusion.predictions import make_denoiser
 from ddimctl.diffusion.sampling import trajectory
-from ddimctl.diffusion.walks import finish
 from ddimctl.errors import DeviceError, RequestError
 from ddimctl.files.pictures.images import to_uint8
 from ddimctl.jobs.checkpoint import open_checkpoint
-from ddimctl.jobs.events import Event, Notice, Progress, retold
+from ddimctl.jobs.events import Notice, Progress, Report
+from ddimctl.jobs.sample.batches import Group, Smaller, batch_groups, halved
 from ddimctl.jobs.sample.plan import Plan, SampleRequest, make_plan
 from ddimctl.runtime.device import (
     free_memory,
@@ -138,55 +138,79 @@ def inversion_plan(
     return plan
 
 
+@dataclass(frozen=True)
+class Steps:
+    """Where a round trip's steps lie in a job's progress: after `before` of total."""
+
+    before: int
+    total: int
+    facts: Mapping[str, str]
+
+
 def round_trip(
     checkpoint: Checkpoint,
     plan: Plan,
     x_0: Tensor,
     tolerance: float,
-    place: int = 0,
-    parts: int = 1,
-) -> Generator[int | Notice, None, RoundTrip]:
-    """Invert x_0 (N, C, H, W) as the plan says and decode the latents, yielding how many of the
-    plan's steps are done.
+    report: Report,
+    steps: Steps,
+) -> RoundTrip:
+    """Invert x_0 (N, C, H, W) as the plan says and decode the latents.
 
     x_0 and the result are on the checkpoint's device; all N have the plan's first label. What is
     not finite in the result is for the caller to refuse (RoundTrip.finite). Where memory does not
-    do for all pictures at once, each half is done for itself; place, parts: which part of how many
-    this is. Raises DeviceError when it does not do for one.
+    suffice for all images at once, they are inverted in smaller batches. Raises DeviceError when it
+    does not suffice for one.
     """
-    try:
-        return (yield from _round_trip(checkpoint, plan, x_0, tolerance, place, parts))
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        if len(x_0) == 1:
-            raise DeviceError(
-                "the device is out of memory with one picture at a time.",
-                "Use a smaller --size or another --device.",
-            ) from error
-    free_memory(x_0.device)
-    halves = x_0.tensor_split(2)
-    yield Notice(
-        f"out of memory with {len(x_0)} pictures at a time; going on with {len(halves[0])}."
-    )
-    trips = []
-    for number, half in enumerate(halves, 2 * place):
-        trip = yield from round_trip(checkpoint, plan, half, tolerance, number, 2 * parts)
-        trips.append(trip)
+    trips: list[RoundTrip] = []
+    smaller: list[Smaller] = []
+    left = [Group(range(len(x_0)), len(x_0))]
+    while left:
+        group = left[0]
+        before = group.images.start * len(plan.tau)
+
+        def on_step(done: int, before: int = before) -> None:
+            walked = steps.before + (before + done) // len(x_0)
+            report(Progress("inverting", walked, steps.total, "steps", steps.facts))
+
+        try:
+            part = x_0[group.images.start : group.images.stop]
+            trips.append(_round_trip(checkpoint, plan, part, tolerance, on_step))
+            del left[0]
+            continue
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if group.size == 1:
+                raise DeviceError(
+                    "the device is out of memory with one picture at a time.",
+                    "Use a smaller --size or another --device.",
+                ) from error
+        free_memory(x_0.device)
+        smaller = halved(smaller, group)
+        batches = batch_groups(len(x_0), len(x_0), smaller)
+        left = [batch for batch in batches if batch.images.start >= group.images.start]
+        report(
+            Notice(
+                f"out of memory with {len(group.images)} pictures at a time; "
+                f"going on with {left[0].size}."
+            )
+        )
     return RoundTrip(*map(torch.cat, zip(*trips, strict=True)))
 
 
 def _round_trip(
-    checkpoint: Checkpoint, plan: Plan, x_0: Tensor, tolerance: float, place: int, parts: int
-) -> Generator[int, None, RoundTrip]:
+    checkpoint: Checkpoint,
+    plan: Plan,
+    x_0: Tensor,
+    tolerance: float,
+    on_step: Callable[[int], None],
+) -> RoundTrip:
     """Of all at once. Exact inversion that met its tolerance and is yet off by more than half a
     level is tried again with a smaller one; where a step could not meet it there is nothing to gain.
     """
     with ieee_float32():
-        inversion = yield from retold(
-            _climb(checkpoint, plan, x_0, tolerance),
-            lambda done: (place * len(plan.tau) + done // len(x_0)) // parts,
-        )
+        inversion = _invert(checkpoint, plan, x_0, tolerance, on_step)
         decoded = decode_latents(checkpoint, plan, inversion.latents)
         first = (inversion.latents, decoded, inversion.residuals)
         evaluations = inversion.evaluations.sum(1)
@@ -195,7 +219,7 @@ def _round_trip(
         if plan.method != "exact" or not bool(off.any()):
             return RoundTrip(*first, evaluations)
         rows = off.nonzero().flatten()
-        again = finish(_climb(checkpoint, plan, x_0[rows], _TIGHTER * tolerance))
+        again = _invert(checkpoint, plan, x_0[rows], _TIGHTER * tolerance)
         decoded_again = decode_latents(checkpoint, plan, again.latents)
     second = (again.latents, decoded_again, again.residuals)
     error, error_again = (
@@ -208,23 +232,6 @@ def _round_trip(
     )
     evaluations = evaluations.index_add(0, rows, again.evaluations.sum(1))
     return RoundTrip(latents, decoded, residuals, evaluations)
-
-
-def with_steps(
-    walk: Generator[int | Notice, None, RoundTrip],
-    phase: str,
-    before: int,
-    total: int,
-    facts: Mapping[str, str],
-) -> Generator[Event, None, RoundTrip]:
-    """The walk, its steps told as progress after `before` of total."""
-
-    def tell(told: int | Notice) -> Event:
-        if isinstance(told, Notice):
-            return told
-        return Progress(phase, before + told, total, "steps", facts)
-
-    return (yield from retold(walk, tell))
 
 
 def decode_latents(
@@ -263,12 +270,16 @@ def fidelity(x_0: Tensor, decoded: Tensor) -> list[Fidelity]:
     return found
 
 
-def _climb(
-    checkpoint: Checkpoint, plan: Plan, x_0: Tensor, tolerance: float
-) -> Generator[int, None, Inversion]:
-    """As climb does, to latents in float32."""
+def _invert(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    x_0: Tensor,
+    tolerance: float,
+    on_step: Callable[[int], None] | None = None,
+) -> Inversion:
+    """As invert_steps does, to latents in float32."""
     with torch.inference_mode():
-        found = yield from climb(
+        found = invert_steps(
             make_denoiser(checkpoint),
             x_0,
             checkpoint.schedule,
@@ -276,6 +287,7 @@ def _climb(
             method=plan.method,
             tolerance=tolerance,
             labels=_labels(plan, x_0),
+            on_step=on_step,
         )
     return found._replace(latents=found.latents.float())
 

@@ -1,7 +1,7 @@
 """Replay: recorded pictures made once more, and compared with what was recorded."""
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from ddimctl.files.atomic import storage_errors, write_json
 from ddimctl.files.latents import LatentFile
 from ddimctl.files.pictures.images import picture_pixels, read_picture
 from ddimctl.jobs.checkpoint import open_checkpoint
-from ddimctl.jobs.events import Event, Notice
+from ddimctl.jobs.events import Report, ignore, notify
 from ddimctl.jobs.interpolate import job as interpolate
 from ddimctl.jobs.replay.record import OldImage, Record, read_record
 from ddimctl.jobs.sample import job as sample
@@ -88,7 +88,7 @@ class ReplayResult:
     seconds: float
 
 
-def replay(request: ReplayRequest) -> Generator[Event, None, ReplayResult]:
+def replay(request: ReplayRequest, report: Report = ignore) -> ReplayResult:
     """Make the recorded pictures again, in the recorded batches and threads, and compare them.
 
     Raises as sampling does; DataError for a record that cannot be used.
@@ -103,10 +103,10 @@ def replay(request: ReplayRequest) -> Generator[Event, None, ReplayResult]:
         _threads(record.threads),
         memory_errors("Use another --device."),
     ):
-        return (yield from _replay(record, sampling))
+        return _replay(record, sampling, report)
 
 
-def _replay(record: Record, request: SampleRequest) -> Generator[Event, None, ReplayResult]:
+def _replay(record: Record, request: SampleRequest, report: Report) -> ReplayResult:
     started = time.monotonic()
     layout = _LAYOUTS[record.command]
     recorded = read_manifest(request, layout)
@@ -115,13 +115,13 @@ def _replay(record: Record, request: SampleRequest) -> Generator[Event, None, Re
         make_deterministic()
     precision = resolve_precision(record.known["precision"], device)
     checkpoint = open_checkpoint(request, record.known, device, precision)
-    yield from map(Notice, checkpoint.provenance.notes)
+    notify(report, checkpoint.provenance.notes)
     plan = _plan(record, request, checkpoint, device, precision)
     changes = _changes(record, checkpoint, device)
-    yield from map(Notice, changes)
+    notify(report, changes)
     if recorded is None:
         recorded = _begin(record, request, plan, checkpoint, layout, device)
-    out, outputs = yield from decode(request, plan, checkpoint, device, layout, recorded)
+    out, outputs = decode(request, plan, checkpoint, device, layout, recorded, report)
     images = tuple(_compare(record.images, out, plan.shape[0]))
     return ReplayResult(out, outputs, images, tuple(changes), time.monotonic() - started)
 

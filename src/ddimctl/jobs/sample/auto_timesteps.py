@@ -4,7 +4,7 @@ The checkpoint in the package has its timesteps beside it: examples/bundled_time
 """
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ from ddimctl.errors import StorageError
 from ddimctl.files.atomic import write_json
 from ddimctl.files.cache import make_room, mark_used
 from ddimctl.files.dataset.datasets import user_cache
-from ddimctl.jobs.events import Event, Notice, Progress, retold
+from ddimctl.jobs.events import Notice, Progress, Report
 from ddimctl.jobs.sample.batch_size import default_batch_size
 from ddimctl.jobs.sample.plan import Plan, SampleRequest, drawn_labels
 from ddimctl.jobs.sample.records import sha256_hex
@@ -42,9 +42,10 @@ def settle_timesteps(
     plan: Plan,
     checkpoint: Checkpoint,
     device: torch.device,
+    report: Report,
     ranks: Ranks | None = None,
     recorded: Mapping[str, Any] | None = None,
-) -> Generator[Event, None, Plan]:
+) -> Plan:
     """The plan with the timesteps of --tau auto, looked up or found; any other plan as it is.
 
     recorded: the manifest of the run to go on with, which has them. With request.dry_run they are
@@ -57,7 +58,7 @@ def settle_timesteps(
     tau = None
     if ranks.first:
         tau = _recorded_timesteps(recorded, plan)
-        tau = tau or (yield from _find_timesteps(request, plan, checkpoint, device))
+        tau = tau or _find_timesteps(request, plan, checkpoint, device, report)
     tau = ranks.share("timesteps", tau)
     if tau is None:
         settings = {k: v for k, v in plan.settings.items() if k != "timesteps"}
@@ -72,8 +73,8 @@ def with_timesteps(plan: Plan, tau: Sequence[int]) -> Plan:
 
 
 def _find_timesteps(
-    request: SampleRequest, plan: Plan, checkpoint: Checkpoint, device: torch.device
-) -> Generator[Event, None, tuple[int, ...] | None]:
+    request: SampleRequest, plan: Plan, checkpoint: Checkpoint, device: torch.device, report: Report
+) -> tuple[int, ...] | None:
     """The timesteps, or None where a dry run would have to search for them."""
     key, solver, steps = search_key(plan, checkpoint), plan.settings["solver"], len(plan.tau)
     T = checkpoint.schedule.num_train_timesteps
@@ -84,7 +85,7 @@ def _find_timesteps(
     if found is None:
         evaluations = IMAGES * survey_evaluations(T)
         does = "takes" if request.dry_run else "is found once, with"
-        yield Notice(f"--tau auto {does} {evaluations} evaluations for this checkpoint.")
+        report(Notice(f"--tau auto {does} {evaluations} evaluations for this checkpoint."))
         if request.dry_run:
             return None
         guidance = plan.settings["guidance"]
@@ -92,15 +93,15 @@ def _find_timesteps(
             checkpoint, plan.shape, device, guidance
         )
         with memory_errors("Use a smaller --batch-size."):
-            found = yield from survey_checkpoint(plan, checkpoint, batch_size, device)
+            found = survey_checkpoint(plan, checkpoint, batch_size, device, report)
         if cache is not None:
             _keep(cache, found)
     return choose_timesteps(found, checkpoint.schedule, steps, solver)
 
 
 def survey_checkpoint(
-    plan: Plan, checkpoint: Checkpoint, batch_size: int, device: torch.device
-) -> Generator[Event, None, Survey]:
+    plan: Plan, checkpoint: Checkpoint, batch_size: int, device: torch.device, report: Report
+) -> Survey:
     """Survey the checkpoint with the plan's guidance, clipping and size, of classes as drawn."""
     seeds = [_FIRST_SEED + i for i in range(IMAGES)]
     labels = None if checkpoint.num_classes is None else drawn_labels(seeds, checkpoint)
@@ -111,12 +112,16 @@ def survey_checkpoint(
         return x_T, own
 
     denoise = make_denoiser(checkpoint, plan.settings["guidance"], plan.settings["clip"])
-    walk = survey(denoise, checkpoint.schedule, start, IMAGES, batch_size)
     batches = -(-IMAGES // batch_size)
     total = batches * survey_evaluations(checkpoint.schedule.num_train_timesteps)
     with torch.inference_mode(), ieee_float32():
-        found = yield from retold(
-            walk, lambda done: Progress("choosing timesteps", done, total, "steps")
+        found = survey(
+            denoise,
+            checkpoint.schedule,
+            start,
+            IMAGES,
+            batch_size,
+            on_step=lambda done: report(Progress("choosing timesteps", done, total, "steps")),
         )
     return _rounded(found)  # as it will be read again
 

@@ -1,7 +1,6 @@
 """Sampling: seeds or latents in, a folder of pictures out."""
 
 import time
-from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +11,7 @@ from ddimctl.files.atomic import check_writable
 from ddimctl.files.latents import LatentFile, load_latents
 from ddimctl.files.pictures.images import FORMATS
 from ddimctl.jobs.checkpoint import open_checkpoint
-from ddimctl.jobs.events import Event, Notice
+from ddimctl.jobs.events import Notice, Report, ignore, notify
 from ddimctl.jobs.sample.auto_timesteps import settle_timesteps
 from ddimctl.jobs.sample.folder import run_folder
 from ddimctl.jobs.sample.manifest import Layout, read_manifest
@@ -44,7 +43,7 @@ class SampleResult:
     seconds: float
 
 
-def sample(request: SampleRequest) -> Generator[Event, None, SampleResult]:
+def sample(request: SampleRequest, report: Report = ignore) -> SampleResult:
     """Draw one image per seed (or decode each latent) and store what request.save names.
 
     Raises RequestError, CheckpointError, DataError, StorageError, DeviceError; NumericsError with
@@ -57,10 +56,10 @@ def sample(request: SampleRequest) -> Generator[Event, None, SampleResult]:
         run_folder(request, LAYOUT.command, ranks) as request,
         memory_errors("Use --precision bf16 or another --device."),
     ):
-        return (yield from _sample(request, ranks))
+        return _sample(request, ranks, report)
 
 
-def _sample(request: SampleRequest, ranks: Ranks) -> Generator[Event, None, SampleResult]:
+def _sample(request: SampleRequest, ranks: Ranks, report: Report) -> SampleResult:
     started = time.monotonic()
     recorded = read_manifest(request, LAYOUT) if ranks.first else None
     # the same groups of images, whatever this machine would choose
@@ -75,16 +74,16 @@ def _sample(request: SampleRequest, ranks: Ranks) -> Generator[Event, None, Samp
     if request.out is not None and recorded is None and ranks.first:
         check_writable(request.out, _least_space(request, latents))
     checkpoint = open_checkpoint(request, known, device, precision)
-    yield from map(Notice, checkpoint.provenance.notes)
+    notify(report, checkpoint.provenance.notes)
     plan = make_plan(request, checkpoint, latents, device, precision)
     plan = plan.in_batches(ranks.share("batch size", plan.batch_size))
     if plan.method in METHODS and plan.settings["solver"] != "ddim":
-        yield Notice("the latents were inverted for --solver ddim; another only comes near.")
-    plan = yield from settle_timesteps(request, plan, checkpoint, device, ranks, recorded)
+        report(Notice("the latents were inverted for --solver ddim; another only comes near."))
+    plan = settle_timesteps(request, plan, checkpoint, device, report, ranks, recorded)
     if request.dry_run:
         return SampleResult(request.out, {}, plan.settings, plan.seeds, 0.0)
 
-    out, outputs = yield from decode(request, plan, checkpoint, device, LAYOUT, recorded, ranks)
+    out, outputs = decode(request, plan, checkpoint, device, LAYOUT, recorded, report, ranks)
     seconds = time.monotonic() - started
     return SampleResult(out, outputs, plan.settings, plan.seeds, seconds)
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from ddimctl.diffusion.schedules import CLEAN
 from ddimctl.errors import DeviceError, NumericsError, Stopped, StorageError
 from ddimctl.files.pictures.grids import GRID_LIMIT
 from ddimctl.files.pictures.images import to_uint8
-from ddimctl.jobs.events import Event, Notice, Progress
+from ddimctl.jobs.events import Notice, Progress, Report
 from ddimctl.jobs.sample.batches import Group
 from ddimctl.jobs.sample.folder import go_on
 from ddimctl.jobs.sample.manifest import Layout
@@ -48,9 +48,10 @@ def decode(
     device: torch.device,
     layout: Layout,
     recorded: dict[str, Any] | None,
+    report: Report,
     ranks: Ranks | None = None,
     named: Path | None = None,
-) -> Generator[Event, None, tuple[Path, dict[str, Path]]]:
+) -> tuple[Path, dict[str, Path]]:
     """Make the images of the plan that are not yet there; returns the folder and its outputs by kind.
 
     request.out is the run's own folder (run_folder). recorded: the manifest of the run to go on
@@ -63,14 +64,16 @@ def decode(
     with open_store(request, plan, checkpoint, name, layout, recorded, ranks) as store:
         groups = store.all_missing_groups(recorded)
         if groups is None:
-            yield Notice(f"complete already: {plan.count} images.")
+            report(Notice(f"complete already: {plan.count} images."))
             return store.paths.out, store.outputs()
         if "grid" in request.save and plan.count > GRID_LIMIT:
-            yield Notice(f"the grid shows the first {GRID_LIMIT} of {plan.count} images.")
+            report(Notice(f"the grid shows the first {GRID_LIMIT} of {plan.count} images."))
         if 0 < len(groups) < ranks.count:
-            yield Notice(
-                f"{len(groups)} batches leave some of {ranks.count} processes without work; "
-                "a smaller --batch-size makes more."
+            report(
+                Notice(
+                    f"{len(groups)} batches leave some of {ranks.count} processes without work; "
+                    "a smaller --batch-size makes more."
+                )
             )
         remedy = go_on(named or store.paths.out)
         with (
@@ -78,10 +81,10 @@ def decode(
             _resumable_errors(store, remedy),
             one_shape(device),
         ):
-            run = _Run(plan, checkpoint, store, device, ranks, stop, remedy)
-            yield from _run_groups(run, store.take(groups))
+            run = _Run(plan, checkpoint, store, device, ranks, stop, remedy, report)
+            _run_groups(run, store.take(groups))
             if ranks.first:
-                yield from _await_others(run)
+                _await_others(run)
                 _finish(run)
             else:
                 store.hand_over()
@@ -98,6 +101,7 @@ class _Run:
     ranks: Ranks
     stop: StopRequest
     remedy: str  # of a stop
+    report: Report
     told: int = -1  # how many steps the last event said
     taken_in: dict[Group, int] = field(default_factory=dict)  # steps of the group at hand
 
@@ -111,7 +115,7 @@ class _Walked(NamedTuple):
     results: ToHost
 
 
-def _run_groups(run: _Run, groups: Sequence[Group]) -> Iterator[Event]:
+def _run_groups(run: _Run, groups: Sequence[Group]) -> None:
     """Make the groups, in halves where the device has no memory for them.
 
     The device is given steps before the results of those before are taken in: so it does not wait
@@ -123,7 +127,7 @@ def _run_groups(run: _Run, groups: Sequence[Group]) -> Iterator[Event]:
         try:
             for step in _walk(run.plan, run.checkpoint, run.store, group, run.device):
                 walked.append(step)
-                yield from _take_in(run, walked, AHEAD)
+                _take_in(run, walked, AHEAD)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -135,20 +139,22 @@ def _run_groups(run: _Run, groups: Sequence[Group]) -> Iterator[Event]:
             exhausted = True
         if exhausted:  # and the error, which held the tensors of the step, is gone
             free_memory(run.device)
-            yield from _take_in(run, deque(step for step in walked if step.group != group))
+            _take_in(run, deque(step for step in walked if step.group != group))
             walked.clear()
             before, left = len(left), deque(run.store.halve(group))
             run.ranks.add("steps", -run.taken_in.pop(group, 0))
             run.ranks.add("all steps", steps * (len(left) - before))
-            yield Notice(
-                f"out of memory with {group.size} images at a time; going on with {group.size // 2}."
+            run.report(
+                Notice(
+                    f"out of memory with {group.size} images at a time; going on with {group.size // 2}."
+                )
             )
         else:
             left.popleft()
-    yield from _take_in(run, walked)
+    _take_in(run, walked)
 
 
-def _take_in(run: _Run, walked: deque[_Walked], ahead: int = 0) -> Iterator[Event]:
+def _take_in(run: _Run, walked: deque[_Walked], ahead: int = 0) -> None:
     """Hand the steps that have arrived to the store; wait until no more than `ahead` have not."""
     ranks, store, last = run.ranks, run.store, len(run.plan.tau) - 1
     while walked and (len(walked) > ahead or walked[0].results.are_there()):
@@ -163,19 +169,19 @@ def _take_in(run: _Run, walked: deque[_Walked], ahead: int = 0) -> Iterator[Even
         walked.popleft()
         ranks.add("steps", 1)
         ranks.add("images", len(images) if index == last else 0)
-        yield from _progress(run)
+        _progress(run)
 
 
-def _await_others(run: _Run) -> Iterator[Event]:
+def _await_others(run: _Run) -> None:
     """Wait until the other processes have made their groups."""
     finished = run.ranks.add("finished", 1)
     while finished < run.ranks.count:
         time.sleep(_POLL)
         finished = run.ranks.add("finished", 0)
-        yield from _progress(run)
+        _progress(run)
 
 
-def _progress(run: _Run) -> Iterator[Event]:
+def _progress(run: _Run) -> None:
     """How far all processes are, told by the first; ends the run where one has been told to stop."""
     ranks, plan, store = run.ranks, run.plan, run.store
     if ranks.first:
@@ -183,7 +189,7 @@ def _progress(run: _Run) -> Iterator[Event]:
         done, total = ranks.add("steps", 0), ranks.add("all steps", 0)
         if done != run.told:
             run.told = done
-            yield Progress("sampling", done, total, "steps", facts)
+            run.report(Progress("sampling", done, total, "steps", facts))
     if run.stop:
         images = ranks.add("images", 0)
         _stop(run, f"with {images} of {plan.count} images in {store.paths.out}")

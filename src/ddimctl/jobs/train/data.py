@@ -1,7 +1,7 @@
 """The pictures of a training run, and everything random about them."""
 
-from collections.abc import Callable, Generator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,8 +9,7 @@ from torch import Tensor
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion import noise
 from ddimctl.files.dataset.datasets import Dataset, gather, load_dataset, sample_indices
-from ddimctl.jobs.background import with_progress
-from ddimctl.jobs.events import Event, Notice
+from ddimctl.jobs.events import Notice, Progress, Report
 from ddimctl.jobs.train.request import TrainRequest
 from ddimctl.runtime.device import to_training_format
 from ddimctl.runtime.transfer import to_device
@@ -28,29 +27,30 @@ class Batch(NamedTuple):
     labels: Tensor | None
 
 
-def read_data(request: TrainRequest, check: Callable[[], None]) -> Generator[Event, None, Dataset]:
+def read_data(request: TrainRequest, check: Callable[[], None], report: Report) -> Dataset:
     """The data set that is asked for, and what to say of it. check may raise to end the reading."""
 
-    def read(report: Any) -> Dataset:
-        return load_dataset(
-            request.data,
-            image_size=request.image_size,
-            channels=request.channels,
-            background=request.background,
-            class_conditional=request.class_conditional,
-            holdout=request.holdout,
-            strict=request.strict,
-            on_progress=report,
-        )
+    def on_progress(done: int, total: int) -> None:
+        check()
+        report(Progress("reading", done, total, "pictures"))
 
-    data = yield from with_progress("reading", "pictures", read, check)
+    data = load_dataset(
+        request.data,
+        image_size=request.image_size,
+        channels=request.channels,
+        background=request.background,
+        class_conditional=request.class_conditional,
+        holdout=request.holdout,
+        strict=request.strict,
+        on_progress=on_progress,
+    )
     if data.skipped:
         named = "; ".join(f"{name}: {reason}" for name, reason in data.skipped[:5])
         more = f"; and {len(data.skipped) - 5} more" if len(data.skipped) > 5 else ""
-        yield Notice(f"{len(data.skipped)} unreadable pictures left out ({named}{more}).")
+        report(Notice(f"{len(data.skipped)} unreadable pictures left out ({named}{more})."))
     kept = f", {len(data.held_out)} held out" if len(data.held_out) else ""
     classes = f", {len(data.class_names)} classes" if data.class_names else ""
-    yield Notice(f"{len(data.training)} pictures to learn from{kept}{classes}.")
+    report(Notice(f"{len(data.training)} pictures to learn from{kept}{classes}."))
     return data
 
 

@@ -2,14 +2,14 @@
 
 import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ddimctl.errors import RESUME, DeviceError, Stopped, StorageError
 from ddimctl.files.lock import folder_lock
-from ddimctl.jobs.events import Event, Notice, Progress, Wrote
+from ddimctl.jobs.events import Notice, Progress, Report, Wrote, ignore
 from ddimctl.jobs.train.log import training_log
 from ddimctl.jobs.train.report import (
     add_evaluation,
@@ -38,7 +38,7 @@ class TrainResult:
     holdout_loss: float | None
 
 
-def train(request: TrainRequest) -> Generator[Event, None, TrainResult]:
+def train(request: TrainRequest, report: Report = ignore) -> TrainResult:
     """Train, writing RUN/checkpoint, state, metrics.jsonl, loss.png and samples as it goes.
 
     Every random number is a function of (seed, step, index of the picture in the run), so a run
@@ -54,19 +54,19 @@ def train(request: TrainRequest) -> Generator[Event, None, TrainResult]:
         stop_on_signals(once=ranks.count == 1) as stop,
     ):
         with memory_errors("Use a smaller --model or --image-size."):
-            run = yield from open_run(request, stop, ranks)
+            run = open_run(request, stop, ranks, report)
         first = run.learner.step
         shown = request if ranks.first else replace(request, log=None)
         with (
             memory_errors(memory_remedy(request, ranks.count)),
-            training_log(shown, first, run.learner.metrics) as logged,
+            training_log(shown, first, run.learner.metrics, report) as report,
         ):
             # a killed run may have left files that are older than its state
             if first and ranks.first:
-                yield from logged(_keep(run, stop, resumed=True))
-            yield from logged(_learn(run, stop))
+                _keep(run, stop, report, resumed=True)
+            _learn(run, stop, report)
     if first >= request.steps:
-        yield Notice(f"complete already: {first} of {request.steps} steps.")
+        report(Notice(f"complete already: {first} of {request.steps} steps."))
     last = run.learner.metrics[-1] if run.learner.metrics else {}
     checkpoint = request.out / "checkpoint"
     return TrainResult(checkpoint, run.learner.step, last.get("loss"), last.get("holdout_loss"))
@@ -81,7 +81,7 @@ def _own_folder(request: TrainRequest, ranks: Ranks) -> Iterator[None]:
         yield
 
 
-def _learn(run: Run, stop: StopRequest) -> Iterator[Event]:
+def _learn(run: Run, stop: StopRequest, report: Report) -> None:
     """Updates until the last step, the time limit or a signal, with what is due after each."""
     request, learner = run.request, run.learner
     started, pictures, busy = time.monotonic(), 0, 0.0
@@ -103,21 +103,21 @@ def _learn(run: Run, stop: StopRequest) -> Iterator[Event]:
         if logged:
             facts = add_record(request, learner, pictures / busy, time.monotonic() - started)
             pictures, busy = 0, 0.0
-        yield Progress("training", learner.step, request.steps, "steps", facts)
+        report(Progress("training", learner.step, request.steps, "steps", facts))
         late = request.time_limit is not None and time.monotonic() - started > request.time_limit
         late, stopping = _agree(run.ranks, late, stop)
         if run.ranks.first:
-            yield from _keep(run, stop, late=late)
+            _keep(run, stop, report, late=late)
         elif stopping and not complete:
             raise Stopped(f"stopped after step {learner.step} of {request.steps}.")
         if late and not complete:
-            yield Notice(f"--time-limit: stopped after step {learner.step}; --resume goes on.")
+            report(Notice(f"--time-limit: stopped after step {learner.step}; --resume goes on."))
             return
 
 
 def _keep(
-    run: Run, stop: StopRequest, *, resumed: bool = False, late: bool = False
-) -> Iterator[Event]:
+    run: Run, stop: StopRequest, report: Report, *, resumed: bool = False, late: bool = False
+) -> None:
     """Samples, evaluation and state, where they are due after this step.
 
     By the first process alone. A signal cuts the first two short; the resumed run, which comes here
@@ -129,7 +129,7 @@ def _keep(
     samples = request.out / "samples" / f"step-{step:08d}.png"
     at_samples = step % request.sample_every == 0 or complete
     if at_samples and not (resumed and samples.exists()) and write_samples(samples, run, stop):
-        yield Wrote(str(samples), "samples")
+        report(Wrote(str(samples), "samples"))
     if at_save:
         add_evaluation(run, stop)
     if at_save or resumed or late or stop:

@@ -1,13 +1,13 @@
 """A training run's metrics and samples as they come, in RUN/tensorboard where --log asks for it."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from ddimctl.files.event_log import EventLog, open_event_log
-from ddimctl.jobs.events import Event, Wrote
+from ddimctl.jobs.events import Event, Report, Wrote
 from ddimctl.jobs.train.request import TrainRequest
 
 _CURVES: Final = ("loss", "train_loss", "holdout_loss", "lr", "images_per_second")
@@ -16,39 +16,40 @@ _SAMPLES: Final = re.compile(r"step-(\d+)\.png")
 
 @contextmanager
 def training_log(
-    request: TrainRequest, step: int, metrics: list[dict[str, Any]]
-) -> Iterator[Callable[[Iterable[Event]], Iterator[Event]]]:
-    """What the events of a run are passed through, unchanged, to be logged on their way.
+    request: TrainRequest, step: int, metrics: list[dict[str, Any]], report: Report
+) -> Iterator[Report]:
+    """A report that also logs the run's events, where the request asks for a log.
 
     step: where the run begins or goes on. What a stopped run logged from there on is hidden, and
     the state's own step is logged again: a kill may have come between its parts.
     metrics: the run's growing list of records.
     """
     if request.log is None:
-        yield iter
+        yield report
         return
     with open_event_log(request.out / "tensorboard", step) as log:
-        follower = _Follower(log, step, metrics)
+        follower = _Follower(log, step, metrics, report)
         samples = request.out / "samples" / f"step-{step:08d}.png"
         if samples.exists():
             log.add_picture(step, "samples", samples)
         try:
-            yield follower.follow
+            yield follower.report
         finally:
             follower.add_new()
 
 
 class _Follower:
-    def __init__(self, log: EventLog, step: int, metrics: list[dict[str, Any]]) -> None:
-        self._log, self._metrics = log, metrics
+    def __init__(
+        self, log: EventLog, step: int, metrics: list[dict[str, Any]], report: Report
+    ) -> None:
+        self._log, self._metrics, self._report = log, metrics, report
         self._logged = dict.fromkeys(_CURVES, step - 1)  # up to where each curve is
 
-    def follow(self, events: Iterable[Event]) -> Iterator[Event]:
-        for event in events:
-            self.add_new()
-            if isinstance(event, Wrote) and (name := _SAMPLES.fullmatch(Path(event.path).name)):
-                self._log.add_picture(int(name[1]), "samples", Path(event.path))
-            yield event
+    def report(self, event: Event) -> None:
+        self.add_new()
+        if isinstance(event, Wrote) and (name := _SAMPLES.fullmatch(Path(event.path).name)):
+            self._log.add_picture(int(name[1]), "samples", Path(event.path))
+        self._report(event)
 
     def add_new(self) -> None:
         """Log what was added since the last event: one record at most, and to the one before it."""

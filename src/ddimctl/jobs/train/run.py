@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import RESUME, DataError, RequestError, Stopped
 from ddimctl.files.atomic import clean_temporaries, storage_errors
 from ddimctl.files.dataset.datasets import Dataset
-from ddimctl.jobs.events import Event, Notice
+from ddimctl.jobs.events import Notice, Report, notify
 from ddimctl.jobs.train.data import read_data
 from ddimctl.jobs.train.model import model_to_train
 from ddimctl.jobs.train.request import TrainRequest, check_same_run, settings_of
@@ -60,7 +59,7 @@ class Run:
         return self.request.batch_size // (self.request.grad_accum * self.ranks.count)
 
 
-def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks) -> Generator[Event, None, Run]:
+def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks, report: Report) -> Run:
     """The run in request.out to go on with, or a new one; --force removes the states of another.
 
     request.out is held by the first process.
@@ -79,15 +78,15 @@ def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks) -> Generato
     for folder in _FOLDERS if ranks.first else ():  # what a killed run was writing
         if (request.out / folder).is_dir():
             clean_temporaries(request.out / folder)
-    state = yield from _state_to_go_on_from(request)
+    state = _state_to_go_on_from(request, report)
     if not ranks.first:  # then they find the pictures decoded, if they are on its machine
         ranks.share("pictures", None)
-    data = yield from read_data(request, check_stop)
+    data = read_data(request, check_stop, report)
     if ranks.first:
         ranks.share("pictures", None)
     model = model_to_train(request, data)
     check_stop()
-    yield from map(Notice, model.provenance.notes)
+    notify(report, model.provenance.notes)
     record = _record(request, precision, data, model) | {"processes": ranks.count}
     if state is not None:
         check_same_run(state["run"], record)
@@ -95,8 +94,8 @@ def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks) -> Generato
     learner = make_learner(unet, request.weight_decay)
     if state is not None:
         restore(learner, state)
-        yield Notice(f"going on from step {learner.step}.")
-        yield from _changes(state["run"], record, request)
+        report(Notice(f"going on from step {learner.step}."))
+        _changes(state["run"], record, request, report)
     elif request.force and ranks.first:
         _forget_earlier_run(request.out)
     _check_alike(ranks, learner, record)
@@ -107,15 +106,13 @@ def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks) -> Generato
     return Run(request, device, precision, data, model, averaged, learner, gradients, record, ranks)
 
 
-def _state_to_go_on_from(
-    request: TrainRequest,
-) -> Generator[Event, None, dict[str, Any] | None]:
+def _state_to_go_on_from(request: TrainRequest, report: Report) -> dict[str, Any] | None:
     """The state to go on from, or None to begin."""
     steps = saved_steps(request.out / "state")
     if request.resume and steps:
         state, damaged = load_newest_state(request.out / "state")
         for problem in damaged:
-            yield Notice(f"{problem} It is left out for the one before.")
+            report(Notice(f"{problem} It is left out for the one before."))
         return state
     if request.force:
         return None
@@ -179,15 +176,19 @@ def _check_alike(ranks: Ranks, learner: Learner, record: dict[str, Any]) -> None
 
 
 def _changes(
-    was: dict[str, Any], now: dict[str, Any], request: TrainRequest
-) -> Generator[Event, None, None]:
+    was: dict[str, Any], now: dict[str, Any], request: TrainRequest, report: Report
+) -> None:
     steps, processes = was["steps"], was.get("processes", 1)
     if processes != now["processes"]:
-        yield Notice(
-            f"the run had {processes} process{'es' * (processes > 1)}, has {now['processes']}: "
-            "the same but for rounding and the masks of dropout."
+        report(
+            Notice(
+                f"the run had {processes} process{'es' * (processes > 1)}, has {now['processes']}: "
+                "the same but for rounding and the masks of dropout."
+            )
         )
     if steps != request.steps and request.lr_decay == "cosine":
-        yield Notice(
-            f"--steps was {steps}, is {request.steps}: the learning rate decays to that from here."
+        report(
+            Notice(
+                f"--steps was {steps}, is {request.steps}: the learning rate decays to that from here."
+            )
         )
