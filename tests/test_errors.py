@@ -2,14 +2,11 @@
 
 import time
 
-import pytest
-
 from ddimctl.errors import brief
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
+def test_a_value_is_shown_by_its_repr():
+    cases = (
         ("fp16", "'fp16'"),
         (3, "3"),
         (0.25, "0.25"),
@@ -19,19 +16,16 @@ from ddimctl.errors import brief
         ([[[[1]]]], "[[[...]]]"),
         ("a\nb\x1b[2J", r"'a\nb\x1b[2J'"),
         (10**5000, "a huge int"),
-    ],
-    ids=lambda value: str(type(value)),
-)
-def test_a_value_is_shown_by_its_repr(value, shown):
-    assert brief(value) == shown
+    )
+    for value, shown in cases:
+        assert brief(value) == shown
 
 
-@pytest.mark.parametrize(
-    "value", ["x" * 10**7, 10**100, b"x" * 10**7, [["y" * 10**6] * 100] * 100, {"k" * 10**6: 1}]
-)
-def test_long_values_are_cut_at_once(value):
+def test_long_values_are_cut_at_once():
+    long = "x" * 10**7
     started = time.monotonic()
-    shown = brief(value)
-    assert len(shown) < 3000
-    assert "..." in shown
-    assert time.monotonic() - started < 1
+    for value in (long, 10**100, long.encode(), [["y" * 10**6] * 100] * 100, {"k" * 10**6: 1}):
+        shown = brief(value)
+        assert len(shown) < 3000
+        assert "..." in shown
+    assert time.monotonic() - started < 5

@@ -118,9 +118,11 @@ def test_links_and_pipes_are_neither_waited_for_nor_shown(
     assert "root" not in caught.value.cause.replace(str(tmp_path), "")
 
 
-def test_control_characters_of_a_config_do_not_reach_the_terminal(tmp_path: Path, run_cli) -> None:
+def test_control_characters_of_a_config_do_not_reach_the_terminal(
+    tmp_path: Path, run_forked
+) -> None:
     write_json(tmp_path / "model/config.json", _class_name="\x1b[2J\ud800\x07evil")
-    ran = run_cli("info", tmp_path / "model")
+    ran = run_forked("info", tmp_path / "model")
     assert ran.code == 1
     assert "evil" in ran.stderr
     assert "\x1b" not in ran.stderr

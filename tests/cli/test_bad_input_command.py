@@ -66,11 +66,11 @@ BYTES_NAME = os.fsdecode(b"\xff\xfe.png")
     ids=lambda value: None if isinstance(value, int) else f"{value[0]} {value[1][:9]!a}",
 )
 def test_bad_input_ends_in_two_lines_and_touches_nothing(
-    code, arguments, here, run_cli, tiny_checkpoint
+    code, arguments, here, run_forked, tiny_checkpoint
 ):
     before = tree(here)
     ckpt = [] if arguments[0] == "train" else ["--ckpt", tiny_checkpoint]
-    ran = run_cli(*arguments, *ckpt, timeout=60)
+    ran = run_forked(*arguments, *ckpt, timeout=60)
     assert ran.code == code, ran.stderr
     assert ran.stdout == ""
     assert "Traceback" not in ran.stderr

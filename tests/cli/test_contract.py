@@ -50,8 +50,8 @@ def test_sample_prints_the_paths_it_wrote_and_nothing_else(run_cli, tiny_checkpo
     }
 
 
-def test_sample_json_is_one_object_that_names_what_was_made(run_cli, tiny_checkpoint, tmp_path):
-    code, out, err = sample(run_cli, tiny_checkpoint, "--out", "out", "--json", "--eta", 1)
+def test_sample_json_is_one_object_that_names_what_was_made(run_forked, tiny_checkpoint, tmp_path):
+    code, out, err = sample(run_forked, tiny_checkpoint, "--out", "out", "--json", "--eta", 1)
     assert code == 0, err
     record = json.loads(out)
     assert record["out"] == "out"
@@ -80,15 +80,15 @@ def test_dry_run_prints_the_plan_and_writes_nothing(run_here, tiny_checkpoint, t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_solver_makes_other_pictures_of_the_same_latents(run_cli, tiny_checkpoint, tmp_path):
+def test_a_solver_makes_other_pictures_of_the_same_latents(run_forked, tiny_checkpoint, tmp_path):
     for solver in ("ddim", "ipndm", "dpm++2m"):
-        code, out, err = run_cli(
+        code, out, err = run_forked(
             "sample", "--ckpt", tiny_checkpoint, "-n", 1, "--steps", 4, "--solver", solver,
             "--out", solver, "--json",
         )  # fmt: skip
         assert code == 0, err
         assert json.loads(out)["settings"]["solver"] == solver
-    again = run_cli("sample", "--latents", "ipndm/latents.pt", "--out", "again")
+    again = run_forked("sample", "--latents", "ipndm/latents.pt", "--out", "again")
     assert again.code == 0, again.stderr
     found = {
         name: picture_pixels(read_picture(tmp_path / name / "images" / "000000.png", 3))

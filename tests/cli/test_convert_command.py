@@ -28,9 +28,9 @@ def flags(said):
     return [word for flag in said for word in ("--model-flag", flag)]
 
 
-def test_a_converted_folder_computes_the_same(run_cli, tmp_path):
+def test_a_converted_folder_computes_the_same(run_forked, tmp_path):
     source = DATA / "guided_diffusion_tiny_class"
-    ran = run_cli("convert", source, "folder", "--json")
+    ran = run_forked("convert", source, "folder", "--json")
     assert ran.code == 0, ran.stderr
     told = json.loads(ran.stdout)
     assert told["out"] == "folder"
@@ -50,35 +50,35 @@ def test_a_converted_folder_computes_the_same(run_cli, tmp_path):
     assert str(tmp_path) not in json.dumps(sidecar)
 
 
-def test_recorded_cases_that_disagree_stop_it(run_cli, tmp_path):
+def test_recorded_cases_that_disagree_stop_it(run_forked, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(DATA / "guided_diffusion_tiny", source)
-    ran = run_cli("convert", source, "folder", "--model-flag", "use_new_attention_order=true")
+    ran = run_forked("convert", source, "folder", "--model-flag", "use_new_attention_order=true")
     assert ran.code == 1
     assert "does not compute what cases.safetensors records" in ran.stderr
     assert not (tmp_path / "folder").exists()
 
 
-def test_an_existing_folder_is_left_alone(run_cli, tmp_path):
+def test_an_existing_folder_is_left_alone(run_forked, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine.txt").write_text("mine")
-    ran = run_cli("convert", DATA / "guided_diffusion_tiny", "folder")
+    ran = run_forked("convert", DATA / "guided_diffusion_tiny", "folder")
     assert ran.code == 2
     assert "--force" in ran.stderr
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["mine.txt"]
 
 
-def test_what_a_file_does_not_say_is_asked_for_by_name(run_cli, bare):
-    ran = run_cli("info", bare)
+def test_what_a_file_does_not_say_is_asked_for_by_name(run_forked, bare):
+    ran = run_forked("info", bare)
     assert ran.code == 2
     assert "Traceback" not in ran.stderr
     assert "image_size" in ran.stderr
-    ran = run_cli("info", bare, "--size", "16", *flags(SAID[:1]))
+    ran = run_forked("info", bare, "--size", "16", *flags(SAID[:1]))
     assert ran.code == 2
     for name in ("num_heads", "use_new_attention_order", "diffusion_steps"):
         assert name in ran.stderr
     assert "noise_schedule" not in ran.stderr
-    ran = run_cli("info", bare, "--json", *flags(SAID))
+    ran = run_forked("info", bare, "--json", *flags(SAID))
     assert ran.code == 0, ran.stderr
     told = json.loads(ran.stdout)
     assert (told["family"], told["height"], told["learned_variance"]) == ("openai", 16, True)
@@ -86,25 +86,25 @@ def test_what_a_file_does_not_say_is_asked_for_by_name(run_cli, bare):
     assert told["network"]["channels"] == [32, 64]
 
 
-def test_flags_that_are_unknown_or_no_flags_are_refused(run_cli, bare):
-    ran = run_cli("info", bare, "--model-flag", "num_heads")
+def test_flags_that_are_unknown_or_no_flags_are_refused(run_forked, bare):
+    ran = run_forked("info", bare, "--model-flag", "num_heads")
     assert ran.code == 2
     assert "is not a name and a value" in ran.stderr
-    ran = run_cli("info", bare, "--model-flag", "heads=4")
+    ran = run_forked("info", bare, "--model-flag", "heads=4")
     assert ran.code == 2
     assert "num_heads" in ran.stderr
-    ran = run_cli("info", "--model-flag", "num_heads=4")
+    ran = run_forked("info", "--model-flag", "num_heads=4")
     assert ran.code == 2
     assert "Leave --model-flag out" in ran.stderr
 
 
-def test_latents_remember_what_was_said_of_their_checkpoint(run_cli, bare, tmp_path):
-    ran = run_cli(
+def test_latents_remember_what_was_said_of_their_checkpoint(run_forked, bare, tmp_path):
+    ran = run_forked(
         "sample", "--ckpt", bare, *flags(SAID), "--seeds", "3,9", "--class", "7",
         "--steps", "2", "--out", "first",
     )  # fmt: skip
     assert ran.code == 0, ran.stderr
-    again = run_cli("sample", "--latents", "first/latents.pt", "--out", "second")
+    again = run_forked("sample", "--latents", "first/latents.pt", "--out", "second")
     assert again.code == 0, again.stderr
     first, second = (
         [Image.open(path).tobytes() for path in sorted((tmp_path / run / "images").iterdir())]
@@ -119,28 +119,28 @@ def test_latents_remember_what_was_said_of_their_checkpoint(run_cli, bare, tmp_p
     assert manifests[0]["checkpoint"]["flags"]["num_heads"] == "2"
 
 
-def test_latents_keep_their_network_when_the_settings_beside_it_change(run_cli, tmp_path):
+def test_latents_keep_their_network_when_the_settings_beside_it_change(run_forked, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(DATA / "guided_diffusion_tiny", source)
-    ran = run_cli("sample", "--ckpt", source, "-n", "1", "--steps", "2", "--out", "first")
+    ran = run_forked("sample", "--ckpt", source, "-n", "1", "--steps", "2", "--out", "first")
     assert ran.code == 0, ran.stderr
     whole = (source / "flags.json").read_text()
     changed = whole.replace('"use_new_attention_order": false', '"use_new_attention_order": true')
     assert changed != whole
     (source / "flags.json").write_text(changed)
     for out in ("second", "third"):
-        ran = run_cli("sample", "--latents", "first/latents.pt", "--out", out)
+        ran = run_forked("sample", "--latents", "first/latents.pt", "--out", out)
         assert ran.code == 0, ran.stderr
         pictures = [Image.open(tmp_path / run / "images/000000.png") for run in ("first", out)]
         assert pictures[0].tobytes() == pictures[1].tobytes()
         (source / "flags.json").unlink(missing_ok=True)
 
 
-def test_cases_are_compared_whatever_the_file_s_name_says(run_cli, tmp_path):
+def test_cases_are_compared_whatever_the_file_s_name_says(run_forked, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(DATA / "guided_diffusion_tiny", source)
     (source / "model.pt").rename(source / "model123456.pt")  # their name for raw weights
-    ran = run_cli("convert", source, "out", "--model-flag", "use_new_attention_order=true")
+    ran = run_forked("convert", source, "out", "--model-flag", "use_new_attention_order=true")
     assert ran.code == 1
     assert "does not compute what cases.safetensors records" in ran.stderr
 
@@ -155,33 +155,33 @@ def test_cases_of_another_shape_are_not_run(tmp_path, shape):
     assert not (tmp_path / "out").exists()
 
 
-def test_averaged_weights_of_another_checkpoint_are_not_left_beside_new_ones(run_cli, tmp_path):
+def test_averaged_weights_of_another_checkpoint_are_not_left_beside_new_ones(run_forked, tmp_path):
     (tmp_path / "folder" / "unet_ema").mkdir(parents=True)
-    ran = run_cli("convert", DATA / "guided_diffusion_tiny", "folder", "--force")
+    ran = run_forked("convert", DATA / "guided_diffusion_tiny", "folder", "--force")
     assert ran.code == 2
     assert "unet_ema" in ran.stderr
 
 
-def test_a_copy_of_another_name_decodes_the_latents_too(run_cli, tmp_path):
+def test_a_copy_of_another_name_decodes_the_latents_too(run_forked, tmp_path):
     weights = torch.load(DATA / "ermongroup_tiny" / "ckpt_1234.pth", weights_only=True)[4]
     shutil.copy(DATA / "ermongroup_tiny" / "config.yml", tmp_path)
     for name in ("ema_model.ckpt", "other.ckpt"):
         torch.save(weights, tmp_path / name)
     shutil.copy(tmp_path / "ema_model.ckpt", tmp_path / "other.ckpt")
     for name in ("ema_model.ckpt", "other.ckpt"):
-        ran = run_cli("sample", "--ckpt", name, "-n", "1", "--steps", "1", "--out", name[:3])
+        ran = run_forked("sample", "--ckpt", name, "-n", "1", "--steps", "1", "--out", name[:3])
         assert ran.code == 0, ran.stderr
-    ran = run_cli("sample", "--latents", "ema/latents.pt", "--out", "again")
+    ran = run_forked("sample", "--latents", "ema/latents.pt", "--out", "again")
     assert ran.code == 0, ran.stderr
 
 
-def test_latents_remember_the_size_that_was_said(run_cli, bare, tmp_path):
+def test_latents_remember_the_size_that_was_said(run_forked, bare, tmp_path):
     said = flags(flag for flag in SAID if not flag.startswith("image_size"))
-    ran = run_cli(
+    ran = run_forked(
         "sample", "--ckpt", bare, *said, "--size", "24x16", "-n", "1", "--class", "7",
         "--steps", "1", "--out", "first", "--save", "latents",
     )  # fmt: skip
     assert ran.code == 0, ran.stderr
-    again = run_cli("sample", "--latents", "first/latents.pt", "--out", "second", "--json")
+    again = run_forked("sample", "--latents", "first/latents.pt", "--out", "second", "--json")
     assert again.code == 0, again.stderr
     assert json.loads(again.stdout)["settings"]["size"] == [24, 16]

@@ -81,10 +81,10 @@ def test_usage_errors_are_two_lines_and_import_nothing_heavy(arguments, clean_en
     assert_light_usage_error(arguments, clean_env, tmp_path)
 
 
-def test_the_table_is_printed_and_a_page_written(run_cli, tiny_checkpoint, data, tmp_path):
+def test_the_table_is_printed_and_a_page_written(run_forked, tiny_checkpoint, data, tmp_path):
     command = ("evaluate", "--ckpt", tiny_checkpoint, "--data", data, "--out", "out")
     command = (*command, "-n", 8, "--steps", "2,3", "--eta", "0")
-    code, out, err = run_cli(*command)
+    code, out, err = run_forked(*command)
     assert code == 0, err
     title, head, line = out.splitlines()
     assert title.endswith("(not FID)")
@@ -96,10 +96,10 @@ def test_the_table_is_printed_and_a_page_written(run_cli, tiny_checkpoint, data,
         assert (tmp_path / "out" / name).stat().st_size > 0
     assert len(list((tmp_path / "out/cells/eta0-S2/images").iterdir())) == 8
 
-    code, out, err = run_cli(*command)
+    code, out, err = run_forked(*command)
     assert (code, out) == (2, "")
     assert "--resume" in err
-    code, out, err = run_cli(*command, "--resume", "--json")
+    code, out, err = run_forked(*command, "--resume", "--json")
     assert code == 0, err
     record = json.loads(out)
     assert record["out"] == "out"

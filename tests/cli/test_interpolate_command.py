@@ -22,14 +22,14 @@ def run_here(capsys, monkeypatch, tmp_path):
     return run
 
 
-def test_latents_of_two_samples_need_nothing_else(run_cli, tiny_class_checkpoint, tmp_path):
+def test_latents_of_two_samples_need_nothing_else(run_forked, tiny_class_checkpoint, tmp_path):
     for name, seed in (("a", 3), ("b", 9)):
-        code, _, err = run_cli(
+        code, _, err = run_forked(
             *("sample", "--ckpt", tiny_class_checkpoint, "--seeds", seed, "--class", "item"),
             *("--steps", 2, "--out", name),
         )
         assert code == 0, err
-    code, out, err = run_cli(
+    code, out, err = run_forked(
         *("interpolate", "a/latents.pt", "b/latents.pt", "--frames", 3, "--video", "gif")
     )
     assert code == 0, err

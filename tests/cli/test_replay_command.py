@@ -23,14 +23,16 @@ def spoil(folder, levels):
     (folder / "manifest.json").write_text(json.dumps(record))
 
 
-def test_replay_says_how_pictures_compare(run_cli, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+def test_replay_says_how_pictures_compare(
+    run_forked, tiny_checkpoint, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
         return main([str(argument) for argument in arguments]), *capsys.readouterr()
 
     assert run("sample", "--ckpt", tiny_checkpoint, "-n", 2, "--steps", 2, "--out", "old")[0] == 0
-    code, out, err = run_cli("replay", "old", "--out", "new")
+    code, out, err = run_forked("replay", "old", "--out", "new")
     assert (code, out) == (0, "2 of 2 pictures have the same bytes.\nnew/manifest.json\n"), err
     assert (tmp_path / "new/grid.png").read_bytes() == (tmp_path / "old/grid.png").read_bytes()
 
