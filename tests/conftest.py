@@ -18,6 +18,8 @@ pytest.register_assert_rewrite("light_start", "training_runs")
 
 # Where a shell started the tests in the background it is ignored, also by all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):  # ignored under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Set before anything imports torch or huggingface_hub, which read their environment once.
 _CACHE = tempfile.TemporaryDirectory(prefix="ddimctl-tests-", ignore_cleanup_errors=True)

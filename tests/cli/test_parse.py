@@ -330,8 +330,7 @@ def test_any_value_of_an_option_is_taken_or_refused_in_two_lines(command, capsys
     """The job itself is not begun: a value that is taken ends in an error of this test's."""
     taken = RequestError("taken")
 
-    def refuse(job):
-        job.close()
+    def refuse(job, request):
         raise taken
 
     monkeypatch.setattr(f"ddimctl.cli.commands.{command}.run_job", refuse)

@@ -243,14 +243,17 @@ def test_a_folder_that_is_moved_away_ends_the_run_at_once_and_can_be_put_back(
 ):
     request, out, away = request_for(seeds=tuple(range(100))), tmp_path / "out", tmp_path / "away"
     request = replace(request, save=("grid", "images"))
-    events, steps = sample(request), 0
+    events = []
+
+    def report(event):
+        events.append(event)
+        if len(events) > 3 and out.exists():
+            out.rename(away)
+
     with pytest.raises(StorageError, match=r"its folder is no longer there.*Put it back") as raised:
-        for _ in events:
-            steps += 1
-            if steps > 3 and out.exists():
-                out.rename(away)
+        sample(request, report)
     assert "--resume goes on" in raised.value.remedy
-    assert steps < 40  # of 50 batches
+    assert len(events) < 40  # of 50 batches
     assert not out.exists()
     away.rename(out)
     finish(sample, replace(request, resume=True))

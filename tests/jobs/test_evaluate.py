@@ -233,7 +233,6 @@ def test_progress_names_the_cell(finish, request_for):
 def test_numbers_that_are_not_finite_name_the_cell(finish, request_for, monkeypatch):
     def fails(*given, **named):
         raise NumericsError("seed 3: values are no longer finite.", "Try --clip static.")
-        yield
 
     monkeypatch.setattr(evaluation_work, "decode", fails)
     with pytest.raises(NumericsError, match=r"^eta0-S2: seed 3: ") as caught:

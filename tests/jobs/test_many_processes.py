@@ -300,9 +300,9 @@ def test_processes_that_see_other_pictures_are_found_out(train, pictures, tmp_pa
 import dataclasses, pathlib
 import ddimctl.jobs.train.run as owner
 original = owner.read_data
-def elsewhere(request, check):
+def elsewhere(request, check, report):
     data = pathlib.Path({str(tmp_path / "pictures")!r})
-    return original(dataclasses.replace(request, data=data), check)
+    return original(dataclasses.replace(request, data=data), check, report)
 owner.read_data = elsewhere
 """
     ended = train(2, "two", "--grad-accum", 1, preludes={1: IMPATIENT + other})
