@@ -25,7 +25,7 @@ from ddimctl.files.atomic import write_json
 from ddimctl.files.latents import load_latents, save_samples
 from ddimctl.jobs.checkpoint import open_checkpoint
 from ddimctl.jobs.events import ignore
-from ddimctl.jobs.sample.auto_timesteps import settle_timesteps
+from ddimctl.jobs.sample.auto_timesteps import resolve_timesteps
 from ddimctl.jobs.sample.plan import Plan, SampleRequest, make_plan
 from ddimctl.runtime.device import resolve_device
 
@@ -92,7 +92,7 @@ def planned(
     """As `ddimctl sample` would, timesteps searched for where they have to be."""
     asked = SampleRequest(**{**vars(request), "steps": steps, "tau": tau, "solver": solver})
     plan = make_plan(asked, checkpoint, None, device, "fp32")
-    return settle_timesteps(asked, plan, checkpoint, device, ignore)
+    return resolve_timesteps(asked, plan, checkpoint, device, ignore)
 
 
 def decode(plan: Plan, checkpoint: Checkpoint, device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
     python examples/bundled_timesteps.py
 
-One survey of 3840 evaluations, then a search for every solver and number of steps; some minutes.
+One probe of 3840 evaluations, then a search for every solver and number of steps; some minutes.
 """
 
 import json
@@ -15,7 +15,7 @@ from ddimctl.diffusion.tau_search import FINE, choose_timesteps
 from ddimctl.files.atomic import write_bytes
 from ddimctl.jobs.checkpoint import open_checkpoint
 from ddimctl.jobs.events import ignore
-from ddimctl.jobs.sample.auto_timesteps import BUNDLED_FILE, search_key, survey_checkpoint
+from ddimctl.jobs.sample.auto_timesteps import BUNDLED_FILE, probe_checkpoint, search_key
 from ddimctl.jobs.sample.plan import SampleRequest, make_plan
 
 STEPS = range(1, FINE // 2 + 1)
@@ -24,13 +24,13 @@ device = torch.device("cpu")
 request = SampleRequest(ckpt=str(BUNDLED))
 checkpoint = open_checkpoint(request, {}, device, "fp32")
 plan = make_plan(request, checkpoint, None, device, "fp32")
-survey = survey_checkpoint(plan, checkpoint, 16, device, ignore)
+probe = probe_checkpoint(plan, checkpoint, 16, device, ignore)
 found: dict[str, dict[str, list[int]]] = {}
 for solver in SOLVERS:
     found[solver] = {}
     for steps in STEPS:
         found[solver][str(steps)] = list(
-            choose_timesteps(survey, checkpoint.schedule, steps, solver)
+            choose_timesteps(probe, checkpoint.schedule, steps, solver)
         )
         print(solver, steps, *found[solver][str(steps)], flush=True)
 lines = [

@@ -21,7 +21,7 @@ from peer_weights import relative
 from safetensors.torch import load_file
 
 from ddimctl.checkpoints import Checkpoint, checkpoint_files, load_checkpoint
-from ddimctl.checkpoints.build.network import Beyond
+from ddimctl.checkpoints.build.network import UNetPatches
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -136,7 +136,7 @@ def test_what_is_saved_loads_as_it_was(case: Case, tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     again = load_checkpoint(tmp_path)
-    assert again.beyond == case.checkpoint.beyond
+    assert again.patches == case.checkpoint.patches
     assert again.learned_variance == case.checkpoint.learned_variance
     assert again.num_classes == case.checkpoint.num_classes
     assert again.sample_shape == case.checkpoint.sample_shape
@@ -144,7 +144,7 @@ def test_what_is_saved_loads_as_it_was(case: Case, tmp_path: Path) -> None:
     ours, _ = outputs(case.peer, case.checkpoint, (8, 16))
     reloaded, theirs = outputs(case.peer, again, (8, 16))
     assert torch.equal(reloaded, ours)
-    if again.beyond == Beyond():
+    if again.patches == UNetPatches():
         plain = copy.copy(again)
         object.__setattr__(plain, "unet", UNet2DModel.from_pretrained(tmp_path / "unet").eval())
         assert relative(outputs(case.peer, plain, (8, 16))[0], theirs) <= 1e-5

@@ -94,7 +94,7 @@ HO = {
 
 
 def _check_fits(converted: Converted, weights: dict[str, Tensor], published: Published) -> None:
-    wanted = build_unet(converted.config, converted.beyond, "published").unet.state_dict()
+    wanted = build_unet(converted.config, converted.patches, "published").unet.state_dict()
     assert {key: tensor.shape for key, tensor in wanted.items()} == {
         key: tensor.shape for key, tensor in converted.weights.items()
     }
@@ -123,7 +123,7 @@ def test_openais_published_networks_need_no_flags(name: str) -> None:
     }
     said = openai.convert(weights, Said(name, told, {}))  # what its README tells of it
     assert said.config == converted.config
-    assert said.beyond == converted.beyond
+    assert said.patches == converted.patches
     assert said.diffusion.prediction == converted.diffusion.prediction == "eps"
     assert said.diffusion.schedule.settings == converted.diffusion.schedule.settings
     assert converted.diffusion.schedule.settings["kind"] == flags["noise_schedule"]
@@ -170,6 +170,6 @@ def test_what_is_said_counts_more_than_what_is_published() -> None:
     converted = openai.convert(weights, Said("model.pt", told, {}, size=(128, 64)))
     assert converted.config["sample_size"] == (128, 64)
     assert converted.diffusion.schedule.settings["kind"] == "linear"
-    assert converted.beyond.heads == 8
-    assert converted.beyond.timestep_scale == 0.25
+    assert converted.patches.heads == 8
+    assert converted.patches.timestep_scale == 0.25
     assert "num_heads" not in converted.notes[0]

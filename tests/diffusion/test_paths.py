@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import ddimctl
 from ddimctl.diffusion.noise import seeded_noise
-from ddimctl.diffusion.paths import PATHS, Place, grid, lerp, slerp, tour, tour_places
+from ddimctl.diffusion.paths import PATHS, FramePosition, frame_positions, grid, lerp, slerp, tour
 from ddimctl.errors import RequestError
 
 SHAPE = (3, 8, 8)
@@ -128,7 +128,7 @@ def test_different_shapes_are_refused(path):
 @settings(deadline=None, max_examples=50)
 @given(st.integers(2, 9), st.integers(0, 60), st.booleans())
 def test_a_tour_has_the_frames_asked_for_and_every_input_in_order(inputs, more, loop):
-    places = tour_places(inputs, inputs + more, loop)
+    places = frame_positions(inputs, inputs + more, loop)
     assert len(places) == inputs + more
     assert [p.shows for p in places if p.shows is not None] == list(range(inputs))
     assert (places[0].start, places[0].weight) == (0, 0)
@@ -138,12 +138,12 @@ def test_a_tour_has_the_frames_asked_for_and_every_input_in_order(inputs, more, 
 
 
 def test_two_inputs_are_evenly_spaced():
-    assert tour_places(2, 5) == [Place(0, 1, k / 4) for k in range(5)]
+    assert frame_positions(2, 5) == [FramePosition(0, 1, k / 4) for k in range(5)]
 
 
 def test_a_loop_ends_one_frame_before_it_begins_again():
-    assert tour_places(2, 4, loop=True) == [
-        Place(0, 1, 0.0), Place(0, 1, 0.5), Place(1, 0, 0.0), Place(1, 0, 0.5),
+    assert frame_positions(2, 4, loop=True) == [
+        FramePosition(0, 1, 0.0), FramePosition(0, 1, 0.5), FramePosition(1, 0, 0.0), FramePosition(1, 0, 0.5),
     ]  # fmt: skip
 
 
@@ -152,13 +152,13 @@ def test_a_loop_ends_one_frame_before_it_begins_again():
 )
 def test_impossible_tours_are_refused(inputs, frames, named):
     with pytest.raises(RequestError, match=named):
-        tour_places(inputs, frames)
+        frame_positions(inputs, frames)
 
 
 @pytest.mark.parametrize("loop", [False, True])
 def test_a_tour_shows_its_inputs_and_what_is_between(loop):
     inputs = noise(0, 1, 2)
-    places = tour_places(3, 7, loop)
+    places = frame_positions(3, 7, loop)
     frames = tour(inputs, places)
     for frame, (start, end, weight) in zip(frames, places, strict=True):
         assert torch.equal(frame, slerp(inputs[start], inputs[end], weight))

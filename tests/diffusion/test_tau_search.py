@@ -10,12 +10,12 @@ from ddimctl.diffusion.sampling import sample
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.diffusion.tau_search import (
     FINE,
-    Survey,
+    Probe,
     check_search,
     choose_timesteps,
+    probe,
+    probe_evaluations,
     search_timesteps,
-    survey,
-    survey_evaluations,
 )
 from ddimctl.diffusion.timesteps import timesteps
 from ddimctl.errors import NumericsError, RequestError
@@ -25,8 +25,8 @@ def noisy(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def survey_of(model, x_T, batch_size=4, on_step=None):
-    return survey(
+def probe_of(model, x_T, batch_size=4, on_step=None):
+    return probe(
         make_denoiser(model),
         model.schedule,
         lambda images: (x_T[images.start : images.stop], None),
@@ -37,16 +37,16 @@ def survey_of(model, x_T, batch_size=4, on_step=None):
 
 
 @pytest.fixture(scope="module")
-def gaussian() -> tuple[GaussianModel, torch.Tensor, Survey]:
+def gaussian() -> tuple[GaussianModel, torch.Tensor, Probe]:
     model, x_T = GaussianModel(make_schedule("cosine")), noisy(8, 1, 4, 4)
-    return model, x_T, survey_of(model, x_T)
+    return model, x_T, probe_of(model, x_T)
 
 
 def test_a_survey_asks_as_often_as_it_says():
     x_T = noisy(5, 1, 2, 2)
     told: list[int] = []
-    survey_of(GaussianModel(), x_T, batch_size=2, on_step=told.append)
-    assert told == list(range(1, 3 * survey_evaluations(1000) + 1))
+    probe_of(GaussianModel(), x_T, batch_size=2, on_step=told.append)
+    assert told == list(range(1, 3 * probe_evaluations(1000) + 1))
 
 
 def test_the_response_is_the_networks_derivative(gaussian):
@@ -55,7 +55,7 @@ def test_the_response_is_the_networks_derivative(gaussian):
     for t, response in zip(found.timesteps, found.response.tolist(), strict=True):
         level = model.schedule(t)
         exact = math.sqrt(level) * model.deviation**2 / model.variance(level)
-        if 100 < t < 900:  # beyond, it bends between the levels that the coarse walk saw
+        if 100 < t < 900:  # patches, it bends between the levels that the coarse walk saw
             assert response == pytest.approx(exact, rel=0.02)
 
 
@@ -70,7 +70,7 @@ def test_products_are_means_of_the_fine_walk(gaussian):
 
 def test_batches_make_no_difference(gaussian):
     model, x_T, found = gaussian
-    again = survey_of(model, x_T, batch_size=3)
+    again = probe_of(model, x_T, batch_size=3)
     torch.testing.assert_close(again.products, found.products)
     torch.testing.assert_close(again.response, found.response)
 
@@ -122,7 +122,7 @@ def test_a_search_asks_with_its_labels_guidance_and_clip():
         batch_size=2,
     )
     flat = [sorted(set(batch) - {9}) for batch in asked]
-    N = survey_evaluations(1000)
+    N = probe_evaluations(1000)
     assert [batch for batch in flat if batch] == N * [[1, 3]] + N * [[4]]
     assert any(9 in batch for batch in asked)
     with pytest.raises(RequestError, match="unknown clipping"):
@@ -150,4 +150,4 @@ def test_a_network_that_is_not_finite_is_refused():
             return torch.full_like(x, math.nan)
 
     with pytest.raises(NumericsError, match="not finite"):
-        survey_of(Broken(), noisy(2, 1, 2, 2))
+        probe_of(Broken(), noisy(2, 1, 2, 2))

@@ -204,7 +204,7 @@ def test_timesteps_are_chosen_for_each_number_of_steps(finish, request_for, tmp_
     assert "takes 120 evaluations" in guess.notices()
     finished = finish(evaluate, request_for(tau="auto", rows=(0.0, 1.0)))
     phases = [event_phase(event) for event in finished.events]
-    assert phases.count("choosing timesteps") == 120  # one survey for both
+    assert phases.count("choosing timesteps") == 120  # one probe for both
     found = finished.result.settings["timesteps"]
     assert list(found) == ["S = 2", "S = 3"]
     for row in ("eta0", "eta1"):

@@ -6,7 +6,7 @@ import pytest
 import ddimctl
 from ddimctl.checkpoints.load import BUNDLED
 from ddimctl.errors import RequestError
-from ddimctl.jobs.checkpoint import Recalled, recall, remember, verify
+from ddimctl.jobs.checkpoint import FoundCheckpoint, find_checkpoint, remember, verify
 
 
 @pytest.fixture(autouse=True)
@@ -19,9 +19,9 @@ def test_a_local_checkpoint_is_found_again_by_its_hash(tiny_checkpoint, tmp_path
     checkpoint = ddimctl.load_checkpoint(tiny_checkpoint)
     record = checkpoint.provenance.record()
     with pytest.raises(RequestError, match="Name it with --ckpt"):
-        recall(record)
+        find_checkpoint(record)
     remember(checkpoint, str(tiny_checkpoint))
-    found = recall(record)
+    found = find_checkpoint(record)
     assert found.spec == str(tiny_checkpoint)
     verify(ddimctl.load_checkpoint(found.spec), record)
 
@@ -35,13 +35,13 @@ def test_a_checkpoint_that_moved_away_or_changed_is_not_taken(tiny_checkpoint, t
         verify(checkpoint, record | {"sha256": "0" * 64})
     shutil.rmtree(folder)
     with pytest.raises(RequestError, match="not where it was"):
-        recall(record)
+        find_checkpoint(record)
 
 
 def test_hub_ids_come_with_their_commit_and_the_bundled_one_from_the_package():
     record = {"name": "google/ddpm-cifar10-32", "sha256": "1" * 64, "revision": "a" * 40}
-    assert recall(record) == Recalled("google/ddpm-cifar10-32", "a" * 40)
-    assert recall({"name": "bundled", "sha256": "1" * 64}).spec == "bundled"
+    assert find_checkpoint(record) == FoundCheckpoint("google/ddpm-cifar10-32", "a" * 40)
+    assert find_checkpoint({"name": "bundled", "sha256": "1" * 64}).spec == "bundled"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": 3}', ""])
@@ -50,7 +50,7 @@ def test_a_damaged_index_is_an_empty_one(own_cache, tiny_checkpoint, content):
     (own_cache / "checkpoints.json").write_text(content)
     checkpoint = ddimctl.load_checkpoint(tiny_checkpoint)
     with pytest.raises(RequestError):
-        recall(checkpoint.provenance.record())
+        find_checkpoint(checkpoint.provenance.record())
     remember(checkpoint, str(tiny_checkpoint))
     index = json.loads((own_cache / "checkpoints.json").read_text())
     assert index[checkpoint.provenance.sha256] == str(tiny_checkpoint)
@@ -59,7 +59,7 @@ def test_a_damaged_index_is_an_empty_one(own_cache, tiny_checkpoint, content):
 @pytest.mark.parametrize("record", [{}, {"name": "x"}, {"name": 3, "sha256": None, "revision": 4}])
 def test_strange_records_are_refused(record):
     with pytest.raises(RequestError, match="Name it with --ckpt"):
-        recall(record)
+        find_checkpoint(record)
 
 
 def edited(checkpoint, folder, **settings):
@@ -74,14 +74,14 @@ def test_a_copy_with_other_settings_does_not_take_a_checkpoints_place(tiny_check
     record = ddimctl.load_checkpoint(tiny_checkpoint).provenance.record()
     for spec in (tiny_checkpoint, copy):  # the copy is used last
         remember(ddimctl.load_checkpoint(spec), str(spec))
-    assert recall(record).spec == str(tiny_checkpoint)
-    assert recall(record | {"name": "copy"}).spec == str(copy)
-    assert recall(record | {"name": "moved"}).spec == str(copy)
+    assert find_checkpoint(record).spec == str(tiny_checkpoint)
+    assert find_checkpoint(record | {"name": "copy"}).spec == str(copy)
+    assert find_checkpoint(record | {"name": "moved"}).spec == str(copy)
 
     other = edited(BUNDLED, tmp_path / "other", prediction_type="epsilon")
     checkpoint = ddimctl.load_checkpoint(other)
     remember(checkpoint, str(other))
-    assert recall(checkpoint.provenance.record() | {"name": "bundled"}).spec == "bundled"
+    assert find_checkpoint(checkpoint.provenance.record() | {"name": "bundled"}).spec == "bundled"
 
 
 @pytest.mark.parametrize(

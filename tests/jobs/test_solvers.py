@@ -142,7 +142,7 @@ def test_auto_timesteps_are_found_once_and_recorded(
     assert phases(again) == {"sampling"}
     assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
     other = finish(sample, request_for("c", tau="auto", steps=5, solver="ipndm"))
-    assert phases(other) == {"sampling"}  # from the survey that was kept
+    assert phases(other) == {"sampling"}  # from the probe that was kept
     assert len(settings_of(tmp_path / "c")["timesteps"]) == 5
 
     latents = SampleRequest(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddimctl.checkpoints.build.network import Beyond
+from ddimctl.checkpoints.build.network import UNetPatches
 from ddimctl.diffusion.schedules import Schedule
 from ddimctl.errors import RequestError
 
@@ -55,7 +55,7 @@ class Checkpoint:
     class_names:      one per class, or empty.
     background:       RGB or gray levels (0 to 255) under transparent pixels, or None if unknown.
     ignored:          the file's own sampler settings (clip_sample, ...), reported, not applied.
-    beyond:           what diffusers' config cannot say of the network.
+    patches:           what diffusers' config cannot say of the network.
     """
 
     unet: nn.Module
@@ -70,7 +70,7 @@ class Checkpoint:
     class_names: tuple[str, ...] = ()
     background: tuple[int, ...] | None = None
     ignored: dict[str, Any] = field(default_factory=dict)
-    beyond: Beyond = field(default_factory=Beyond)
+    patches: UNetPatches = field(default_factory=UNetPatches)
 
     @property
     def parameters(self) -> int:
@@ -93,8 +93,8 @@ class Checkpoint:
                 raise RequestError("this checkpoint needs class labels.", "Pass labels=, (N,).")
             labels = torch.full_like(t, self.null_class)
         dtype = next(self.unet.parameters()).dtype
-        if self.beyond.timestep_scale != 1:
-            t = t * self.beyond.timestep_scale
+        if self.patches.timestep_scale != 1:
+            t = t * self.patches.timestep_scale
         output: Tensor = self.unet(x.to(dtype), t, class_labels=labels, return_dict=False)[0]
         # a copy, since in CUDA graphs the next call writes over the output
         return output.to(torch.promote_types(x.dtype, torch.float32), copy=True)

@@ -42,7 +42,7 @@ def checkpoint_files(
         null_class=checkpoint.null_class,
         background=checkpoint.background,
         weights=checkpoint.provenance.weights,
-        beyond=checkpoint.beyond,
+        patches=checkpoint.patches,
         training=training or {},
     )
     weights = {

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-from ddimctl.checkpoints.build.network import Beyond
+from ddimctl.checkpoints.build.network import UNetPatches
 from ddimctl.checkpoints.source import Source, read_json
 from ddimctl.errors import CheckpointError
 
@@ -22,7 +22,7 @@ class Sidecar:
     null_class: int | None = None
     background: tuple[int, ...] | None = None
     weights: str = "unknown"
-    beyond: Beyond = field(default_factory=Beyond)
+    patches: UNetPatches = field(default_factory=UNetPatches)
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -65,15 +65,15 @@ def read_sidecar(source: Source) -> Sidecar | None:
         null_class=null,
         background=None if background is None else tuple(background),
         weights=weights,
-        beyond=_read_beyond(found.get("network"), source.name),
+        patches=_read_patches(found.get("network"), source.name),
         training=training,
     )
 
 
-def _read_beyond(values: Any, name: str) -> Beyond:
-    known = {field.name for field in fields(Beyond)}
+def _read_patches(values: Any, name: str) -> UNetPatches:
+    known = {field.name for field in fields(UNetPatches)}
     if values is None:
-        return Beyond()
+        return UNetPatches()
     for key, value in values.items() if isinstance(values, dict) else [("network", values)]:
         valid = {
             "timestep_scale": _is_positive(value),
@@ -81,7 +81,7 @@ def _read_beyond(values: Any, name: str) -> Beyond:
         }.get(key, _is_level(value, 2**20) and value > 0)
         if key not in known or not valid:
             raise CheckpointError(f"{name}/{NAME}: network: {key} is {value!r}.", "Update ddimctl.")
-    return Beyond(**values)
+    return UNetPatches(**values)
 
 
 def sidecar_bytes(sidecar: Sidecar) -> bytes:
@@ -93,7 +93,7 @@ def sidecar_bytes(sidecar: Sidecar) -> bytes:
         "null_class": sidecar.null_class,
         "background": None if sidecar.background is None else list(sidecar.background),
         "weights": sidecar.weights,
-        "network": sidecar.beyond.settings(),
+        "network": sidecar.patches.settings(),
         "training": dict(sidecar.training),
     }
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()

@@ -45,7 +45,7 @@ def lerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 PATHS: Final[Mapping[str, Interpolator]] = {"slerp": slerp, "lerp": lerp}
 
 
-class Place(NamedTuple):
+class FramePosition(NamedTuple):
     """Where a frame is: on the way from one input to another, by their numbers."""
 
     start: int
@@ -60,7 +60,7 @@ class Place(NamedTuple):
         return None
 
 
-def tour_places(inputs: int, frames: int, loop: bool = False) -> list[Place]:
+def frame_positions(inputs: int, frames: int, loop: bool = False) -> list[FramePosition]:
     """The places of `frames` frames, in all, that visit every input in its order.
 
     The legs between inputs share the frames as evenly as whole numbers can. loop: a last leg goes
@@ -83,13 +83,13 @@ def tour_places(inputs: int, frames: int, loop: bool = False) -> list[Place]:
     for leg in range(legs):
         first, last = leg * paces // legs, (leg + 1) * paces // legs
         end = (leg + 1) % inputs
-        places += [Place(leg, end, k / (last - first)) for k in range(last - first)]
+        places += [FramePosition(leg, end, k / (last - first)) for k in range(last - first)]
     if not loop:
-        places.append(Place(inputs - 2, inputs - 1, 1.0))
+        places.append(FramePosition(inputs - 2, inputs - 1, 1.0))
     return places
 
 
-def tour(inputs: Tensor, places: list[Place], path: Interpolator = slerp) -> Tensor:
+def tour(inputs: Tensor, places: list[FramePosition], path: Interpolator = slerp) -> Tensor:
     """The latents (F, C, H, W) at the places of a tour, between inputs (K, C, H, W)."""
     return torch.stack([path(inputs[start], inputs[end], w) for start, end, w in places])
 

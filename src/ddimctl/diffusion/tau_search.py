@@ -1,6 +1,6 @@
 """Timesteps chosen for a checkpoint: those from which few steps end nearest to where many do.
 
-A survey walks some latents down many timesteps, and again in few, to see how the network answers
+A probe walks some latents down many timesteps, and again in few, to see how the network answers
 to being off the first walk. To good approximation the x_0 it predicts moves along with x, by one
 factor at each level: dx_0 = response dx. Then whatever a walk down fewer timesteps does, with any
 solver, is a combination of the first walk's predictions, and how far from its end it arrives
@@ -27,7 +27,7 @@ from ddimctl.diffusion.steps import ddim_step
 from ddimctl.diffusion.timesteps import timesteps
 from ddimctl.errors import NumericsError, RequestError
 
-FINE: Final = 100  # timesteps of the survey, among which the search chooses
+FINE: Final = 100  # timesteps of the probe, among which the search chooses
 COARSE: Final = 20  # of its second walk
 _FINE_SOLVER: Final = "dpm++2m"  # in 100 steps much nearer to DDIM in 1000 than DDIM itself
 # Of the search, for the lowest place (a share of all) and three bends: where it starts, how far it
@@ -39,7 +39,7 @@ _MOVES: Final = (0.04, 0.4, 0.4, 0.4)
 _HALVINGS: Final = 5
 
 
-class Survey(NamedTuple):
+class Probe(NamedTuple):
     """What the search needs of N = len(timesteps) timesteps, ascending, ending at T-1.
 
     products: (2N, 2N), float64, mean inner products of the fine walk's predictions, x_0 of each
@@ -51,8 +51,8 @@ class Survey(NamedTuple):
     response: Tensor
 
 
-def survey_evaluations(num_train_timesteps: int) -> int:
-    """How often a survey asks the network for each latent."""
+def probe_evaluations(num_train_timesteps: int) -> int:
+    """How often a probe asks the network for each latent."""
     fine = min(FINE, num_train_timesteps)
     return fine + min(COARSE, fine)
 
@@ -84,12 +84,12 @@ def search_timesteps(
 
     denoise = make_denoiser(model, guidance, clip)
     with torch.inference_mode():
-        found = survey(denoise, model.schedule, start, len(x_T), batch_size)
+        found = probe(denoise, model.schedule, start, len(x_T), batch_size)
     return choose_timesteps(found, model.schedule, steps, solver)
 
 
 def check_search(steps: int, num_train_timesteps: int) -> None:
-    """Raise RequestError for more steps than half the timesteps that a survey visits, or none."""
+    """Raise RequestError for more steps than half the timesteps that a probe visits, or none."""
     N = min(FINE, num_train_timesteps)
     if not 1 <= steps <= N // 2:
         raise RequestError(
@@ -98,15 +98,15 @@ def check_search(steps: int, num_train_timesteps: int) -> None:
         )
 
 
-def survey(
+def probe(
     denoise: Denoiser,
     schedule: Schedule,
     start: Callable[[range], tuple[Tensor, Tensor | None]],
     count: int,
     batch_size: int,
     on_step: Callable[[int], None] | None = None,
-) -> Survey:
-    """Survey `count` latents, `batch_size` at a time.
+) -> Probe:
+    """Probe `count` latents, `batch_size` at a time.
 
     start: the (x_T (n, C, H, W), labels (n,) or None) of some of the latents.
     on_step: called with how many batches are evaluated.
@@ -140,10 +140,10 @@ def survey(
             along[place] += float((off * change).sum())
     if not bool(products.isfinite().all()):
         raise NumericsError("the network's predictions are not finite.", "Try --precision fp32.")
-    return Survey(fine, products, _interpolated(along, moved))
+    return Probe(fine, products, _interpolated(along, moved))
 
 
-def choose_timesteps(found: Survey, schedule: Schedule, steps: int, solver: str) -> tuple[int, ...]:
+def choose_timesteps(found: Probe, schedule: Schedule, steps: int, solver: str) -> tuple[int, ...]:
     """tau of S = steps timesteps, ending at T-1, from which the solver ends nearest to the fine walk.
 
     Raises RequestError as check_search.
@@ -164,8 +164,8 @@ def choose_timesteps(found: Survey, schedule: Schedule, steps: int, solver: str)
     return tuple(found.timesteps[place] for place in _spread(best, steps, N))
 
 
-def _predicted(found: Survey, schedule: Schedule) -> tuple[Denoiser, Tensor, Tensor]:
-    """What the survey tells of any walk: (denoiser, x_T, the fine walk's end).
+def _predicted(found: Probe, schedule: Schedule) -> tuple[Denoiser, Tensor, Tensor]:
+    """What the probe tells of any walk: (denoiser, x_T, the fine walk's end).
 
     Each x is the weights (1, 2N) of a combination of the fine walk's predictions.
     """

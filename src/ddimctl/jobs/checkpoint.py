@@ -20,7 +20,7 @@ from ddimctl.runtime.device import PRECISIONS, prepare_for_inference
 _KEPT: Final = 1000
 
 
-class Recalled(NamedTuple):
+class FoundCheckpoint(NamedTuple):
     """What load_checkpoint takes."""
 
     spec: str
@@ -38,13 +38,13 @@ def open_checkpoint(
     """
     spec, revision, weights = request.ckpt, request.revision, request.weights
     flags, size = dict(request.flags), request.size
-    record, recalled = known.get("checkpoint"), None
+    record, found = known.get("checkpoint"), None
     if spec is None and isinstance(record, dict):
-        recalled = recall(record)
-        spec, revision = recalled.spec, recalled.revision
+        found = find_checkpoint(record)
+        spec, revision = found.spec, found.revision
         if weights == "auto" and record.get("weights") in ("ema", "raw"):
             weights = record["weights"]
-        recorded = dict(recalled.flags)
+        recorded = dict(found.flags)
         size = size or _size(recorded.pop("size", ""))
         flags = recorded | flags
     spec = spec or os.environ.get(VARIABLE)
@@ -58,9 +58,9 @@ def open_checkpoint(
         allow_nonfinite=request.allow_nonfinite,
         device=device,
         dtype=PRECISIONS[precision],
-        download=recalled is None or request.yes,
+        download=found is None or request.yes,
     )
-    if recalled is not None and isinstance(record, dict):
+    if found is not None and isinstance(record, dict):
         verify(checkpoint, record, known)
     remember(checkpoint, spec)
     prepare_for_inference(checkpoint.unet, compiled=request.compile)
@@ -83,7 +83,7 @@ def remember(checkpoint: Checkpoint, spec: str | None) -> None:
             return
 
 
-def recall(record: Mapping[str, Any]) -> Recalled:
+def find_checkpoint(record: Mapping[str, Any]) -> FoundCheckpoint:
     """Where the checkpoint of a latent's record is: bundled, known by its hash, or on the hub.
 
     What is loaded from there must be compared with the record (verify). Raises RequestError when
@@ -97,10 +97,10 @@ def recall(record: Mapping[str, Any]) -> Recalled:
     if place := here[0] or bundled or here[1]:
         said = record.get("flags")
         said = said if isinstance(said, dict) else {}
-        return Recalled(place, flags={str(key): str(value) for key, value in said.items()})
+        return FoundCheckpoint(place, flags={str(key): str(value) for key, value in said.items()})
     revision = record.get("revision")
     if isinstance(name, str) and isinstance(revision, str) and is_hub_id(name):
-        return Recalled(name, revision)
+        return FoundCheckpoint(name, revision)
     raise RequestError(
         f"this was made with the checkpoint '{name}', which is not where it was.",
         "Name it with --ckpt.",

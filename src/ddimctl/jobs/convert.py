@@ -93,9 +93,9 @@ def convert(request: ConvertRequest, report: Report = ignore) -> ConvertResult:
 
 def _differences(checkpoint: Checkpoint) -> Iterator[str]:
     """Where diffusers by itself would run the folder differently."""
-    beyond = checkpoint.beyond.settings()
-    if beyond:
-        told = ", ".join(f"{key} = {value}" for key, value in beyond.items())
+    patches = checkpoint.patches.settings()
+    if patches:
+        told = ", ".join(f"{key} = {value}" for key, value in patches.items())
         yield f"plain diffusers cannot run this network right: its config has no word for {told}."
     if checkpoint.num_classes is not None:
         yield "diffusers' pipelines pass no class labels: there, call the network itself."

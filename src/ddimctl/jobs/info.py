@@ -43,7 +43,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "channels": list(config.block_out_channels),
             "blocks": config.layers_per_block,
             "attention": ["yes" if "Attn" in kind else "no" for kind in config.down_block_types],
-            **checkpoint.beyond.settings(),
+            **checkpoint.patches.settings(),
         },
         "flags": dict(provenance.flags),
         "notes": list(provenance.notes),

@@ -90,7 +90,7 @@ def assemble(
         class_names=sidecar.class_names,
         background=sidecar.background,
         ignored=diffusion.ignored,
-        beyond=sidecar.beyond,
+        patches=sidecar.patches,
     )
 
 

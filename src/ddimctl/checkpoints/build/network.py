@@ -17,7 +17,7 @@ _MOST_PARAMETERS: Final = 20_000_000_000
 
 
 @dataclass(frozen=True)
-class Beyond:
+class UNetPatches:
     """What a converted network has that UNet2DModel's config has no word for.
 
     heads:           of every attention; None leaves attention_head_dim to decide.
@@ -38,7 +38,7 @@ class Beyond:
 
     def settings(self) -> dict[str, Any]:
         """Those that are not as usual, as plain values."""
-        usual = asdict(Beyond())
+        usual = asdict(UNetPatches())
         return {key: value for key, value in asdict(self).items() if value != usual[key]}
 
 
@@ -50,7 +50,7 @@ class Built(NamedTuple):
     unknown: tuple[str, ...]
 
 
-def build_unet(config: Mapping[str, Any], beyond: Beyond, where: str) -> Built:
+def build_unet(config: Mapping[str, Any], patches: UNetPatches, where: str) -> Built:
     """A UNet2DModel on the meta device, where it takes no memory.
 
     where: the settings' origin, for messages. Raises CheckpointError for settings that describe
@@ -64,7 +64,7 @@ def build_unet(config: Mapping[str, Any], beyond: Beyond, where: str) -> Built:
     try:
         with torch.device("meta"), _Uninitialised():
             unet: nn.Module = unet_class(**settings)
-            _go_beyond(unet, beyond)
+            _apply_patches(unet, patches)
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{where} does not describe a network: {reason}") from error
@@ -103,18 +103,18 @@ def compute_buffers(unet: Any) -> None:
                 setattr(module, key, computed[f"{name}.{key}" if name else key])
 
 
-def _go_beyond(unet: Any, beyond: Beyond) -> None:
+def _apply_patches(unet: Any, patches: UNetPatches) -> None:
     """Change the network where its config had no word for what it should be."""
     parts = import_parts()
-    if beyond.time_channels is not None:
-        width = beyond.time_channels
+    if patches.time_channels is not None:
+        width = patches.time_channels
         unet.time_proj.num_channels = width
         unet.time_embedding = parts.TimestepEmbedding(
             width, unet.time_embedding.linear_2.out_features
         )
-    if beyond.stem_channels is not None:
-        _widen_stem(unet, beyond.stem_channels, parts)
-    if not beyond.resample_conv:
+    if patches.stem_channels is not None:
+        _widen_stem(unet, patches.stem_channels, parts)
+    if not patches.resample_conv:
         for block in unet.down_blocks:
             if block.downsamplers is not None:
                 block.downsamplers = nn.ModuleList([parts.Downsample2D(_width(block))])
@@ -122,7 +122,7 @@ def _go_beyond(unet: Any, beyond: Beyond) -> None:
             if block.upsamplers is not None:
                 block.upsamplers = nn.ModuleList([parts.Upsample2D(_width(block))])
     for way, attention in _attentions(unet):
-        heads = beyond.heads_up if way == "up" and beyond.heads_up else beyond.heads
+        heads = patches.heads_up if way == "up" and patches.heads_up else patches.heads
         if heads is not None:
             if heads < 1 or attention.inner_dim % heads:
                 raise ValueError(

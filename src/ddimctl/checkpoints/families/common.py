@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 
-from ddimctl.checkpoints.build.network import Beyond
+from ddimctl.checkpoints.build.network import UNetPatches
 from ddimctl.checkpoints.build.scheduler_config import MAX_TIMESTEPS, Diffusion
 from ddimctl.errors import CheckpointError, DdimctlError, RequestError, brief
 
@@ -37,7 +37,7 @@ class Converted(NamedTuple):
     config: dict[str, Any]
     weights: dict[str, Tensor]
     diffusion: Diffusion
-    beyond: Beyond
+    patches: UNetPatches
     notes: tuple[str, ...] = ()
     told: Mapping[str, Any] = {}
     theirs: Callable[[str], str] = str

@@ -58,7 +58,7 @@ def load_diffusers(source: Source, options: Options) -> Checkpoint:
 
     with ThreadPoolExecutor(1) as pool:  # the hash is ready by the time that diffusers is imported
         sha256 = pool.submit(sha256_of, files)
-        built = build_unet(config, (sidecar or Sidecar()).beyond, where)
+        built = build_unet(config, (sidecar or Sidecar()).patches, where)
         weights = read_weights(files, source.name)
         fill(built, weights, options, source.name, CONFIG_REMEDY)
         digest = sha256.result()

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from ddimctl.checkpoints.build.network import Beyond
+from ddimctl.checkpoints.build.network import UNetPatches
 from ddimctl.checkpoints.build.scheduler_config import Diffusion
 from ddimctl.checkpoints.families.common import (
     SIZE,
@@ -114,7 +114,7 @@ def convert(weights: Mapping[str, Tensor], said: Said) -> Converted:
             if key != "logvar"
         },
         diffusion=Diffusion(_schedule(said, settled), "eps", {}),
-        beyond=Beyond(
+        patches=UNetPatches(
             stem_channels=shape.ch if shape.ch != shape.widths[0] else None,
             time_channels=shape.ch if shape.ch != shape.widths[0] else None,
             resample_conv=shape.resamp_with_conv is not False,

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from ddimctl.checkpoints.build.network import Beyond
+from ddimctl.checkpoints.build.network import UNetPatches
 from ddimctl.checkpoints.build.scheduler_config import Diffusion
 from ddimctl.checkpoints.families.common import (
     SIZE,
@@ -111,7 +111,7 @@ def convert(weights: Mapping[str, Tensor], said: Said) -> Converted:
             "x_0" if told.get("predict_xstart") else "eps",
             {},
         ),
-        beyond=Beyond(
+        patches=UNetPatches(
             heads=heads,
             heads_up=heads_up,
             time_channels=shape.num_channels if shape.num_channels != first else None,

@@ -64,13 +64,13 @@ def load_file(path: Path, options: Options) -> Checkpoint:
             config=family.CONFIG,
         )
         converted = family.convert(found.weights, said)
-        built = build_unet(converted.config, converted.beyond, name)
+        built = build_unet(converted.config, converted.patches, name)
         fill(built, converted.weights, options, name, "Get the file again.", converted.theirs)
         digest = sha256.result()
     notes = (*found.notes, *converted.notes, *converted.diffusion.notes)
     flags = _settled(converted.told, built.config.sample_size)
     provenance = Provenance(name, family.NAME, found.kind, sha256=digest, flags=flags, notes=notes)
-    sidecar = Sidecar(beyond=converted.beyond, weights=found.kind)
+    sidecar = Sidecar(patches=converted.patches, weights=found.kind)
     return assemble(built, converted.diffusion, sidecar, provenance, name)
 
 

@@ -9,7 +9,7 @@ import torch
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.jobs.evaluate.paper_tables import PRESETS, Row, paper_timesteps
 from ddimctl.jobs.events import Report
-from ddimctl.jobs.sample.auto_timesteps import settle_timesteps
+from ddimctl.jobs.sample.auto_timesteps import resolve_timesteps
 from ddimctl.jobs.sample.plan import Plan, SampleRequest, make_plan
 from ddimctl.runtime.ranks import Ranks
 
@@ -79,7 +79,7 @@ def make_cells(
     return cells
 
 
-def settle_cells(
+def resolve_cells(
     cells: Sequence[Cell],
     checkpoint: Checkpoint,
     device: torch.device,
@@ -96,6 +96,6 @@ def settle_cells(
     for cell, plan in zip(cells, plans, strict=True):
         if cell.steps not in found:
             own = ranks.part(f"S = {cell.steps}")
-            settled: Plan = settle_timesteps(cell.request, plan, checkpoint, device, report, own)
+            settled: Plan = resolve_timesteps(cell.request, plan, checkpoint, device, report, own)
             found[cell.steps] = None if settled.searched else settled.tau
     return [replace(cell, timesteps=found[cell.steps]) for cell in cells], plans[0].settings

@@ -10,7 +10,7 @@ import torch
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import RequestError, Stopped
 from ddimctl.jobs.checkpoint import open_checkpoint
-from ddimctl.jobs.evaluate.cells import Cell, make_cells, settle_cells
+from ddimctl.jobs.evaluate.cells import Cell, make_cells, resolve_cells
 from ddimctl.jobs.evaluate.paper_checks import check_size, differences
 from ddimctl.jobs.evaluate.paper_tables import PRESETS, Row
 from ddimctl.jobs.evaluate.reference import Preparation, few_pictures, make_measure
@@ -101,7 +101,7 @@ def _evaluate(request: EvaluateRequest, ranks: Ranks, report: Report) -> Evaluat
         preset,
         checkpoint.schedule.num_train_timesteps,
     )
-    cells, first = settle_cells(cells, checkpoint, device, precision, ranks, report)
+    cells, first = resolve_cells(cells, checkpoint, device, precision, ranks, report)
     if preset:
         check_size(preset, first["size"])
     settings = _settings(request, checkpoint, cells, first)

@@ -29,7 +29,7 @@ from ddimctl.jobs.interpolate.inputs import (
 )
 from ddimctl.jobs.invert.cached_latents import METHOD, check_invertible, picture_latents
 from ddimctl.jobs.invert.round_trip import DEFAULT_STEPS, inversion_precision
-from ddimctl.jobs.sample.auto_timesteps import settle_timesteps
+from ddimctl.jobs.sample.auto_timesteps import resolve_timesteps
 from ddimctl.jobs.sample.folder import run_folder
 from ddimctl.jobs.sample.manifest import Layout, read_manifest
 from ddimctl.jobs.sample.plan import Plan, SampleRequest, make_plan
@@ -99,7 +99,7 @@ def _interpolate(request: InterpolateRequest, report: Report) -> InterpolateResu
     inputs = read_inputs(request.files, request.seeds)
     captions = tuple(i.caption for i in inputs)
     if request.grid is None:
-        paths.tour_places(len(inputs), request.frames, request.loop)
+        paths.frame_positions(len(inputs), request.frames, request.loop)
     else:
         paths.check_grid(len(inputs), *request.grid)
     known = agree(inputs, request.decoding.ckpt)
@@ -118,7 +118,7 @@ def _interpolate(request: InterpolateRequest, report: Report) -> InterpolateResu
     checkpoint = open_checkpoint(decoding, known, device, precision)
     notify(report, checkpoint.provenance.notes)
     plan = _plan(request, decoding, inputs, known, checkpoint, device, precision)
-    plan = settle_timesteps(decoding, plan, checkpoint, device, report, recorded=recorded)
+    plan = resolve_timesteps(decoding, plan, checkpoint, device, report, recorded=recorded)
     if _has_pictures(inputs):
         check_invertible(plan, checkpoint)
     if decoding.dry_run:
@@ -248,7 +248,7 @@ def _frames(request: InterpolateRequest, inputs: Sequence[Input], latents: Tenso
     places = []
     pairs = [(0, 1), (2, 3), (0, 2), (1, 3)]  # the sides of a grid
     if request.grid is None:
-        places = paths.tour_places(len(inputs), request.frames, request.loop)
+        places = paths.frame_positions(len(inputs), request.frames, request.loop)
         pairs = list(dict.fromkeys((place.start, place.end) for place in places))
     for start, end in pairs:
         try:
@@ -282,7 +282,7 @@ def _layout(request: InterpolateRequest, captions: Sequence[str], latents: Tenso
                 for row, column in product(range(rows), range(columns))
             ],
         )
-    places = paths.tour_places(len(captions), request.frames, request.loop)
+    places = paths.frame_positions(len(captions), request.frames, request.loop)
     return replace(
         LAYOUT,
         captions=tuple("" if p.shows is None else captions[p.shows] for p in places),

@@ -1,4 +1,4 @@
-"""--tau auto: timesteps chosen for a checkpoint, by a survey that is kept in the user's cache.
+"""--tau auto: timesteps chosen for a checkpoint, by a probe that is kept in the user's cache.
 
 The checkpoint in the package has its timesteps beside it: examples/bundled_timesteps.py makes them.
 """
@@ -17,7 +17,7 @@ from ddimctl.checkpoints.load import BUNDLED
 from ddimctl.diffusion.float32 import ieee_float32
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.predictions import make_denoiser
-from ddimctl.diffusion.tau_search import Survey, choose_timesteps, survey, survey_evaluations
+from ddimctl.diffusion.tau_search import Probe, choose_timesteps, probe, probe_evaluations
 from ddimctl.diffusion.timesteps import explicit_timesteps
 from ddimctl.errors import StorageError
 from ddimctl.files.atomic import write_json
@@ -37,7 +37,7 @@ _DIGITS: Final = 9
 _VERSION: Final = 1
 
 
-def settle_timesteps(
+def resolve_timesteps(
     request: SampleRequest,
     plan: Plan,
     checkpoint: Checkpoint,
@@ -83,7 +83,7 @@ def _find_timesteps(
     cache = user_cache() / "timesteps" / f"{key}.json" if key else None
     found = None if cache is None else _kept(cache)
     if found is None:
-        evaluations = IMAGES * survey_evaluations(T)
+        evaluations = IMAGES * probe_evaluations(T)
         does = "takes" if request.dry_run else "is found once, with"
         report(Notice(f"--tau auto {does} {evaluations} evaluations for this checkpoint."))
         if request.dry_run:
@@ -93,16 +93,16 @@ def _find_timesteps(
             checkpoint, plan.shape, device, guidance
         )
         with memory_errors("Use a smaller --batch-size."):
-            found = survey_checkpoint(plan, checkpoint, batch_size, device, report)
+            found = probe_checkpoint(plan, checkpoint, batch_size, device, report)
         if cache is not None:
             _keep(cache, found)
     return choose_timesteps(found, checkpoint.schedule, steps, solver)
 
 
-def survey_checkpoint(
+def probe_checkpoint(
     plan: Plan, checkpoint: Checkpoint, batch_size: int, device: torch.device, report: Report
-) -> Survey:
-    """Survey the checkpoint with the plan's guidance, clipping and size, of classes as drawn."""
+) -> Probe:
+    """Probe the checkpoint with the plan's guidance, clipping and size, of classes as drawn."""
     seeds = [_FIRST_SEED + i for i in range(IMAGES)]
     labels = None if checkpoint.num_classes is None else drawn_labels(seeds, checkpoint)
 
@@ -113,9 +113,9 @@ def survey_checkpoint(
 
     denoise = make_denoiser(checkpoint, plan.settings["guidance"], plan.settings["clip"])
     batches = -(-IMAGES // batch_size)
-    total = batches * survey_evaluations(checkpoint.schedule.num_train_timesteps)
+    total = batches * probe_evaluations(checkpoint.schedule.num_train_timesteps)
     with torch.inference_mode(), ieee_float32():
-        found = survey(
+        found = probe(
             denoise,
             checkpoint.schedule,
             start,
@@ -127,7 +127,7 @@ def survey_checkpoint(
 
 
 def search_key(plan: Plan, checkpoint: Checkpoint) -> str:
-    """The hash of all that a survey depends on; empty for a network that is in no file."""
+    """The hash of all that a probe depends on; empty for a network that is in no file."""
     if not checkpoint.provenance.sha256:
         return ""
     depends = {
@@ -153,15 +153,15 @@ def _recorded_timesteps(recorded: Mapping[str, Any] | None, plan: Plan) -> tuple
 
 
 def _bundled_timesteps(key: str, solver: str, steps: int, T: int) -> tuple[int, ...] | None:
-    """Those in the package for the survey of this key, or None."""
+    """Those in the package for the probe of this key, or None."""
     known = json.loads(BUNDLED_FILE.read_text("utf-8"))
     if known["key"] != key or str(steps) not in known["timesteps"][solver]:
         return None
     return explicit_timesteps(known["timesteps"][solver][str(steps)], T)
 
 
-def _kept(path: Path) -> Survey | None:
-    """The survey in the cache, or None where it is missing or damaged: it is made again."""
+def _kept(path: Path) -> Probe | None:
+    """The probe in the cache, or None where it is missing or damaged: it is made again."""
     try:
         known = json.loads(path.read_text("utf-8"))
         timesteps = tuple(map(int, known["timesteps"]))
@@ -172,10 +172,10 @@ def _kept(path: Path) -> Survey | None:
     N = len(timesteps)
     mark_used(path)
     fits = products.shape == (2 * N, 2 * N) and response.shape == (N,)
-    return Survey(timesteps, products, response) if fits else None
+    return Probe(timesteps, products, response) if fits else None
 
 
-def _keep(path: Path, found: Survey) -> None:
+def _keep(path: Path, found: Probe) -> None:
     try:
         write_json(
             path,
@@ -190,9 +190,9 @@ def _keep(path: Path, found: Survey) -> None:
         return
 
 
-def _rounded(found: Survey) -> Survey:
+def _rounded(found: Probe) -> Probe:
     def each(numbers: Tensor) -> Tensor:
         short = [float(f"{x:.{_DIGITS}g}") for x in numbers.flatten().tolist()]
         return torch.tensor(short, dtype=torch.float64).view_as(numbers)
 
-    return Survey(found.timesteps, each(found.products), each(found.response))
+    return Probe(found.timesteps, each(found.products), each(found.response))

@@ -12,7 +12,7 @@ from ddimctl.files.latents import LatentFile, load_latents
 from ddimctl.files.pictures.images import FORMATS
 from ddimctl.jobs.checkpoint import open_checkpoint
 from ddimctl.jobs.events import Notice, Report, ignore, notify
-from ddimctl.jobs.sample.auto_timesteps import settle_timesteps
+from ddimctl.jobs.sample.auto_timesteps import resolve_timesteps
 from ddimctl.jobs.sample.folder import run_folder
 from ddimctl.jobs.sample.manifest import Layout, read_manifest
 from ddimctl.jobs.sample.outputs import bytes_needed
@@ -79,7 +79,7 @@ def _sample(request: SampleRequest, ranks: Ranks, report: Report) -> SampleResul
     plan = plan.in_batches(ranks.share("batch size", plan.batch_size))
     if plan.method in METHODS and plan.settings["solver"] != "ddim":
         report(Notice("the latents were inverted for --solver ddim; another only comes near."))
-    plan = settle_timesteps(request, plan, checkpoint, device, report, ranks, recorded)
+    plan = resolve_timesteps(request, plan, checkpoint, device, report, ranks, recorded)
     if request.dry_run:
         return SampleResult(request.out, {}, plan.settings, plan.seeds, 0.0)
 
