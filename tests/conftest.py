@@ -14,7 +14,7 @@ import pytest
 
 from forks import Forks
 
-pytest.register_assert_rewrite("light_start", "training_runs")
+pytest.register_assert_rewrite("training_runs")
 
 # Where a shell started the tests in the background it is ignored, also by all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -3,8 +3,6 @@
 import importlib
 import pkgutil
 import re
-import subprocess
-import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -65,12 +63,6 @@ def test_public_names_can_be_had():
 def test_unknown_public_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         ddimctl.nonsense  # noqa: B018
-
-
-def test_importing_the_package_imports_no_torch():
-    code = "import sys, ddimctl; ddimctl.RequestError; ddimctl.timesteps; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
 
 
 def test_licence_is_in_the_package_data():

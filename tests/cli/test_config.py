@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -149,16 +147,3 @@ def test_a_file_that_cannot_be_read(name, capsys, monkeypatch, tmp_path):
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
     assert main(["sample", "--config", name]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
-
-
-def test_config_errors_import_nothing_heavy(clean_env, tmp_path):
-    (tmp_path / "own.toml").write_text("[sample]\nstepz = 3")
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "ddimctl", "sample", "--config", "own.toml"],
-        env=clean_env,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert "torch" not in done.stderr

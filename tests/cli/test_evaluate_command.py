@@ -10,7 +10,6 @@ from ddimctl.cli.main import main
 from ddimctl.cli.options import evaluate as evaluate_options
 from ddimctl.cli.options.parse import parse_numbers
 from ddimctl.errors import RequestError
-from light_start import assert_light_usage_error
 
 
 @pytest.fixture
@@ -47,38 +46,6 @@ def test_a_presets_checkpoint_may_be_named_anywhere(
         arguments += ["--ckpt", tiny_checkpoint]
     code, _, err = run_here(*arguments, "--metric", "swd")
     assert (code, "the checkpoint of 16x16" in err) == (2, True)  # found, and of another size
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["evaluate"],
-        ["evaluate", "--data", "d", "--reference", "r"],
-        ["evaluate", "--data", "d", "--steps", "0"],
-        ["evaluate", "--data", "d", "--eta", "2"],
-        ["evaluate", "--data", "d", "--eta", "nan"],
-        ["evaluate", "--data", "d", "--variance", "small"],
-        ["evaluate", "--data", "d", "--metric", "is"],
-        ["evaluate", "--data", "d", "-n", "1"],
-        ["evaluate", "--data", "d", "--preset", "paper-mnist"],
-        ["evaluate", "--data", "d", "--preset", "paper-cifar10"],
-        ["evaluate", "--data", "d", "--preset", "paper-church", "--ckpt", "x", "--tau", "uniform"],
-        ["evaluate", "--data", "d", "--samples", "s", "--eta", "0"],
-        ["evaluate", "--data", "d", "--samples", "s", "--out", "o"],
-        ["evaluate", "--data", "d", "--samples", "s", "--force"],
-        ["evaluate", "--data", "d", "--samples", "s", "--repeats", "2"],
-        ["evaluate", "--data", "d", "--samples", "s", "--dry-run"],
-        ["evaluate", "--data", "d", "--samples", "s", "--model-flag", "num_heads=4"],
-        ["evaluate", "--data", "d", "--background", "pink"],
-        ["reference"],
-        ["reference", "d", "--metric", "psnr"],
-        ["reference", "d", "--channels", "4"],
-        ["reference", "d", "--size", "big"],
-    ],
-    ids=" ".join,
-)
-def test_usage_errors_are_two_lines_and_import_nothing_heavy(arguments, clean_env, tmp_path):
-    assert_light_usage_error(arguments, clean_env, tmp_path)
 
 
 def test_the_table_is_printed_and_a_page_written(run_forked, tiny_checkpoint, data, tmp_path):

@@ -10,7 +10,6 @@ from ddimctl.cli.main import main
 from ddimctl.cli.options import invert as invert_options
 from ddimctl.cli.options.parse import parse_counts
 from ddimctl.errors import RequestError
-from light_start import assert_light_usage_error
 
 
 def picture(path, seed=0, size=(16, 16)):
@@ -33,30 +32,6 @@ def run_here(capsys, monkeypatch, tmp_path):
         return code, *capsys.readouterr()
 
     return run
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["invert"],
-        ["invert", "a.png", "--method", "edict"],
-        ["invert", "a.png", "--tolerance", "0"],
-        ["invert", "a.png", "--tolerance", "nan"],
-        ["invert", "a.png", "--fit", "squeeze"],
-        ["invert", "a.png", "--steps", "0"],
-        ["invert", "a.png", "--tau", "0,999", "--steps", "3"],
-        ["invert", "a.png", "--size", "big"],
-        ["reconstruct"],
-        ["reconstruct", "data", "--steps", "10,0"],
-        ["reconstruct", "data", "--decode-steps", "ten"],
-        ["reconstruct", "data", "--method", "exact,edict"],
-        ["reconstruct", "data", "--limit", "0"],
-        ["reconstruct", "data", "--holdout", "1"],
-    ],
-    ids=" ".join,
-)
-def test_usage_errors_are_two_lines_and_import_nothing_heavy(arguments, clean_env, tmp_path):
-    assert_light_usage_error(arguments, clean_env, tmp_path)
 
 
 def test_a_photo_and_its_decoded_latents_are_one_picture(
