@@ -41,6 +41,14 @@ _PASSED_ON = (
     *("HF_HUB_OFFLINE", "HF_HOME", "XDG_CACHE_HOME", "DDIMCTL_CACHE", "OMP_NUM_THREADS"),
 )
 
+# The job of each command; commands import them when they are run.
+_JOBS = (
+    *("sample.job.sample", "invert.job.invert", "invert.reconstruct.reconstruct"),
+    *("interpolate.job.interpolate", "evaluate.job.evaluate", "evaluate.score.score"),
+    *("evaluate.reference.make_reference", "replay.job.replay", "train.job.train"),
+    *("info.describe", "convert.convert"),
+)
+
 CLASS_NAMES = ("floor", "wall", "item", "monster", "door")
 
 
@@ -128,6 +136,18 @@ def run_forked(forks: Forks, tmp_path: Path) -> RunCli:
         return Ran(ended.code, ended.stdout, ended.stderr)
 
     return run
+
+
+@pytest.fixture
+def no_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever command is run in this process ends where its job would begin: "error: taken"."""
+    from ddimctl.errors import RequestError
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RequestError("taken")
+
+    for job in _JOBS:
+        monkeypatch.setattr(f"ddimctl.jobs.{job}", refuse)
 
 
 @pytest.fixture(scope="session")

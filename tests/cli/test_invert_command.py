@@ -8,8 +8,6 @@ import pytest
 
 from ddimctl.cli.main import main
 from ddimctl.cli.options import invert as invert_options
-from ddimctl.cli.options.parse import parse_counts
-from ddimctl.errors import RequestError
 
 
 def picture(path, seed=0, size=(16, 16)):
@@ -128,10 +126,3 @@ def test_words_and_defaults_are_those_of_the_layers():
     assert typing.get_args(invert_options.InversionPrecision) == tuple(PRECISIONS)
     assert typing.get_args(typing.get_args(invert_options.TauKind)[0]) == timesteps.KINDS
     assert inspect.signature(invert).parameters["tolerance"].default == inversion.TOLERANCE
-
-
-@pytest.mark.parametrize("text", ["", "0", "1,,2", "-3", "2.5"])
-def test_counts_are_numbers_above_zero(text):
-    assert parse_counts("50, 10,50", "--steps") == (50, 10)
-    with pytest.raises(RequestError, match="not a number above 0"):
-        parse_counts(text, "--steps")
