@@ -46,7 +46,7 @@ _JOBS = (
     *("sample.job.sample", "invert.job.invert", "invert.reconstruct.reconstruct"),
     *("interpolate.job.interpolate", "evaluate.job.evaluate", "evaluate.score.score"),
     *("evaluate.reference.make_reference", "replay.job.replay", "train.job.train"),
-    *("info.describe", "convert.convert"),
+    "convert.convert",
 )
 
 CLASS_NAMES = ("floor", "wall", "item", "monster", "door")
@@ -148,6 +148,7 @@ def no_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for job in _JOBS:
         monkeypatch.setattr(f"ddimctl.jobs.{job}", refuse)
+    monkeypatch.setattr("ddimctl.checkpoints.load_checkpoint", refuse)  # which info is about
 
 
 @pytest.fixture(scope="session")

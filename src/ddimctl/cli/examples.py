@@ -13,7 +13,7 @@ EXAMPLES: Final = {
     ),
     "interpolate": (
         ("between two pictures", "ddimctl interpolate a.png b.png --video gif"),
-        ("a grid of four seeds", "ddimctl interpolate --seeds 3,9,12,31 --grid 8x8"),
+        ("a grid of four seeds", "ddimctl interpolate --seeds 3,9,12,31 --class player --grid 8x8"),
     ),
     "reconstruct": (
         ("the paper's Table 2", "ddimctl reconstruct pictures.zip --steps 10,20,50,100"),
