@@ -48,10 +48,21 @@ class Peer(NamedTuple):
     path: Path
 
 
+_FILLED: dict[str, dict[str, Tensor]] = {}
+
+
+def _filled(reference: Any, settings: dict[str, Any], seed: int) -> dict[str, Tensor]:
+    """Random weights of a network, the same dictionary's copy for the same network."""
+    key = f"{reference.__name__} {settings} {seed}"
+    if key not in _FILLED:
+        _FILLED[key] = filled(reference.names_and_shapes(settings), seed)
+    return dict(_FILLED[key])
+
+
 def ermongroup(folder: Path, seed: int = 0, **changed: Any) -> Peer:
     """ckpt.pth with config.yml beside it, a network like TINY_ERMONGROUP with settings changed."""
     config = TINY_ERMONGROUP | changed
-    weights = filled(reference_ermongroup.names_and_shapes(config), seed)
+    weights = _filled(reference_ermongroup, config, seed)
     path = folder / "ckpt.pth"
     torch.save(weights, path)
     plain = json.loads(json.dumps(config))  # lists for tuples
@@ -76,7 +87,7 @@ def ermongroup(folder: Path, seed: int = 0, **changed: Any) -> Peer:
 def openai(folder: Path, seed: int = 0, **changed: Any) -> Peer:
     """model.pt with flags.json beside it, a network like TINY_OPENAI with flags changed."""
     flags = TINY_OPENAI | changed
-    weights = filled(reference_openai.names_and_shapes(flags), seed)
+    weights = _filled(reference_openai, flags, seed)
     path = folder / "model.pt"
     torch.save(weights, path)
     (folder / "flags.json").write_text(json.dumps(flags), encoding="utf-8")

@@ -74,31 +74,30 @@ WRAPPED: dict[str, Callable[[Any, Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-@pytest.mark.parametrize("wanted", ["auto", "raw", "ema"])
-def test_weights_are_found_in_what_holds_them(tmp_path: Path, name: str, wanted: str) -> None:
+def test_weights_are_found_in_what_holds_them(tmp_path: Path, name: str) -> None:
     peer = peer_files.openai(tmp_path)
     ema = scaled(peer.weights, 2)
     content = WRAPPED[name](peer.weights, ema)
-    torch.save(content, peer.path)
-    has_ema = isinstance(content, dict) and bool(content.keys() & {"ema", "ema_model"})
-    has_raw = name != "ema alone"
-    says_which = has_ema or name.startswith("list")
-    if says_which and ((wanted == "ema" and not has_ema) or (wanted == "raw" and not has_raw)):
-        assert "Leave --weights at auto." in refusal(peer.path, weights=wanted)
-        return
-    checkpoint = load_checkpoint(peer.path, weights=wanted)
-    took_ema = has_ema and wanted != "raw"
-    expected = ema if took_ema else peer.weights
-    assert torch.equal(first(checkpoint), expected["input_blocks.0.0.weight"])
-    if says_which:
-        assert checkpoint.provenance.weights == ("ema" if took_ema else "raw")
-    else:  # the user's word
-        assert checkpoint.provenance.weights == ("unknown" if wanted == "auto" else wanted)
+    for wanted in ("auto", "raw", "ema"):
+        torch.save(content, peer.path)
+        has_ema = isinstance(content, dict) and bool(content.keys() & {"ema", "ema_model"})
+        has_raw = name != "ema alone"
+        says_which = has_ema or name.startswith("list")
+        if says_which and ((wanted == "ema" and not has_ema) or (wanted == "raw" and not has_raw)):
+            assert "Leave --weights at auto." in refusal(peer.path, weights=wanted)
+            continue
+        checkpoint = load_checkpoint(peer.path, weights=wanted)
+        took_ema = has_ema and wanted != "raw"
+        expected = ema if took_ema else peer.weights
+        assert torch.equal(first(checkpoint), expected["input_blocks.0.0.weight"])
+        if says_which:
+            assert checkpoint.provenance.weights == ("ema" if took_ema else "raw")
+        else:  # the user's word
+            assert checkpoint.provenance.weights == ("unknown" if wanted == "auto" else wanted)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
+def test_names_tell_which_weights_a_file_has(tmp_path: Path) -> None:
+    for name, kind in (
         ("ema_0.9999_200000.pt", "ema"),
         ("ema_model.ckpt", "ema"),
         ("model-ema.pth", "ema"),
@@ -106,16 +105,14 @@ def test_weights_are_found_in_what_holds_them(tmp_path: Path, name: str, wanted:
         ("schema.pt", "unknown"),
         ("cinema.pt", "unknown"),
         ("model.pt", "unknown"),
-    ],
-)
-def test_names_tell_which_weights_a_file_has(tmp_path: Path, name: str, kind: str) -> None:
-    peer = peer_files.openai(tmp_path)
-    path = peer.path.rename(tmp_path / name)
-    assert load_checkpoint(path).provenance.weights == kind
-    if kind != "unknown":
-        assert load_checkpoint(path, weights=kind).provenance.weights == kind
-        other = "raw" if kind == "ema" else "ema"
-        assert f"has {kind} weights only" in refusal(path, weights=other)
+    ):
+        peer = peer_files.openai(tmp_path)
+        path = peer.path.rename(tmp_path / name)
+        assert load_checkpoint(path).provenance.weights == kind
+        if kind != "unknown":
+            assert load_checkpoint(path, weights=kind).provenance.weights == kind
+            other = "raw" if kind == "ema" else "ema"
+            assert f"has {kind} weights only" in refusal(path, weights=other)
 
 
 @pytest.mark.parametrize("family", ["ermongroup", "openai"])
@@ -161,20 +158,16 @@ def test_other_files_are_named_for_what_they_are(tmp_path: Path) -> None:
     assert "not supported" in refusal(peer.path)
 
 
-@pytest.mark.parametrize(
-    "tensor",
-    [
+def test_weights_that_are_no_plain_floats(tmp_path: Path) -> None:
+    peer = peer_files.openai(tmp_path)
+    for tensor in (
         torch.zeros(32, 3, 3, 3, dtype=torch.int64),
         torch.zeros(32, 3, 3, 3, dtype=torch.complex64),
         torch.zeros(32, 3, 3, 3).to_sparse(),
         torch.zeros(32, 3, 3, 3, device="meta"),
-    ],
-    ids=["int", "complex", "sparse", "meta"],
-)
-def test_weights_that_are_no_plain_floats(tmp_path: Path, tensor: Tensor) -> None:
-    peer = peer_files.openai(tmp_path)
-    torch.save(peer.weights | {"input_blocks.0.0.weight": tensor}, peer.path)
-    refusal(peer.path)
+    ):
+        torch.save(peer.weights | {"input_blocks.0.0.weight": tensor}, peer.path)
+        refusal(peer.path)
 
 
 # Weights that do not fit
@@ -210,22 +203,18 @@ def test_many_misfits_are_counted_and_five_shown(tmp_path: Path) -> None:
     assert "head.5.weight" not in text
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
+def test_hostile_names_take_no_time(tmp_path: Path) -> None:
+    peer = peer_files.openai(tmp_path)
+    for key in (
         "input_blocks.99999999999999.0.weight",
         "input_blocks.999.0.weight",
         f"input_blocks.{'9' * 5000}.0.weight",
         "output_blocks.998.0.weight",
         "input_blocks.٣.0.weight",
-    ],
-    ids=["huge", "large", "long", "output", "arabic"],
-)
-def test_hostile_names_take_no_time(tmp_path: Path, key: str) -> None:
-    peer = peer_files.openai(tmp_path)
-    torch.save(peer.weights | {key: torch.zeros(1)}, peer.path)
-    with pytest.raises(CheckpointError):
-        load_checkpoint(peer.path)
+    ):
+        torch.save(peer.weights | {key: torch.zeros(1)}, peer.path)
+        with pytest.raises(CheckpointError):
+            load_checkpoint(peer.path)
 
 
 # What is said of a network
@@ -264,12 +253,12 @@ WRONG_FLAGS = {
 }
 
 
-@pytest.mark.parametrize("key", WRONG_FLAGS)
-def test_wrong_flags_are_the_users_fault(tmp_path: Path, key: str) -> None:
+def test_wrong_flags_are_the_users_fault(tmp_path: Path) -> None:
     peer = peer_files.openai(tmp_path, rescale_timesteps=True)
-    for value in WRONG_FLAGS[key]:
-        text = refusal(peer.path, RequestError, flags={key: value})
-        assert f"--model-flag {key}" in text or (key, value) == ("num_heads", "0")
+    for key in WRONG_FLAGS:
+        for value in WRONG_FLAGS[key]:
+            text = refusal(peer.path, RequestError, flags={key: value})
+            assert f"--model-flag {key}" in text or (key, value) == ("num_heads", "0")
 
 
 def test_the_flags_of_their_scripts_that_change_no_picture_are_taken(tmp_path: Path) -> None:
@@ -277,16 +266,16 @@ def test_the_flags_of_their_scripts_that_change_no_picture_are_taken(tmp_path: P
     load_checkpoint(peer.path, flags={"dropout": "0.1", "use_fp16": "True"})
 
 
-@pytest.mark.parametrize("key", [k for k in WRONG_FLAGS if k != "colour"])
-def test_wrong_settings_beside_are_the_files_fault(tmp_path: Path, key: str) -> None:
+def test_wrong_settings_beside_are_the_files_fault(tmp_path: Path) -> None:
     peer = peer_files.openai(tmp_path, rescale_timesteps=True)
-    for value in [*WRONG_FLAGS[key], [1], {"a": 1}, "x" * 5000]:
-        flags = json.loads(json.dumps(peer.settings)) | {key: value}
-        (tmp_path / "flags.json").write_text(json.dumps({"model": flags}))
-        if key == "num_heads" and value == "0":
-            refusal(peer.path, RequestError)  # as if it were not there: asked for
-        elif not isinstance(value, dict):  # a section
-            assert "flags.json: " in refusal(peer.path)
+    for key in WRONG_FLAGS.keys() - {"colour"}:
+        for value in [*WRONG_FLAGS[key], [1], {"a": 1}, "x" * 5000]:
+            flags = json.loads(json.dumps(peer.settings)) | {key: value}
+            (tmp_path / "flags.json").write_text(json.dumps({"model": flags}))
+            if key == "num_heads" and value == "0":
+                refusal(peer.path, RequestError)  # as if it were not there: asked for
+            elif not isinstance(value, dict):  # a section
+                assert "flags.json: " in refusal(peer.path)
 
 
 def test_heads_that_differ_by_order_cannot_be_left_unsaid(tmp_path: Path) -> None:
@@ -299,9 +288,8 @@ def test_heads_that_differ_by_order_cannot_be_left_unsaid(tmp_path: Path) -> Non
     assert load_checkpoint(peer.path, flags=said | {"num_heads": "1"})
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
+def test_wrong_settings_of_ermongroup(tmp_path: Path) -> None:
+    for key, value in (
         ("beta_schedule", "cosine"),
         ("beta_start", "-1"),
         ("beta_end", "inf"),
@@ -312,40 +300,38 @@ def test_heads_that_differ_by_order_cannot_be_left_unsaid(tmp_path: Path) -> Non
         ("num_res_blocks", "2"),
         ("resamp_with_conv", "false"),
         ("image_size", "7"),
-    ],
-)
-def test_wrong_settings_of_ermongroup(tmp_path: Path, key: str, value: str) -> None:
-    peer = peer_files.ermongroup(tmp_path)
-    assert f"--model-flag {key}" in refusal(peer.path, RequestError, flags={key: value})
-    (tmp_path / "config.yml").write_text(f"all:\n  image_size: 16\n  {key}: {value}\n")
-    text = refusal(peer.path)
-    assert text.startswith("config.yml: ")
-    assert key in text or "images of 7x7" in text
+    ):
+        peer = peer_files.ermongroup(tmp_path)
+        assert f"--model-flag {key}" in refusal(peer.path, RequestError, flags={key: value})
+        (tmp_path / "config.yml").write_text(f"all:\n  image_size: 16\n  {key}: {value}\n")
+        text = refusal(peer.path)
+        assert text.startswith("config.yml: ")
+        assert key in text or "images of 7x7" in text
 
 
-@pytest.mark.parametrize("kind", ["linear", "quad", "const", "jsd", "sigmoid"])
-def test_the_schedules_of_ermongroup(tmp_path: Path, kind: str) -> None:
-    peer = peer_files.ermongroup(
-        tmp_path, beta_schedule=kind, beta_start=0.001, beta_end=0.1, num_diffusion_timesteps=5
-    )
-    betas = {
-        "linear": [0.001, 0.02575, 0.0505, 0.07525, 0.1],
-        "quad": [(0.001**0.5 + i / 4 * (0.1**0.5 - 0.001**0.5)) ** 2 for i in range(5)],
-        "const": [0.1] * 5,
-        "jsd": [1 / 5, 1 / 4, 1 / 3, 1 / 2, 1],
-        "sigmoid": [0.001 + 0.099 / (1 + 2.718281828459045 ** (6 - 3 * i)) for i in range(5)],
-    }[kind]
-    found = load_checkpoint(peer.path).schedule.alpha_bar
-    expected = torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0)
-    assert torch.allclose(found, expected, rtol=1e-12, atol=0)
+def test_the_schedules_of_ermongroup(tmp_path: Path) -> None:
+    for kind in ("linear", "quad", "const", "jsd", "sigmoid"):
+        peer = peer_files.ermongroup(
+            tmp_path, beta_schedule=kind, beta_start=0.001, beta_end=0.1, num_diffusion_timesteps=5
+        )
+        betas = {
+            "linear": [0.001, 0.02575, 0.0505, 0.07525, 0.1],
+            "quad": [(0.001**0.5 + i / 4 * (0.1**0.5 - 0.001**0.5)) ** 2 for i in range(5)],
+            "const": [0.1] * 5,
+            "jsd": [1 / 5, 1 / 4, 1 / 3, 1 / 2, 1],
+            "sigmoid": [0.001 + 0.099 / (1 + 2.718281828459045 ** (6 - 3 * i)) for i in range(5)],
+        }[kind]
+        found = load_checkpoint(peer.path).schedule.alpha_bar
+        expected = torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0)
+        assert torch.allclose(found, expected, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("steps", [100, 1000, 4000])
-def test_the_linear_schedule_of_openai_scales_with_its_length(tmp_path: Path, steps: int) -> None:
-    peer = peer_files.openai(tmp_path, diffusion_steps=steps)
-    schedule = load_checkpoint(peer.path).schedule
-    betas = torch.linspace(0.1 / steps, 20 / steps, steps, dtype=torch.float64)
-    assert torch.allclose(schedule.alpha_bar, torch.cumprod(1 - betas, 0), rtol=1e-10, atol=0)
+def test_the_linear_schedule_of_openai_scales_with_its_length(tmp_path: Path) -> None:
+    for steps in (100, 1000, 4000):
+        peer = peer_files.openai(tmp_path, diffusion_steps=steps)
+        schedule = load_checkpoint(peer.path).schedule
+        betas = torch.linspace(0.1 / steps, 20 / steps, steps, dtype=torch.float64)
+        assert torch.allclose(schedule.alpha_bar, torch.cumprod(1 - betas, 0), rtol=1e-10, atol=0)
 
 
 def test_predict_xstart_and_learned_variance(tmp_path: Path) -> None:
@@ -417,38 +403,42 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.timeout(20)
-def test_hostile_settings_are_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.timeout(60)
+def test_hostile_settings_are_refused(tmp_path: Path) -> None:
     peer = peer_files.ermongroup(tmp_path)
-    (tmp_path / "config.yml").write_text(HOSTILE[name], encoding="utf-8")
-    assert "config.yml" in refusal(peer.path)
+    for text in HOSTILE.values():
+        (tmp_path / "config.yml").write_text(text, encoding="utf-8")
+        assert "config.yml" in refusal(peer.path)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
+def test_no_object_of_a_settings_file_is_made(tmp_path: Path) -> None:
+    peer = peer_files.ermongroup(tmp_path)
+    trap = tmp_path / "trap"
+    for call in (
         "!!python/object/apply:os.system ['touch {}']",
         "!!python/object/new:os.system ['touch {}']",
         "!!python/name:os.system",
         "!!python/module:os",
         "!!python/object:subprocess.Popen {{args: ['touch', '{}']}}",
-    ],
-)
-def test_no_object_of_a_settings_file_is_made(tmp_path: Path, call: str) -> None:
-    peer = peer_files.ermongroup(tmp_path)
-    trap = tmp_path / "trap"
-    (tmp_path / "config.yml").write_text(f"image_size: 16\nmodel: {call.format(trap)}\n")
-    load_checkpoint(peer.path)
-    assert not trap.exists()
+    ):
+        (tmp_path / "config.yml").write_text(f"image_size: 16\nmodel: {call.format(trap)}\n")
+        load_checkpoint(peer.path)
+        assert not trap.exists()
 
 
 # What is saved
 
 
-@pytest.mark.parametrize(
-    "network",
-    [
+def test_a_damaged_network_section_is_refused(tmp_path: Path) -> None:
+    peer = peer_files.openai(tmp_path, num_heads_upsample=4, attention_resolutions="16,8")
+    for name, content in checkpoint_files(load_checkpoint(peer.path)).items():
+        (tmp_path / "saved" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "saved" / name).write_bytes(content)
+    path = tmp_path / "saved" / "ddimctl.json"
+    sidecar = json.loads(path.read_text())
+    assert sidecar["network"] == {"heads": 2, "heads_up": 4}
+    load_checkpoint(tmp_path / "saved")
+    for network in (
         "wide",
         {"heads": 0},
         {"heads": 7},
@@ -465,17 +455,6 @@ def test_no_object_of_a_settings_file_is_made(tmp_path: Path, call: str) -> None
         {"timestep_scale": "1"},
         {"timestep_scale": float("nan")},
         {"colour": 1},
-    ],
-    ids=str,
-)
-def test_a_damaged_network_section_is_refused(tmp_path: Path, network: Any) -> None:
-    peer = peer_files.openai(tmp_path, num_heads_upsample=4, attention_resolutions="16,8")
-    for name, content in checkpoint_files(load_checkpoint(peer.path)).items():
-        (tmp_path / "saved" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "saved" / name).write_bytes(content)
-    path = tmp_path / "saved" / "ddimctl.json"
-    sidecar = json.loads(path.read_text())
-    assert sidecar["network"] == {"heads": 2, "heads_up": 4}
-    load_checkpoint(tmp_path / "saved")
-    path.write_text(json.dumps(sidecar | {"network": network}))
-    refusal(tmp_path / "saved")
+    ):
+        path.write_text(json.dumps(sidecar | {"network": network}))
+        refusal(tmp_path / "saved")
