@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -80,15 +79,6 @@ def _case(folder: Path, family: str, changed: dict[str, Any]) -> Case:
     return Case(peer, load_checkpoint(peer.path))
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: " ".join(case))
-def case(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Case]:
-    family, name = request.param
-    changed = {"ermongroup": ERMONGROUP, "openai": OPENAI}[family][name]
-    yield _case(tmp_path_factory.mktemp("peer"), family, changed)
-
-
 def test_the_references_are_the_peers_networks() -> None:
     recorded = load_file(DATA / "ermongroup_tiny" / "cases.safetensors")
     weights = torch.load(DATA / "ermongroup_tiny" / "ckpt_1234.pth", weights_only=True)[4]
@@ -101,55 +91,67 @@ def test_the_references_are_the_peers_networks() -> None:
         assert relative(found, recorded[f"eps.t{t}"]) <= 1e-5
 
 
-@pytest.mark.parametrize(
-    "folder", ["guided_diffusion_tiny", "guided_diffusion_tiny_class", "improved_diffusion_tiny"]
-)
-def test_the_references_are_openais_networks(folder: str) -> None:
-    recorded = load_file(DATA / folder / "cases.safetensors")
-    weights = torch.load(DATA / folder / "model.pt", weights_only=True)
-    said = json.loads((DATA / folder / "flags.json").read_text())
-    flags = reference_openai.DEFAULTS | said["model"] | said["diffusion"]
-    flags |= {"channel_mult": (1, 2), "num_classes": said["num_classes"]}
-    assert reference_openai.names_and_shapes(flags).keys() == weights.keys()
-    for t in (0, 1, 500, 999):
-        found = reference_openai.network(
-            as_given(weights), flags, recorded["x_T"], torch.full((2,), t), recorded.get("y")
-        )
-        assert relative(found, recorded[f"out.t{t}"]) <= 1e-5
+def test_the_references_are_openais_networks() -> None:
+    for folder in (
+        "guided_diffusion_tiny",
+        "guided_diffusion_tiny_class",
+        "improved_diffusion_tiny",
+    ):
+        recorded = load_file(DATA / folder / "cases.safetensors")
+        weights = torch.load(DATA / folder / "model.pt", weights_only=True)
+        said = json.loads((DATA / folder / "flags.json").read_text())
+        flags = reference_openai.DEFAULTS | said["model"] | said["diffusion"]
+        flags |= {"channel_mult": (1, 2), "num_classes": said["num_classes"]}
+        assert reference_openai.names_and_shapes(flags).keys() == weights.keys()
+        for t in (0, 1, 500, 999):
+            found = reference_openai.network(
+                as_given(weights), flags, recorded["x_T"], torch.full((2,), t), recorded.get("y")
+            )
+            assert relative(found, recorded[f"out.t{t}"]) <= 1e-5
 
 
-@pytest.mark.parametrize("size", [(16, 16), (8, 24)])
-def test_the_outputs_agree(case: Case, size: tuple[int, int]) -> None:
-    assert relative(*outputs(case.peer, case.checkpoint, size)) <= 1e-5
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_a_network_agrees_and_so_does_what_is_saved_of_it(
+    tmp_path: Path, family: str, name: str
+) -> None:
+    peer, checkpoint = _case(
+        tmp_path, family, {"ermongroup": ERMONGROUP, "openai": OPENAI}[family][name]
+    )
+    for size in ((16, 16), (8, 24)):
+        assert relative(*outputs(peer, checkpoint, size)) <= 1e-5
+    _check_that_every_weight_has_a_say(peer, checkpoint)
+    _check_that_what_is_saved_loads_as_it_was(peer, checkpoint, tmp_path / "saved")
 
 
-def test_every_weight_has_a_say(case: Case) -> None:
+def _check_that_every_weight_has_a_say(peer: Peer, checkpoint: Checkpoint) -> None:
     """A guard of the tests themselves: no weight could be lost without changing the output."""
-    ours, _ = outputs(case.peer, case.checkpoint, (16, 16))
+    ours, _ = outputs(peer, checkpoint, (16, 16))
     assert 0.1 < float(ours.std()) < 100
-    for weights in case.peer.weights.values():
+    for weights in peer.weights.values():
         assert float(weights.abs().max()) > 1e-3
 
 
-def test_what_is_saved_loads_as_it_was(case: Case, tmp_path: Path) -> None:
-    for name, content in checkpoint_files(case.checkpoint).items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(content)
-    again = load_checkpoint(tmp_path)
-    assert again.patches == case.checkpoint.patches
-    assert again.learned_variance == case.checkpoint.learned_variance
-    assert again.num_classes == case.checkpoint.num_classes
-    assert again.sample_shape == case.checkpoint.sample_shape
-    assert torch.equal(again.schedule.alpha_bar, case.checkpoint.schedule.alpha_bar)
-    ours, _ = outputs(case.peer, case.checkpoint, (8, 16))
-    reloaded, theirs = outputs(case.peer, again, (8, 16))
+def _check_that_what_is_saved_loads_as_it_was(
+    peer: Peer, checkpoint: Checkpoint, folder: Path
+) -> None:
+    for name, content in checkpoint_files(checkpoint).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    again = load_checkpoint(folder)
+    assert again.patches == checkpoint.patches
+    assert again.learned_variance == checkpoint.learned_variance
+    assert again.num_classes == checkpoint.num_classes
+    assert again.sample_shape == checkpoint.sample_shape
+    assert torch.equal(again.schedule.alpha_bar, checkpoint.schedule.alpha_bar)
+    ours, _ = outputs(peer, checkpoint, (8, 16))
+    reloaded, theirs = outputs(peer, again, (8, 16))
     assert torch.equal(reloaded, ours)
     if again.patches == UNetPatches():
         plain = copy.copy(again)
-        object.__setattr__(plain, "unet", UNet2DModel.from_pretrained(tmp_path / "unet").eval())
-        assert relative(outputs(case.peer, plain, (8, 16))[0], theirs) <= 1e-5
+        object.__setattr__(plain, "unet", UNet2DModel.from_pretrained(folder / "unet").eval())
+        assert relative(outputs(peer, plain, (8, 16))[0], theirs) <= 1e-5
     else:
-        assert json.loads((tmp_path / "ddimctl.json").read_text())["network"]
+        assert json.loads((folder / "ddimctl.json").read_text())["network"]
 
 
 # Not shrunk: a failing configuration is small already.

@@ -3,7 +3,6 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tiny_unets import tiny_unet, write_flat, write_json
@@ -17,9 +16,8 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 NAN = float("nan")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
+def test_impossible_settings_are_named_with_what_would_do() -> None:
+    for name, value in (
         ("block_out_channels", [2**40]),
         ("block_out_channels", [-32, 32]),
         ("block_out_channels", ["32"]),
@@ -52,24 +50,22 @@ NAN = float("nan")
         ("num_class_embeds", 2**60),
         ("num_train_timesteps", 2**45),
         ("act_fn", "x" * 10**6),
-    ],
-)
-def test_impossible_settings_are_named_with_what_would_do(name: str, value: Any) -> None:
-    with pytest.raises(CheckpointError, match=rf"^here: {name} is .*, not ") as caught:
-        check_unet_config({name: value}, "here")
-    assert len(caught.value.cause) < 250
+    ):
+        with pytest.raises(CheckpointError, match=rf"^here: {name} is .*, not ") as caught:
+            check_unet_config({name: value}, "here")
+        assert len(caught.value.cause) < 250
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_settings_of_real_networks_pass(name: str, tmp_path: Path) -> None:
-    check_unet_config(architecture(name, (3, 64, 64), 11), "here")
+def test_settings_of_real_networks_pass(tmp_path: Path) -> None:
+    for name in ARCHITECTURES:
+        check_unet_config(architecture(name, (3, 64, 64), 11), "here")
     tiny_unet(class_embed_type="timestep").save_config(tmp_path)
     check_unet_config(json.loads((tmp_path / "config.json").read_text()), "here")
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
+def test_impossible_schedules_are_refused(tmp_path: Path) -> None:
+    write_flat(tmp_path, tiny_unet())
+    for settings, said in (
         ('{"trained_betas": [' + "0.01, " * 10**6 + "0.01]}", "1,000,001 numbers"),
         ('{"trained_betas": [' + "0.01, " * 2 * 10**6 + "0.01]}", "too large"),
         ('{"trained_betas": [NaN, 0.1]}', "betas"),
@@ -78,44 +74,39 @@ def test_settings_of_real_networks_pass(name: str, tmp_path: Path) -> None:
         ('{"beta_start": ' + "9" * 400 + "}", "beta_start"),
         ('{"num_train_timesteps": ' + "9" * 4000 + "}", "num_train_timesteps"),
         ('{"num_train_timesteps": ' + "9" * 5000 + "}", "not valid JSON"),
-    ],
-)
-def test_impossible_schedules_are_refused(tmp_path: Path, settings: str, said: str) -> None:
-    write_flat(tmp_path, tiny_unet())
-    (tmp_path / "scheduler_config.json").write_text(settings)
-    with pytest.raises(CheckpointError, match=said) as caught:
-        load_checkpoint(tmp_path)
-    assert len(caught.value.cause) < 300
+    ):
+        (tmp_path / "scheduler_config.json").write_text(settings)
+        with pytest.raises(CheckpointError, match=said) as caught:
+            load_checkpoint(tmp_path)
+        assert len(caught.value.cause) < 300
 
 
-@pytest.mark.parametrize("shard", ["../../etc/passwd", "/etc/passwd", "x" * 5000, "a\0b", ["a"]])
-def test_an_index_of_shards_names_files_beside_it_only(tmp_path: Path, shard: Any) -> None:
+def test_an_index_of_shards_names_files_beside_it_only(tmp_path: Path) -> None:
     write_flat(tmp_path, tiny_unet())
     (tmp_path / WEIGHTS).unlink()
-    write_json(tmp_path / f"{WEIGHTS}.index.json", weight_map={"conv_in.weight": shard})
-    with pytest.raises(CheckpointError, match=r"elsewhere|missing|cannot be read"):
-        load_checkpoint(tmp_path)
+    for shard in ("../../etc/passwd", "/etc/passwd", "x" * 5000, "a\0b", ["a"]):
+        write_json(tmp_path / f"{WEIGHTS}.index.json", weight_map={"conv_in.weight": shard})
+        with pytest.raises(CheckpointError, match=r"elsewhere|missing|cannot be read"):
+            load_checkpoint(tmp_path)
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("name", ["config.json", "scheduler_config.json", WEIGHTS])
-@pytest.mark.parametrize("target", ["pipe", "/dev/zero", "/etc/passwd", "itself"])
-def test_links_and_pipes_are_neither_waited_for_nor_shown(
-    tmp_path: Path, name: str, target: str
-) -> None:
-    write_flat(tmp_path, tiny_unet())
-    path = tmp_path / name
-    path.unlink(missing_ok=True)
-    if target == "pipe":
-        os.mkfifo(path)
-    else:
-        path.symlink_to(name if target == "itself" else target)
-    if name == "scheduler_config.json" and target != "/etc/passwd":
-        assert "no scheduler settings" in load_checkpoint(tmp_path).provenance.notes[0]
-        return
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(tmp_path)
-    assert "root" not in caught.value.cause.replace(str(tmp_path), "")
+def test_links_and_pipes_are_neither_waited_for_nor_shown(tmp_path: Path) -> None:
+    for name in ("config.json", "scheduler_config.json", WEIGHTS):
+        for target in ("pipe", "/dev/zero", "/etc/passwd", "itself"):
+            folder = write_flat(tmp_path / f"{name}-{target.replace('/', '-')}", tiny_unet())
+            path = folder / name
+            path.unlink(missing_ok=True)
+            if target == "pipe":
+                os.mkfifo(path)
+            else:
+                path.symlink_to(name if target == "itself" else target)
+            if name == "scheduler_config.json" and target != "/etc/passwd":
+                assert "no scheduler settings" in load_checkpoint(folder).provenance.notes[0]
+                continue
+            with pytest.raises(CheckpointError) as caught:
+                load_checkpoint(folder)
+            assert "root" not in caught.value.cause.replace(str(folder), "")
 
 
 def test_control_characters_of_a_config_do_not_reach_the_terminal(

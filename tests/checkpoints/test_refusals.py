@@ -21,9 +21,9 @@ HTML = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"
 PIPELINE = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
 
 
-@pytest.mark.parametrize(
-    ("index", "reason"),
-    [
+def test_pipelines_are_refused_by_their_index(tmp_path: Path) -> None:
+    tiny_unet().save_pretrained(tmp_path / "unet")
+    for index, reason in (
         (
             {
                 "_class_name": "StableDiffusionPipeline",
@@ -64,15 +64,10 @@ PIPELINE = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DD
         ),
         ({"_class_name": "AudioPipeline", "unet": ["diffusers", "UNet1DModel"]}, "UNet1DModel"),
         ({"_class_name": "OddPipeline"}, "has no UNet"),
-    ],
-)
-def test_pipelines_are_refused_by_their_index(
-    tmp_path: Path, index: dict[str, Any], reason: str
-) -> None:
-    tiny_unet().save_pretrained(tmp_path / "unet")
-    write_json(tmp_path / "model_index.json", **index)
-    with pytest.raises(CheckpointError, match=reason):
-        load_checkpoint(tmp_path)
+    ):
+        write_json(tmp_path / "model_index.json", **index)
+        with pytest.raises(CheckpointError, match=reason):
+            load_checkpoint(tmp_path)
 
 
 def test_unused_parts_of_a_pipeline_do_not_matter(tmp_path: Path) -> None:
@@ -82,50 +77,38 @@ def test_unused_parts_of_a_pipeline_do_not_matter(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path).parameters > 0
 
 
-@pytest.mark.parametrize("part", ["vae", "vqvae", "text_encoder", "transformer"])
-def test_pipeline_folders_without_an_index_are_refused_by_their_parts(
-    tmp_path: Path, part: str
-) -> None:
-    tiny_unet().save_pretrained(tmp_path / "unet")
-    write_json(tmp_path / part / "config.json", _class_name="Something")
-    with pytest.raises(CheckpointError, match="cannot be run"):
-        load_checkpoint(tmp_path)
+def test_pipeline_folders_without_an_index_are_refused_by_their_parts(tmp_path: Path) -> None:
+    for part in ("vae", "vqvae", "text_encoder", "transformer"):
+        tiny_unet().save_pretrained(tmp_path / part / "unet")
+        write_json(tmp_path / part / part / "config.json", _class_name="Something")
+        with pytest.raises(CheckpointError, match="cannot be run"):
+            load_checkpoint(tmp_path / part)
 
 
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
+def test_other_networks_are_refused_by_their_config(tmp_path: Path) -> None:
+    for config, reason in (
         ({"_class_name": "UNet2DConditionModel"}, "text embeddings"),
         ({"_class_name": "DiTTransformer2DModel"}, "DiTTransformer2DModel"),
         ({"_class_name": "AutoencoderKL"}, "AutoencoderKL"),
         ({"architectures": ["BertModel"], "model_type": "bert"}, "BertModel"),
         ({"model_type": "vit"}, "vit"),
         ({}, "unknown model"),
-    ],
-)
-def test_other_networks_are_refused_by_their_config(
-    tmp_path: Path, config: dict[str, Any], reason: str
-) -> None:
-    write_json(tmp_path / "config.json", **config)
-    with pytest.raises(CheckpointError, match=reason):
-        load_checkpoint(tmp_path)
+    ):
+        write_json(tmp_path / "config.json", **config)
+        with pytest.raises(CheckpointError, match=reason):
+            load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"time_embedding_type": "fourier"}, "variance-exploding"),
-        ({"class_embed_type": "identity"}, "conditioned on vectors"),
-    ],
-)
-def test_unets_of_another_kind_are_refused(
-    tmp_path: Path, change: dict[str, Any], reason: str
-) -> None:
+def test_unets_of_another_kind_are_refused(tmp_path: Path) -> None:
     write_flat(tmp_path, tiny_unet())
     config = json.loads((tmp_path / "config.json").read_text())
-    write_json(tmp_path / "config.json", **(config | change))
-    with pytest.raises(CheckpointError, match=reason):
-        load_checkpoint(tmp_path)
+    for change, reason in (
+        ({"time_embedding_type": "fourier"}, "variance-exploding"),
+        ({"class_embed_type": "identity"}, "conditioned on vectors"),
+    ):
+        write_json(tmp_path / "config.json", **(config | change))
+        with pytest.raises(CheckpointError, match=reason):
+            load_checkpoint(tmp_path)
 
 
 class _Edm:
@@ -139,9 +122,9 @@ def _reconstruct_persistent_obj(meta: dict[str, str]) -> None:
     raise AssertionError("the pickle was run")
 
 
-@pytest.mark.parametrize(
-    ("keys", "reason"),
-    [
+@pytest.mark.parametrize("form", ["safetensors", "torch", "legacy"])
+def test_single_files_are_named_by_the_weights_in_them(tmp_path: Path, form: str) -> None:
+    for keys, reason in (
         ("model.diffusion_model.input_blocks.0.0.weight", "latent diffusion"),
         ("double_blocks.0.img_attn.qkv.weight", "Flux"),
         ("blocks.0.adaLN_modulation.1.weight", "DiT"),
@@ -150,20 +133,15 @@ def _reconstruct_persistent_obj(meta: dict[str, str]) -> None:
         ("down.0.block.0.norm1.weight", r"has no weight conv_in\.weight"),
         ("down_blocks.0.resnets.0.norm1.weight", r"without their config\.json"),
         ("something.else", "not supported yet"),
-    ],
-)
-@pytest.mark.parametrize("form", ["safetensors", "torch", "legacy"])
-def test_single_files_are_named_by_the_weights_in_them(
-    tmp_path: Path, keys: str, reason: str, form: str
-) -> None:
-    path = tmp_path / "download"  # the name says nothing
-    weights = {keys: torch.zeros(2)}
-    if form == "safetensors":
-        save_file(weights, path)
-    else:
-        torch.save(weights, path, _use_new_zipfile_serialization=form == "torch")
-    with pytest.raises(CheckpointError, match=reason):
-        load_checkpoint(path)
+    ):
+        path = tmp_path / "download"  # the name says nothing
+        weights = {keys: torch.zeros(2)}
+        if form == "safetensors":
+            save_file(weights, path)
+        else:
+            torch.save(weights, path, _use_new_zipfile_serialization=form == "torch")
+        with pytest.raises(CheckpointError, match=reason):
+            load_checkpoint(path)
 
 
 def test_an_edm_pickle_is_named_and_not_run(tmp_path: Path) -> None:
@@ -192,22 +170,16 @@ def test_other_single_files_are_named(tmp_path: Path) -> None:
             load_checkpoint(tmp_path / name)
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [(b"", "is empty"), (LFS_POINTER, "git lfs pull"), (HTML, "web page")],
-    ids=["empty", "lfs", "html"],
-)
-@pytest.mark.parametrize("name", ["config.json", WEIGHTS, "scheduler_config.json"])
-def test_what_a_failed_download_leaves_is_told(
-    tmp_path: Path, name: str, content: bytes, reason: str
-) -> None:
-    write_flat(tmp_path, tiny_unet())
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=reason) as caught:
-        load_checkpoint(tmp_path)
-    assert name in caught.value.cause
-    with pytest.raises(CheckpointError, match=reason):
-        load_checkpoint(tmp_path / name)
+def test_what_a_failed_download_leaves_is_told(tmp_path: Path) -> None:
+    for content, reason in ((b"", "is empty"), (LFS_POINTER, "git lfs pull"), (HTML, "web page")):
+        for name in ("config.json", WEIGHTS, "scheduler_config.json"):
+            folder = write_flat(tmp_path / f"{name}-{len(content)}", tiny_unet())
+            (folder / name).write_bytes(content)
+            with pytest.raises(CheckpointError, match=reason) as caught:
+                load_checkpoint(folder)
+            assert name in caught.value.cause
+            with pytest.raises(CheckpointError, match=reason):
+                load_checkpoint(folder / name)
 
 
 def test_a_safetensors_header_that_names_a_weight_twice_is_refused(tmp_path: Path) -> None:
@@ -219,21 +191,23 @@ def test_a_safetensors_header_that_names_a_weight_twice_is_refused(tmp_path: Pat
         load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("keep", [9, 2000, -4])
-def test_a_truncated_safetensors_file_is_damaged(tmp_path: Path, keep: int) -> None:
+def test_a_truncated_safetensors_file_is_damaged(tmp_path: Path) -> None:
     path = write_flat(tmp_path, tiny_unet()) / WEIGHTS
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=WEIGHTS):
-        load_checkpoint(tmp_path)
+    whole = path.read_bytes()
+    for keep in (9, 2000, -4):
+        path.write_bytes(whole[:keep])
+        with pytest.raises(CheckpointError, match=WEIGHTS):
+            load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("keep", [40, 5000, -40])
-def test_a_truncated_bin_file_is_damaged(tmp_path: Path, keep: int) -> None:
+def test_a_truncated_bin_file_is_damaged(tmp_path: Path) -> None:
     tiny_unet().save_pretrained(tmp_path, safe_serialization=False)
     path = tmp_path / "diffusion_pytorch_model.bin"
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=path.name):
-        load_checkpoint(tmp_path)
+    whole = path.read_bytes()
+    for keep in (40, 5000, -40):
+        path.write_bytes(whole[:keep])
+        with pytest.raises(CheckpointError, match=path.name):
+            load_checkpoint(tmp_path)
 
 
 class _Canary:
@@ -244,33 +218,35 @@ class _Canary:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_bin_file_that_calls_something_is_not_run(tmp_path: Path, zipped: bool) -> None:
+def test_a_bin_file_that_calls_something_is_not_run(tmp_path: Path) -> None:
     tiny_unet().save_config(tmp_path)
-    torch.save(
-        {"conv_in.weight": _Canary(tmp_path / "canary")},
-        tmp_path / "diffusion_pytorch_model.bin",
-        _use_new_zipfile_serialization=zipped,
-    )
-    with pytest.raises(CheckpointError, match=r"would call builtins\.getattr, so it was not read"):
-        load_checkpoint(tmp_path)
-    assert not (tmp_path / "canary").exists()
+    for zipped in (True, False):
+        torch.save(
+            {"conv_in.weight": _Canary(tmp_path / "canary")},
+            tmp_path / "diffusion_pytorch_model.bin",
+            _use_new_zipfile_serialization=zipped,
+        )
+        with pytest.raises(
+            CheckpointError, match=r"would call builtins\.getattr, so it was not read"
+        ):
+            load_checkpoint(tmp_path)
+        assert not (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"model": {"a": torch.zeros(1)}}, {1: torch.zeros(1)}])
-def test_a_bin_file_that_is_no_state_dict_is_refused(tmp_path: Path, content: object) -> None:
+def test_a_bin_file_that_is_no_state_dict_is_refused(tmp_path: Path) -> None:
     tiny_unet().save_config(tmp_path)
-    torch.save(content, tmp_path / "diffusion_pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="not a state dict"):
-        load_checkpoint(tmp_path)
+    for content in ([1, 2], {"model": {"a": torch.zeros(1)}}, {1: torch.zeros(1)}):
+        torch.save(content, tmp_path / "diffusion_pytorch_model.bin")
+        with pytest.raises(CheckpointError, match="not a state dict"):
+            load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff\xfe", b"[" * 100_000])
-def test_damaged_json_is_told_with_its_name(tmp_path: Path, content: bytes) -> None:
+def test_damaged_json_is_told_with_its_name(tmp_path: Path) -> None:
     write_flat(tmp_path, tiny_unet())
-    (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"config\.json"):
-        load_checkpoint(tmp_path)
+    for content in (b"[1]", b"{", b"\xff\xfe", b"[" * 100_000):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"config\.json"):
+            load_checkpoint(tmp_path)
 
 
 def test_wrong_folders_are_told_the_right_one(tmp_path: Path) -> None:

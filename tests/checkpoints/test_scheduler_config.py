@@ -1,7 +1,6 @@
 """scheduler_config.json becomes the schedule that diffusers' own scheduler has."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,9 +17,8 @@ from ddimctl.diffusion.schedules import from_betas, make_schedule
 from ddimctl.errors import CheckpointError
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
+def test_alpha_bar_is_that_of_diffusers() -> None:
+    for settings in (
         {},
         {"num_train_timesteps": 250},
         {"beta_schedule": "linear", "beta_start": 0.001, "beta_end": 0.01},
@@ -29,34 +27,27 @@ from ddimctl.errors import CheckpointError
         {"beta_schedule": "sigmoid"},
         {"trained_betas": [0.1, 0.2, 0.3]},
         {"beta_schedule": "linear", "rescale_betas_zero_snr": True},
-    ],
-    ids=str,
-)
-def test_alpha_bar_is_that_of_diffusers(settings: dict[str, Any]) -> None:
-    theirs = DDPMScheduler(**settings)
-    ours = read_diffusion(dict(theirs.config), "x").schedule.alpha_bar
-    # diffusers computes in float32
-    torch.testing.assert_close(ours.float(), theirs.alphas_cumprod, rtol=3e-4, atol=1e-6)
+    ):
+        theirs = DDPMScheduler(**settings)
+        ours = read_diffusion(dict(theirs.config), "x").schedule.alpha_bar
+        # diffusers computes in float32
+        torch.testing.assert_close(ours.float(), theirs.alphas_cumprod, rtol=3e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("settings", "prediction"),
-    [
+def test_prediction_type_in_our_words() -> None:
+    for settings, prediction in (
         ({}, "eps"),
         ({"prediction_type": "epsilon"}, "eps"),
         ({"prediction_type": "sample"}, "x_0"),
         ({"prediction_type": "v_prediction"}, "v"),
         ({"predict_epsilon": False}, "x_0"),
         ({"predict_epsilon": True}, "eps"),
-    ],
-)
-def test_prediction_type_in_our_words(settings: dict[str, Any], prediction: str) -> None:
-    assert read_diffusion(settings, "x").prediction == prediction
+    ):
+        assert read_diffusion(settings, "x").prediction == prediction
 
 
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
+def test_settings_that_are_not_of_a_ddpm_are_refused() -> None:
+    for settings, reason in (
         ({"beta_schedule": "laplace"}, "beta_schedule 'laplace'"),
         ({"beta_schedule": ["linear"]}, "beta_schedule"),
         ({"prediction_type": "flow_prediction"}, "flow_prediction"),
@@ -72,12 +63,10 @@ def test_prediction_type_in_our_words(settings: dict[str, Any], prediction: str)
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow-matching"),
         ({"_class_name": "EDMEulerScheduler"}, "EDM"),
         ({"_class_name": "IPNDMScheduler"}, "does not say the betas"),
-    ],
-)
-def test_settings_that_are_not_of_a_ddpm_are_refused(settings: dict[str, Any], reason: str) -> None:
-    with pytest.raises(CheckpointError, match=reason) as caught:
-        read_diffusion(settings, "x/scheduler_config.json")
-    assert caught.value.cause.startswith("x/scheduler_config.json")
+    ):
+        with pytest.raises(CheckpointError, match=reason) as caught:
+            read_diffusion(settings, "x/scheduler_config.json")
+        assert caught.value.cause.startswith("x/scheduler_config.json")
 
 
 def test_sampler_settings_are_kept_aside_and_told(tmp_path: Path) -> None:
@@ -114,17 +103,15 @@ def test_a_scheduler_that_is_named_but_missing_is_not_guessed(tmp_path: Path) ->
         load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "cosine", "sigmoid"])
-@pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
-@pytest.mark.parametrize("zero_snr", [False, True])
-def test_writing_and_reading_a_schedule_gives_it_back(
-    kind: str, prediction: str, zero_snr: bool
-) -> None:
-    schedule = make_schedule(kind, 100, 0.001, 0.03, rescale_zero_snr=zero_snr)
-    found = read_diffusion(scheduler_config(schedule, prediction), "x")
-    assert torch.equal(found.schedule.alpha_bar, schedule.alpha_bar)
-    assert found.schedule.settings == schedule.settings
-    assert found.prediction == prediction
+def test_writing_and_reading_a_schedule_gives_it_back() -> None:
+    for kind in ("linear", "scaled_linear", "cosine", "sigmoid"):
+        for prediction in ("eps", "x_0", "v"):
+            for zero_snr in (False, True):
+                schedule = make_schedule(kind, 100, 0.001, 0.03, rescale_zero_snr=zero_snr)
+                found = read_diffusion(scheduler_config(schedule, prediction), "x")
+                assert torch.equal(found.schedule.alpha_bar, schedule.alpha_bar)
+                assert found.schedule.settings == schedule.settings
+                assert found.prediction == prediction
 
 
 def test_explicit_betas_are_written_and_read() -> None:
