@@ -133,8 +133,8 @@ import contextlib, io, json, os, sys
 def heavy():
     return [name for name in sys.modules if name in sys.argv[1:]]
 
-import ddimctl
-ddimctl.RequestError, ddimctl.timesteps
+import ddimctl, ddimctl.checkpoints
+ddimctl.RequestError, ddimctl.timesteps, dir(ddimctl.checkpoints)
 told = [(0, "", "", heavy())]
 from ddimctl.cli.command_reference import reference
 told.append((0, reference(), "", heavy()))
