@@ -96,10 +96,10 @@ def test_uniform_numbers_and_integers_fill_their_ranges():
     assert (counts - 10_000).abs().max() < 5 * math.sqrt(10_000)
 
 
-@pytest.mark.parametrize("seed", [-1, MAX_SEED + 1])
-def test_seeds_outside_the_range_are_refused(seed):
-    with pytest.raises(RequestError, match=r"outside 0 \.\.\. 2\^63"):
-        seeded_noise([seed], SHAPE)
+def test_seeds_outside_the_range_are_refused():
+    for seed in (-1, MAX_SEED + 1):
+        with pytest.raises(RequestError, match=r"outside 0 \.\.\. 2\^63"):
+            seeded_noise([seed], SHAPE)
 
 
 @pytest.mark.cuda

@@ -37,15 +37,15 @@ def test_slerp_is_the_public_one():
     assert ddimctl.slerp is slerp
 
 
-@pytest.mark.parametrize("path", PATHS.values())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_ends_are_the_inputs_bit_for_bit(path, dtype):
-    a, b = (noise(seed)[0].to(dtype) for seed in (0, 1))
-    for weight, end in ((0.0, a), (1.0, b), (0, a), (1, b)):
-        found = path(a, b, weight)
-        assert torch.equal(found, end)
-        assert found.dtype == dtype
-        assert found.data_ptr() != end.data_ptr()
+def test_ends_are_the_inputs_bit_for_bit():
+    for path in PATHS.values():
+        for dtype in (torch.float32, torch.float64, torch.float16):
+            a, b = (noise(seed)[0].to(dtype) for seed in (0, 1))
+            for weight, end in ((0.0, a), (1.0, b), (0, a), (1, b)):
+                found = path(a, b, weight)
+                assert torch.equal(found, end)
+                assert found.dtype == dtype
+                assert found.data_ptr() != end.data_ptr()
 
 
 @settings(deadline=None, max_examples=50)
@@ -75,12 +75,14 @@ def test_the_way_back_is_the_way_there(weight, path):
     torch.testing.assert_close(path(a, b, weight), path(b, a, 1 - weight), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("theta", [0.0, 1e-12, 1e-8, 1e-5])
-def test_at_small_angles_the_arc_is_the_line(theta):
+def test_at_small_angles_the_arc_is_the_line():
     a = 20 * unit(0)
-    b = 30 * turned(unit(0), unit(1), theta)
-    for weight in (0.1, 0.5, 0.9):
-        torch.testing.assert_close(slerp(a, b, weight), lerp(a, b, weight), rtol=1e-9, atol=1e-9)
+    for theta in (0.0, 1e-12, 1e-8, 1e-5):
+        b = 30 * turned(unit(0), unit(1), theta)
+        for weight in (0.1, 0.5, 0.9):
+            torch.testing.assert_close(
+                slerp(a, b, weight), lerp(a, b, weight), rtol=1e-9, atol=1e-9
+            )
 
 
 def test_noise_stays_as_long_as_noise_where_the_line_is_too_short():
@@ -96,22 +98,20 @@ def test_nearly_opposite_vectors_have_an_arc():
     assert angle(a, half) == pytest.approx(math.pi / 2, abs=1e-4)
 
 
-@pytest.mark.parametrize("scale", [-1.0, -0.3, -7.1])
-@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
-def test_opposite_latents_are_refused(scale, weight):
+def test_opposite_latents_are_refused():
     a = noise(0)[0]
-    with pytest.raises(RequestError, match="opposite"):
-        slerp(a, scale * a, weight)
+    for scale in (-1.0, -0.3, -7.1):
+        for weight in (0.0, 0.5, 1.0):
+            with pytest.raises(RequestError, match="opposite"):
+                slerp(a, scale * a, weight)
 
 
-@pytest.mark.parametrize(
-    ("value", "named"), [(0.0, "zero"), (math.nan, "not finite"), (math.inf, "not finite")]
-)
-def test_vectors_without_direction_are_refused(value, named):
+def test_vectors_without_direction_are_refused():
     a = noise(0)[0]
-    for pair in ((a, torch.full(SHAPE, value)), (torch.full(SHAPE, value), a)):
-        with pytest.raises(RequestError, match=named):
-            slerp(*pair, 0.5)
+    for value, named in ((0.0, "zero"), (math.nan, "not finite"), (math.inf, "not finite")):
+        for pair in ((a, torch.full(SHAPE, value)), (torch.full(SHAPE, value), a)):
+            with pytest.raises(RequestError, match=named):
+                slerp(*pair, 0.5)
 
 
 def test_a_line_may_cross_zero():
@@ -119,10 +119,10 @@ def test_a_line_may_cross_zero():
     assert torch.equal(lerp(a, -a, 0.5), torch.zeros(SHAPE))
 
 
-@pytest.mark.parametrize("path", PATHS.values())
-def test_different_shapes_are_refused(path):
-    with pytest.raises(RequestError, match=r"\(3, 8, 8\) and \(1, 8, 8\)"):
-        path(noise(0)[0], noise(0)[0, :1], 0.5)
+def test_different_shapes_are_refused():
+    for path in PATHS.values():
+        with pytest.raises(RequestError, match=r"\(3, 8, 8\) and \(1, 8, 8\)"):
+            path(noise(0)[0], noise(0)[0, :1], 0.5)
 
 
 @settings(deadline=None, max_examples=50)
@@ -147,24 +147,22 @@ def test_a_loop_ends_one_frame_before_it_begins_again():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("inputs", "frames", "named"), [(0, 5, "two inputs"), (1, 5, "two inputs"), (3, 2, "3 inputs")]
-)
-def test_impossible_tours_are_refused(inputs, frames, named):
-    with pytest.raises(RequestError, match=named):
-        frame_positions(inputs, frames)
+def test_impossible_tours_are_refused():
+    for inputs, frames, named in ((0, 5, "two inputs"), (1, 5, "two inputs"), (3, 2, "3 inputs")):
+        with pytest.raises(RequestError, match=named):
+            frame_positions(inputs, frames)
 
 
-@pytest.mark.parametrize("loop", [False, True])
-def test_a_tour_shows_its_inputs_and_what_is_between(loop):
+def test_a_tour_shows_its_inputs_and_what_is_between():
     inputs = noise(0, 1, 2)
-    places = frame_positions(3, 7, loop)
-    frames = tour(inputs, places)
-    for frame, (start, end, weight) in zip(frames, places, strict=True):
-        assert torch.equal(frame, slerp(inputs[start], inputs[end], weight))
-    assert all(any(torch.equal(frame, latent) for frame in frames) for latent in inputs)
-    assert torch.equal(frames[0], inputs[0])
-    assert torch.equal(frames[-1], inputs[2]) is not loop
+    for loop in (False, True):
+        places = frame_positions(3, 7, loop)
+        frames = tour(inputs, places)
+        for frame, (start, end, weight) in zip(frames, places, strict=True):
+            assert torch.equal(frame, slerp(inputs[start], inputs[end], weight))
+        assert all(any(torch.equal(frame, latent) for frame in frames) for latent in inputs)
+        assert torch.equal(frames[0], inputs[0])
+        assert torch.equal(frames[-1], inputs[2]) is not loop
 
 
 def test_a_grid_has_its_inputs_in_the_corners_and_slerps_of_slerps_between():
@@ -178,10 +176,10 @@ def test_a_grid_has_its_inputs_in_the_corners_and_slerps_of_slerps_between():
         assert torch.equal(cells[0, column], slerp(corners[0], corners[1], column / 4))
 
 
-@pytest.mark.parametrize(
-    ("seeds", "size", "named"),
-    [((0, 1, 2), (3, 3), "four inputs"), ((0, 1, 2, 3), (1, 4), "corners")],
-)
-def test_impossible_grids_are_refused(seeds, size, named):
-    with pytest.raises(RequestError, match=named):
-        grid(noise(*seeds), *size)
+def test_impossible_grids_are_refused():
+    for seeds, size, named in (
+        ((0, 1, 2), (3, 3), "four inputs"),
+        ((0, 1, 2, 3), (1, 4), "corners"),
+    ):
+        with pytest.raises(RequestError, match=named):
+            grid(noise(*seeds), *size)

@@ -1,5 +1,5 @@
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -55,42 +55,40 @@ def test_eta_one_over_all_steps_is_the_ddpm_posterior():
         assert sigma_large(a_t, a_prev) ** 2 == pytest.approx(beta, rel=1e-9)
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_every_eta_keeps_the_marginals(eta):
+def test_every_eta_keeps_the_marginals():
     """Lemma 1: with the true x_0, x_t has mean sqrt(alpha_bar) x_0 and variance 1 - alpha_bar."""
-    schedule, x_0, tau = make_schedule(), 0.7, (0, 100, 400, 999)
-    mean, variance = math.sqrt(schedule(999)) * x_0, 1 - schedule(999)
-    for t, t_next in zip(tau[::-1], tau[-2::-1], strict=False):
-        a, b = schedule(t), schedule(t_next)
-        sigma = sigma_eta(a, b, eta)
-        slope = math.sqrt((1 - b - sigma**2) / (1 - a))  # of the step in x, given x_0
-        mean = math.sqrt(b) * x_0 + slope * (mean - math.sqrt(a) * x_0)
-        variance = slope**2 * variance + sigma**2
-    assert mean == pytest.approx(math.sqrt(schedule(0)) * x_0, rel=1e-9)
-    assert variance == pytest.approx(1 - schedule(0), rel=1e-9)
+    for eta in (0.0, 0.5, 1.0):
+        schedule, x_0, tau = make_schedule(), 0.7, (0, 100, 400, 999)
+        mean, variance = math.sqrt(schedule(999)) * x_0, 1 - schedule(999)
+        for t, t_next in zip(tau[::-1], tau[-2::-1], strict=False):
+            a, b = schedule(t), schedule(t_next)
+            sigma = sigma_eta(a, b, eta)
+            slope = math.sqrt((1 - b - sigma**2) / (1 - a))  # of the step in x, given x_0
+            mean = math.sqrt(b) * x_0 + slope * (mean - math.sqrt(a) * x_0)
+            variance = slope**2 * variance + sigma**2
+        assert mean == pytest.approx(math.sqrt(schedule(0)) * x_0, rel=1e-9)
+        assert variance == pytest.approx(1 - schedule(0), rel=1e-9)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("S", [1, 2, 7, 20, 333])
-def test_trajectories_agree_with_an_independent_first_order_solver(kind, S):
+def test_trajectories_agree_with_an_independent_first_order_solver():
     """diffusers' DPMSolver++ of order 1 is DDIM and takes any list of timesteps."""
-    tau = timesteps(kind, S, 1000)
 
     class Wavy(GaussianModel):  # not the ideal eps, whose error their float32 would amplify
         def network(self, x, t, labels=None):
             return (3 * x + t.view(-1, 1, 1, 1)).sin()
 
-    model = Wavy()
-    x_T = noisy(2, 3, 4, 4)
-    ours = sample(model, x_T, timesteps=tau)
-    solver = DPMSolverMultistepScheduler(
-        solver_order=1, algorithm_type="dpmsolver++", final_sigmas_type="zero"
-    )
-    solver.set_timesteps(timesteps=list(reversed(tau)))
-    x = x_T
-    for t in solver.timesteps:
-        x = solver.step(model.network(x, t.repeat(2)), t, x).prev_sample
-    torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5 * float(x.abs().max()))
+    model, x_T = Wavy(), noisy(2, 3, 4, 4)
+    for kind, S in product(KINDS, (1, 2, 7, 20, 333)):
+        tau = timesteps(kind, S, 1000)
+        ours = sample(model, x_T, timesteps=tau)
+        solver = DPMSolverMultistepScheduler(
+            solver_order=1, algorithm_type="dpmsolver++", final_sigmas_type="zero"
+        )
+        solver.set_timesteps(timesteps=list(reversed(tau)))
+        x = x_T
+        for t in solver.timesteps:
+            x = solver.step(model.network(x, t.repeat(2)), t, x).prev_sample
+        torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5 * float(x.abs().max()))
 
 
 def test_the_step_walks_up_as_it_walks_down():
@@ -102,22 +100,22 @@ def test_the_step_walks_up_as_it_walks_down():
     torch.testing.assert_close(down, x)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
-def test_predictions_describe_the_same_x(prediction):
-    x_0, eps, alpha_bar = noisy(2, 1, 4, 4), noisy(2, 1, 4, 4, seed=1), 0.3
-    signal, noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
-    x = signal * x_0 + noise * eps
-    output = {"eps": eps, "x_0": x_0, "v": signal * eps - noise * x_0}[prediction]
-    found = convert_prediction(output, x, alpha_bar, prediction)
-    torch.testing.assert_close(found.x_0, x_0)
-    torch.testing.assert_close(found.eps, eps)
+def test_predictions_describe_the_same_x():
+    for prediction in ("eps", "x_0", "v"):
+        x_0, eps, alpha_bar = noisy(2, 1, 4, 4), noisy(2, 1, 4, 4, seed=1), 0.3
+        signal, noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+        x = signal * x_0 + noise * eps
+        output = {"eps": eps, "x_0": x_0, "v": signal * eps - noise * x_0}[prediction]
+        found = convert_prediction(output, x, alpha_bar, prediction)
+        torch.testing.assert_close(found.x_0, x_0)
+        torch.testing.assert_close(found.eps, eps)
 
 
-@pytest.mark.parametrize("prediction", ["x_0", "v"])
-def test_zero_snr_works_where_the_prediction_determines_x_0(prediction):
-    model = GaussianModel(make_schedule(rescale_zero_snr=True), prediction)
-    x = sample(model, noisy(2, 1, 4, 4), timesteps=timesteps("linspace", 50))
-    assert x.isfinite().all()
+def test_zero_snr_works_where_the_prediction_determines_x_0():
+    for prediction in ("x_0", "v"):
+        model = GaussianModel(make_schedule(rescale_zero_snr=True), prediction)
+        x = sample(model, noisy(2, 1, 4, 4), timesteps=timesteps("linspace", 50))
+        assert x.isfinite().all()
 
 
 def test_zero_snr_with_eps_is_refused_with_the_reason():
@@ -162,10 +160,8 @@ def test_noise_is_asked_for_by_timestep_and_never_in_the_last_step(variance):
         asked.append(t)
         return torch.zeros_like(x)
 
-    tau = (0, 250, 500, 999)
-    sample(
-        GaussianModel(), noisy(1, 1, 2, 2), timesteps=tau, eta=1.0, variance=variance, noise=noise
-    )
+    x_T, settings = noisy(1, 1, 2, 2), {"eta": 1.0, "variance": variance, "noise": noise}
+    sample(GaussianModel(), x_T, timesteps=(0, 250, 500, 999), **settings)
     assert asked == [999, 500, 250]
 
 
@@ -182,9 +178,8 @@ def test_large_variance_keeps_the_mean_of_eta_one():
     assert not torch.equal(moved, still[0])
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_settings_that_cannot_be_are_refused_with_the_reason():
+    for settings, message in (
         ({"eta": 1.5}, "outside 0"),
         ({"eta": -0.1}, "outside 0"),
         ({"eta": float("nan")}, "outside 0"),
@@ -194,11 +189,9 @@ def test_large_variance_keeps_the_mean_of_eta_one():
         ({"eta": 1.0}, "needs noise"),
         ({"clip": "hard"}, "unknown clipping"),
         ({"guidance": 2.0}, "null class"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused_with_the_reason(settings, message):
-    with pytest.raises(RequestError, match=message):
-        sample(GaussianModel(), noisy(1, 1, 2, 2), timesteps=(0, 999), **settings)
+    ):
+        with pytest.raises(RequestError, match=message):
+            sample(GaussianModel(), noisy(1, 1, 2, 2), timesteps=(0, 999), **settings)
 
 
 def test_values_that_are_not_finite_are_refused():
