@@ -55,19 +55,18 @@ def test_neighbouring_pixels_and_channels_are_uncorrelated():
     assert abs(float((z[:, 1:] * z[:, :-1]).mean())) < bound * 1.3
 
 
-def test_the_generator_is_splitmix64():
+def test_the_generator_is_splitmix64_and_the_normals_are_box_mullers():
     # the published reference sequence for a state of 1234567
     bits = _reference_splitmix64(1234567, 4)
     assert bits[0] == 6457827717110365317
     key = torch.tensor([1234567])
-    ours = [int(v) % 2**64 for v in _bits_of(key, 4)[0]]
-    assert ours == bits
-
-
-def _bits_of(key, count):
-    from ddimctl.diffusion import noise
-
-    return noise._bits(key, count)
+    assert float(uniform(key)) == (bits[0] >> 11) * 2.0**-53
+    pairs = []
+    for number in bits:
+        radius = math.sqrt(-2 * math.log(((number >> 32) + 0.5) * 2.0**-32))
+        angle = 2 * math.pi * (number % 2**32) * 2.0**-32
+        pairs += [radius * math.cos(angle), radius * math.sin(angle)]
+    torch.testing.assert_close(normal(key, (8,))[0], torch.tensor(pairs), rtol=0, atol=1e-6)
 
 
 def _reference_splitmix64(state, count):
