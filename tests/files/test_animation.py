@@ -41,15 +41,15 @@ def test_it_loops_for_ever_and_holds_the_last_frame(format: str) -> None:
     assert durations == [100, 100, 100, 100, 2000]
 
 
-@pytest.mark.parametrize("format", ["gif", "webp"])
-def test_one_frame_and_gray_frames_are_enough(format: str) -> None:
-    gray = Image.new("L", (8, 8), 90)
-    assert decoded(encode_animation([gray], format))[0].getpixel((0, 0)) == (90, 90, 90)
+def test_one_frame_and_gray_frames_are_enough() -> None:
+    for format in ("gif", "webp"):
+        gray = Image.new("L", (8, 8), 90)
+        assert decoded(encode_animation([gray], format))[0].getpixel((0, 0)) == (90, 90, 90)
 
 
-@pytest.mark.parametrize("format", ["gif", "webp"])
-def test_equal_frames_give_equal_bytes(format: str) -> None:
-    assert encode_animation(ramps(), format) == encode_animation(ramps(), format)
+def test_equal_frames_give_equal_bytes() -> None:
+    for format in ("gif", "webp"):
+        assert encode_animation(ramps(), format) == encode_animation(ramps(), format)
 
 
 def test_gif_has_one_palette_and_stays_close_to_its_frames() -> None:

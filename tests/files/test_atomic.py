@@ -284,6 +284,6 @@ def test_room_and_permission_are_checked_where_a_folder_would_be_made(
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="not a folder"):
         atomic.check_writable(tmp_path / "file" / "below")
-    monkeypatch.setattr(atomic, "_open_temporary", fail_with(errno.EROFS))
+    monkeypatch.setattr(Path, "open", fail_with(errno.EROFS))
     with pytest.raises(StorageError, match="read-only"):
         atomic.check_writable(tmp_path)

@@ -5,7 +5,7 @@ import os
 import pytest
 from PIL import Image
 
-from ddimctl.files.cache import DEFAULT_GB, _limit, make_room, mark_used
+from ddimctl.files.cache import DEFAULT_GB, make_room, mark_used
 from ddimctl.files.dataset.datasets import load_dataset
 
 
@@ -69,12 +69,15 @@ def test_what_cannot_be_removed_stays_and_others_go(entries, monkeypatch):
     assert left(entries) == ["a", "d"]
 
 
-@pytest.mark.parametrize(
-    ("text", "gigabytes"), [("", DEFAULT_GB), ("much", DEFAULT_GB), ("3", 3), ("0", 0)]
-)
-def test_the_limit_is_in_gigabytes(monkeypatch, text, gigabytes):
-    monkeypatch.setenv("DDIMCTL_CACHE_GB", text)
-    assert _limit() == gigabytes * 1e9
+def test_a_limit_that_is_no_number_is_the_default(entries, monkeypatch):
+    assert DEFAULT_GB > 1
+    for text in ("", "much"):
+        monkeypatch.setenv("DDIMCTL_CACHE_GB", text)
+        make_room(entries[3])
+        assert left(entries) == ["a", "b", "c", "d"]
+    monkeypatch.setenv("DDIMCTL_CACHE_GB", "3e-6")
+    make_room(entries[3])
+    assert left(entries) == ["b", "c", "d"]
 
 
 def test_data_sets_are_marked_when_used_and_pushed_out_by_others(tmp_path, monkeypatch):

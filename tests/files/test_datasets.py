@@ -9,6 +9,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ddimctl.errors import DataError, DdimctlError, RequestError, StorageError
+from ddimctl.files.atomic import open_atomic
 from ddimctl.files.dataset import cache as dataset_cache
 from ddimctl.files.dataset.datasets import Dataset, gather, load_dataset, sample_indices
 from ddimctl.files.dataset.source import open_source, scan
@@ -478,16 +480,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, folder, load):
 
 def test_a_disk_that_fills_up_is_done_without(tmp_path, folder, load, monkeypatch):
     whole = load(folder)
-    write = dataset_cache._write
 
-    def filling(path, key, fill):
-        def full(sink):
-            index = fill(sink)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(index.shape))
+    @contextmanager
+    def filling(path):
+        with open_atomic(path) as file:
+            yield file
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-        return write(path, key, full)
-
-    monkeypatch.setattr(dataset_cache, "_write", filling)
+    monkeypatch.setattr(dataset_cache, "open_atomic", filling)
     assert same(load(folder, cache_dir=tmp_path / "full"), whole)
     assert [p for p in (tmp_path / "full").rglob("*") if p.is_file()] == []
 
@@ -499,9 +499,7 @@ def test_without_cache_and_memory_the_remedy_is_another_cache(tmp_path, folder, 
 
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setattr(dataset_cache.io, "BytesIO", Full)
-    monkeypatch.setattr(
-        dataset_cache, "_prepare", lambda *_: dataset_cache._Picture(b"", (8, 8), "")
-    )
+    monkeypatch.setattr(dataset_cache, "read_picture", lambda *_, **__: picture())
     with pytest.raises(StorageError) as raised:
         load(folder, cache_dir=tmp_path / "file")
     assert "DDIMCTL_CACHE" in raised.value.remedy

@@ -50,16 +50,13 @@ def test_a_falling_series_falls_from_left_to_right():
     assert min(rows[100]) < min(rows[500]) < min(rows[900])
 
 
-@pytest.mark.parametrize(
-    "points",
-    [
+def test_any_points_make_a_picture():
+    for points in (
         [],
         [(1.0, 2.0)],
         [(0.0, 0.0), (1.0, -3.0)],
         [(0.0, 5.0), (10.0, 5.0)],
         [(0.0, math.nan), (1.0, math.inf), (2.0, 1.0)],
         [(0.0, 1e-12), (1e9, 1e12)],
-    ],
-)
-def test_any_points_make_a_picture(points):
-    assert line_plot({"series": points}, "x", "y").size == SIZE
+    ):
+        assert line_plot({"series": points}, "x", "y").size == SIZE
