@@ -125,6 +125,7 @@ def test_what_a_page_shows_runs(page, run, tmp_path, monkeypatch, capsys):
 
 def test_what_cannot_run_here_is_taken(tmp_path, monkeypatch, capsys, no_jobs):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DDIMCTL_CKPT", "")  # so that what --config makes of it is undone
     wrong = []
     for page in PAGES:
         for settings in re.findall(r"^```toml\n(.*?)^```", page.read_text("utf-8"), re.M | re.S):

@@ -114,7 +114,7 @@ def test_another_solver_has_the_row_without_noise(run_here, tiny_checkpoint, dat
     code, _, err = run_here(
         "evaluate", "--data", data, "--solver", "ipndm", "--eta", "0.5", "-n", "2", "--out", "o"
     )
-    assert code == 2
+    assert code == 2, err
     assert "eta" in err
 
 
