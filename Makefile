@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist work
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo test test-slow lint format bench house clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,9 @@ format: $(VENV)/installed-dev ## reformat the code and mend what ruff can
 
 bench: $(VENV)/installed ## measure against a diffusers script
 	@$(BIN)/python benchmarks/bench.py
+
+house: $(VENV)/installed-dev ## measure how the source is laid out
+	@$(BIN)/python benchmarks/house.py
 
 clean: ## remove the environment, caches and the demo
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
