@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddimctl.cli.main import main
 from ddimctl.files.pictures.images import picture_pixels, read_picture
 
 HEX = re.compile(r"[0-9a-f]{64}")
@@ -16,18 +15,6 @@ HEX = re.compile(r"[0-9a-f]{64}")
 def sample(run, checkpoint, *arguments):
     """`ddimctl sample` of two pictures in two steps, unless told otherwise."""
     return run("sample", "--ckpt", checkpoint, "-n", 2, "--steps", 2, *arguments)
-
-
-@pytest.fixture
-def run_here(capsys, monkeypatch, tmp_path):
-    """run_cli's little sister: in this process, which has torch imported already."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def tree(folder: Path) -> set[str]:
@@ -117,9 +104,8 @@ def test_resume_of_a_complete_run_is_done(run_here, tiny_checkpoint):
     assert again[0] == 0, again[2]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
+def test_request_that_does_not_fit_the_checkpoint_is_2(run_here, tiny_checkpoint, tmp_path):
+    for arguments in (
         ["--steps", "1001"],
         ["--tau", "0,1000"],
         ["--eta", "0.5", "--variance", "large"],
@@ -132,26 +118,22 @@ def test_resume_of_a_complete_run_is_done(run_here, tiny_checkpoint):
         ["--size", "17"],
         ["--device", "abacus"],
         ["--resume"],
-    ],
-)
-def test_request_that_does_not_fit_the_checkpoint_is_2(
-    arguments, run_here, tiny_checkpoint, tmp_path
-):
-    code, out, err = run_here("sample", "--ckpt", tiny_checkpoint, *arguments)
-    assert (code, out) == (2, "")
-    assert re.search(r"^error: .+\n(  try: .+\n)?\Z", err, re.MULTILINE)
-    assert list(tmp_path.iterdir()) == []
+    ):
+        code, out, err = run_here("sample", "--ckpt", tiny_checkpoint, *arguments)
+        assert (code, out) == (2, "")
+        assert re.search(r"^error: .+\n(  try: .+\n)?\Z", err, re.MULTILINE)
+        assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [["sample", "--ckpt"], ["info"]])
-@pytest.mark.parametrize("kind", ["missing", "empty", "text"])
-def test_what_is_no_checkpoint_is_1(command, kind, run_here, tmp_path):
-    path = tmp_path / f"{kind}.pt"
-    if kind != "missing":
-        path.write_text("" if kind == "empty" else "not a checkpoint")
-    code, out, err = run_here(*command, path)
-    assert (code, out) == (1, "")
-    assert re.search(r"^error: .+\n(  try: .+\n)?\Z", err, re.MULTILINE)
+def test_what_is_no_checkpoint_is_1(run_here, tmp_path):
+    for command in (["sample", "--ckpt"], ["info"]):
+        for kind in ("missing", "empty", "text"):
+            path = tmp_path / f"{kind}.pt"
+            if kind != "missing":
+                path.write_text("" if kind == "empty" else "not a checkpoint")
+            code, out, err = run_here(*command, path)
+            assert (code, out) == (1, "")
+            assert re.search(r"^error: .+\n(  try: .+\n)?\Z", err, re.MULTILINE)
 
 
 def test_unknown_class_lists_what_there_is(run_here, tiny_class_checkpoint):

@@ -6,20 +6,13 @@ import re
 import pytest
 import torch
 
-from ddimctl.cli.main import main
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.files.latents import load_latents
 
 
 @pytest.fixture
-def run_here(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        code = main(["interpolate", *map(str, arguments)])
-        return code, *capsys.readouterr()
-
-    return run
+def interpolate(run_here):
+    return lambda *arguments: run_here("interpolate", *arguments)
 
 
 def test_latents_of_two_samples_need_nothing_else(run_forked, tiny_class_checkpoint, tmp_path):
@@ -51,8 +44,8 @@ def pixels_apart(first, second):
         return max(high for _, high in ImageChops.difference(one, other).getextrema())
 
 
-def test_json_is_one_object_that_names_what_was_made(run_here, tiny_checkpoint, tmp_path):
-    code, out, err = run_here(
+def test_json_is_one_object_that_names_what_was_made(interpolate, tiny_checkpoint, tmp_path):
+    code, out, err = interpolate(
         *("--ckpt", tiny_checkpoint, "--seeds", "1,2,3", "--frames", 6, "--loop", "--steps", 1),
         *("--out", "out", "--json"),
     )
@@ -63,8 +56,8 @@ def test_json_is_one_object_that_names_what_was_made(run_here, tiny_checkpoint, 
     assert record["settings"]["steps"] == 1
 
 
-def test_dry_run_prints_the_plan_and_writes_nothing(run_here, tiny_checkpoint, tmp_path):
-    code, out, err = run_here(
+def test_dry_run_prints_the_plan_and_writes_nothing(interpolate, tiny_checkpoint, tmp_path):
+    code, out, err = interpolate(
         "--ckpt", tiny_checkpoint, "--seeds", "0-3", "--grid", "2x3", "--dry-run"
     )
     assert code == 0, err
@@ -72,30 +65,25 @@ def test_dry_run_prints_the_plan_and_writes_nothing(run_here, tiny_checkpoint, t
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
+def test_wrong_requests_are_2_and_leave_nothing(interpolate, tiny_checkpoint, tmp_path):
+    for arguments, named in (
         (["--seeds", "1"], "two inputs or more, not 1"),
         (["--seeds", "1,2,3", "--frames", "2"], "fewer than the 3 inputs"),
         (["--seeds", "1,2,3", "--grid", "2x2"], "four inputs, not 3"),
         (["--seeds", "1,2", "--class", "monster"], "knows no classes"),
         (["--seeds", "1,2", "--size", "17"], "multiples of"),
         (["--seeds", "1,2", "--resume"], "--resume needs the folder"),
-    ],
-)
-def test_wrong_requests_are_2_and_leave_nothing(
-    run_here, tiny_checkpoint, tmp_path, arguments, named
-):
-    code, out, err = run_here("--ckpt", tiny_checkpoint, *arguments)
-    assert (code, out) == (2, "")
-    assert named in err
-    assert re.search(r"^error: .+\n(  try: .+\n)?\Z", err, re.MULTILINE)
-    assert list(tmp_path.iterdir()) == []
+    ):
+        code, out, err = interpolate("--ckpt", tiny_checkpoint, *arguments)
+        assert (code, out) == (2, "")
+        assert named in err
+        assert re.search(r"^error: .+\n(  try: .+\n)?\Z", err, re.MULTILINE)
+        assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_missing_is_1(run_here, tiny_checkpoint, tmp_path):
+def test_a_file_that_is_missing_is_1(interpolate, tiny_checkpoint, tmp_path):
     for name in ("gone.pt", "gone.png"):
-        code, out, err = run_here("--ckpt", tiny_checkpoint, name, "--seeds", "1")
+        code, out, err = interpolate("--ckpt", tiny_checkpoint, name, "--seeds", "1")
         assert (code, out) == (1, "")
         assert f"{name}: there is no such file" in err
     assert list(tmp_path.iterdir()) == []

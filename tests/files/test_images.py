@@ -241,6 +241,7 @@ def test_pictures_that_cannot_be_read_are_named_with_the_reason(tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's about the EXIF
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000"])
 def test_damaged_files_give_a_picture_or_a_data_error(format: str) -> None:
     exif = Image.Exif()
