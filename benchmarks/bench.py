@@ -32,7 +32,9 @@ from ddimctl.diffusion.timesteps import timesteps
 from ddimctl.files.dataset.datasets import gather, load_dataset, sample_indices
 from ddimctl.files.pictures.images import from_uint8, picture_pixels, read_picture
 from ddimctl.jobs.events import Event, Progress
-from ddimctl.jobs.sample.job import SampleRequest, sample
+from ddimctl.jobs.option import make_request
+from ddimctl.jobs.sample.job import sample
+from ddimctl.jobs.sample.request import SampleRequest
 from ddimctl.runtime.allocator import keep_freed_memory
 from ddimctl.runtime.device import prepare_for_inference
 
@@ -175,8 +177,12 @@ def steps_row(folder: Path) -> Row:
 
     Checkpoint.network = measured  # type: ignore[method-assign]
     try:
-        request = SampleRequest(
-            out=folder / "steps", ckpt=str(folder_of), seeds=tuple(range(16)), batch_size=8
+        request = make_request(
+            SampleRequest,
+            out=folder / "steps",
+            ckpt=str(folder_of),
+            seeds=tuple(range(16)),
+            batch_size=8,
         )
         times: list[float] = []
 

@@ -25,8 +25,9 @@ from ddimctl.files.atomic import write_json
 from ddimctl.files.latents import load_latents, save_samples
 from ddimctl.jobs.checkpoint import open_checkpoint
 from ddimctl.jobs.events import ignore
-from ddimctl.jobs.sample.auto_timesteps import resolve_timesteps
-from ddimctl.jobs.sample.plan import Plan, SampleRequest, make_plan
+from ddimctl.jobs.requests import CheckpointOptions, SamplerOptions
+from ddimctl.jobs.sample.auto_timesteps import find_timesteps
+from ddimctl.jobs.sample.plan import Plan, image_labels, make_plan, resolve_sampler
 from ddimctl.runtime.device import resolve_device
 
 BATCH = 16
@@ -44,10 +45,10 @@ def main() -> None:
     options = parser.parse_args()
 
     device = resolve_device(options.device)
-    request = SampleRequest(ckpt=options.ckpt, seeds=tuple(range(options.seeds)), batch_size=BATCH)
-    checkpoint = open_checkpoint(request, {}, device, "fp32")
+    seeds = range(options.seeds)
+    checkpoint = open_checkpoint(CheckpointOptions(ckpt=options.ckpt), {}, device, "fp32")
     keep = options.keep / (checkpoint.provenance.sha256[:12] or "network")
-    reference = thousand_steps(request, checkpoint, keep, device)
+    reference = thousand_steps(seeds, checkpoint, keep, device)
     rows = {}
     for solver in options.solvers:
         for tau in options.tau:
@@ -57,7 +58,7 @@ def main() -> None:
                 if str(steps) in known or (tau == AUTO and steps > FINE // 2):
                     continue
                 asked = {"solver": solver, "tau": tau, "steps": steps}
-                found = pictures(planned(request, checkpoint, device, **asked), checkpoint, device)
+                found = pictures(planned(seeds, checkpoint, device, **asked), checkpoint, device)
                 known[str(steps)] = distances(found, reference).median().item()
                 write_json(kept, known)
                 print(f"{solver} {tau} {steps}: {known[str(steps)]:.4f}", flush=True)
@@ -67,22 +68,22 @@ def main() -> None:
 
 
 def thousand_steps(
-    request: SampleRequest, checkpoint: Checkpoint, keep: Path, device: torch.device
+    seeds: Sequence[int], checkpoint: Checkpoint, keep: Path, device: torch.device
 ) -> Tensor:
     """The pictures (N, C, H, W) in [0, 1] that DDIM makes in all T steps."""
-    path = keep / f"reference-{len(request.seeds)}.pt"
+    path = keep / f"reference-{len(seeds)}.pt"
     if path.exists():
         return as_pictures(load_latents(path, key="samples").latents)
     print("the reference, once; minutes on a CPU", flush=True)
     T = checkpoint.schedule.num_train_timesteps
-    plan = planned(request, checkpoint, device, steps=T, tau="linspace", solver="ddim")
+    plan = planned(seeds, checkpoint, device, steps=T, tau="linspace", solver="ddim")
     samples = decode(plan, checkpoint, device)
     save_samples(path, samples, {})
     return as_pictures(samples)
 
 
 def planned(
-    request: SampleRequest,
+    seeds: Sequence[int],
     checkpoint: Checkpoint,
     device: torch.device,
     steps: int,
@@ -90,9 +91,17 @@ def planned(
     solver: str,
 ) -> Plan:
     """As `ddimctl sample` would, timesteps searched for where they have to be."""
-    asked = SampleRequest(**{**vars(request), "steps": steps, "tau": tau, "solver": solver})
-    plan = make_plan(asked, checkpoint, None, device, "fp32")
-    return resolve_timesteps(asked, plan, checkpoint, device, ignore)
+    options = SamplerOptions(steps=steps, timesteps=tau, solver=solver)
+    shape = checkpoint.sample_shape
+    settings = resolve_sampler(options, {}, checkpoint)
+    return make_plan(
+        find_timesteps(settings, checkpoint, shape, device, ignore, batch_size=BATCH),
+        shape=shape,
+        seeds=seeds,
+        labels=image_labels(None, {}, checkpoint, seeds),
+        precision="fp32",
+        batch_size=BATCH,
+    )
 
 
 def decode(plan: Plan, checkpoint: Checkpoint, device: torch.device) -> Tensor:
@@ -106,8 +115,8 @@ def decode(plan: Plan, checkpoint: Checkpoint, device: torch.device) -> Tensor:
         x_0 = ddimctl.sample(
             checkpoint,
             plan.start(group, device),
-            timesteps=plan.tau,
-            solver=plan.settings["solver"],
+            timesteps=plan.timesteps,
+            solver=plan.sampler.solver,
             labels=labels,
         )
         done.append(x_0.cpu())

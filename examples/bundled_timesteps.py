@@ -15,16 +15,17 @@ from ddimctl.diffusion.tau_search import FINE, choose_timesteps
 from ddimctl.files.atomic import write_bytes
 from ddimctl.jobs.checkpoint import open_checkpoint
 from ddimctl.jobs.events import ignore
+from ddimctl.jobs.requests import CheckpointOptions, SamplerOptions
 from ddimctl.jobs.sample.auto_timesteps import BUNDLED_FILE, probe_checkpoint, search_key
-from ddimctl.jobs.sample.plan import SampleRequest, make_plan
+from ddimctl.jobs.sample.plan import resolve_sampler
 
 STEPS = range(1, FINE // 2 + 1)
 
 device = torch.device("cpu")
-request = SampleRequest(ckpt=str(BUNDLED))
-checkpoint = open_checkpoint(request, {}, device, "fp32")
-plan = make_plan(request, checkpoint, None, device, "fp32")
-probe = probe_checkpoint(plan, checkpoint, 16, device, ignore)
+checkpoint = open_checkpoint(CheckpointOptions(ckpt=str(BUNDLED)), {}, device, "fp32")
+sampler = resolve_sampler(SamplerOptions(), {}, checkpoint)
+shape = checkpoint.sample_shape
+probe = probe_checkpoint(sampler, checkpoint, shape, 16, device, ignore)
 found: dict[str, dict[str, list[int]]] = {}
 for solver in SOLVERS:
     found[solver] = {}
@@ -39,7 +40,7 @@ lines = [
     + "\n}"
     for solver, kinds in found.items()
 ]
-key = search_key(plan, checkpoint)
+key = search_key(sampler, checkpoint, shape)
 text = f'{{"key": "{key}",\n"timesteps": {{\n' + ",\n".join(lines) + "\n}}\n"
 write_bytes(BUNDLED_FILE, text.encode())
 print(BUNDLED_FILE)

@@ -46,7 +46,7 @@ _JOBS = (
     *("sample.job.sample", "invert.job.invert", "invert.reconstruct.reconstruct"),
     *("interpolate.job.interpolate", "evaluate.job.evaluate", "evaluate.score.score"),
     *("evaluate.reference.make_reference", "replay.job.replay", "train.job.train"),
-    "convert.convert",
+    *("info.info", "convert.convert"),
 )
 
 CLASS_NAMES = ("floor", "wall", "item", "monster", "door")

@@ -1,5 +1,7 @@
 """The errors that ddimctl raises on purpose; the command line turns each into two lines and an exit code."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from reprlib import Repr
 from typing import Final
 
@@ -65,3 +67,9 @@ def brief(value: object) -> str:
         return _BRIEF.repr(value)
     except ValueError:  # Python does not write integers of thousands of digits
         return f"a huge {type(value).__name__}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A question that begins with a space, to be added to a sentence; empty where nothing is near."""
+    matches = get_close_matches(word, list(known), n=1)
+    return f" Did you mean '{matches[0]}'?" if matches else ""

@@ -7,9 +7,9 @@ import typing
 import pytest
 
 from ddimctl.cli.main import main
-from ddimctl.cli.options import evaluate as evaluate_options
-from ddimctl.cli.options.parse import parse_numbers
 from ddimctl.errors import RequestError
+from ddimctl.jobs.evaluate import request as evaluate_request
+from ddimctl.jobs.parse import parse_numbers
 
 
 @pytest.fixture
@@ -124,10 +124,10 @@ def test_words_are_those_of_the_layers():
     from ddimctl.jobs.evaluate.paper_tables import PRESETS
     from ddimctl.metrics.measure import METRICS
 
-    assert typing.get_args(evaluate_options.Metric) == METRICS
-    assert typing.get_args(evaluate_options.Kind) == (*KINDS, AUTO)
-    assert typing.get_args(evaluate_options.PresetName) == tuple(PRESETS)
-    assert ("eta", *typing.get_args(evaluate_options.AddedVariance)) == tuple(VARIANCES)
+    assert typing.get_args(evaluate_request.Metric) == METRICS
+    assert typing.get_args(evaluate_request.Kind) == (*KINDS, AUTO)
+    assert typing.get_args(evaluate_request.PresetName) == tuple(PRESETS)
+    assert ("eta", *typing.get_args(evaluate_request.AddedVariance)) == tuple(VARIANCES)
 
 
 def test_numbers_are_in_their_range():

@@ -7,7 +7,7 @@ import typing
 import pytest
 
 from ddimctl.cli.main import main
-from ddimctl.cli.options import invert as invert_options
+from ddimctl.jobs.invert import request as invert_request
 
 
 def picture(path, seed=0, size=(16, 16)):
@@ -59,7 +59,7 @@ def test_a_bad_file_is_named_the_rest_is_done_and_the_code_is_1(
     assert code == 1
     assert out.splitlines() == ["good.pt", "good.inversion.png"]
     assert "text.png is not a picture" in err
-    assert "error: 2 of 3 pictures could not be inverted." in err
+    assert "error: 2 of 3 images could not be inverted." in err
 
 
 def test_json_is_one_object(run_here, tiny_checkpoint, tmp_path):
@@ -114,15 +114,12 @@ def test_reconstruct_prints_the_table(run_here, tiny_checkpoint, tmp_path):
 
 
 def test_words_and_defaults_are_those_of_the_layers():
-    import inspect
-
-    from ddimctl.cli.commands.invert import invert
     from ddimctl.diffusion import inversion, timesteps
     from ddimctl.files.pictures.images import FITS
     from ddimctl.runtime.device import PRECISIONS
 
-    assert typing.get_args(invert_options.Method) == inversion.METHODS
-    assert typing.get_args(invert_options.Fit) == FITS
-    assert typing.get_args(invert_options.InversionPrecision) == tuple(PRECISIONS)
-    assert typing.get_args(typing.get_args(invert_options.TauKind)[0]) == timesteps.KINDS
-    assert inspect.signature(invert).parameters["tolerance"].default == inversion.TOLERANCE
+    assert typing.get_args(invert_request.Method) == inversion.METHODS
+    assert typing.get_args(invert_request.Fit) == FITS
+    assert typing.get_args(invert_request.InversionPrecision) == tuple(PRECISIONS)
+    assert typing.get_args(invert_request.FixedKind) == timesteps.KINDS
+    assert invert_request.InversionOptions().tolerance == inversion.TOLERANCE

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from bad_input import FAST, value_or_our_error
 from ddimctl.cli.main import main
-from ddimctl.cli.options import parse
 from ddimctl.errors import RequestError
+from ddimctl.jobs import parse
 
 TEXT = st.one_of(
     st.text(max_size=40),
@@ -53,7 +53,7 @@ READ = {
         " 1 , 3 - 4 ": (1, 3, 4),
         "9223372036854775807": (2**63 - 1,),
     },
-    parse.parse_tau: {kind: kind for kind in (*parse.KINDS, "auto")} | {"999": (999,)},
+    parse.parse_timesteps: {kind: kind for kind in (*parse.KINDS, "auto")} | {"999": (999,)},
     parse.parse_classes: {"monster, Old wall,3": ("monster", "Old wall", "3")},
     size: {"64": (64, 64), "32x48": (32, 48), "32X48": (32, 48)},
     counts: {"50, 10,50": (50, 10)},
@@ -97,7 +97,7 @@ REFUSED = {
             "9" * 5000: "...",
         },
     ),
-    parse.parse_tau: ("--tau", ("linspce", "/nowhere/tau.txt", ",", "", "x" * 5000, "a\0b")),
+    parse.parse_timesteps: ("--tau", ("linspce", "/nowhere/tau.txt", ",", "", "x" * 5000, "a\0b")),
     parse.parse_classes: ("--class", {"monster,": "", "monster," + "9" * 5000: "too long"}),
     size: ("--size", ("", "0", "32x0", "32x", "x32", "-1", "1x2x3", "99999", "3.5")),
     counts: ("--steps", ("", "0", "1,,2", "-3", "2.5")),
@@ -137,7 +137,7 @@ def test_tau_list_means_the_same_on_the_line_and_in_a_file(tmp_path):
     path = tmp_path / "tau.txt"
     for text in ("0,250,999", "0 250 999", " 0, 250,\n999,", "0,\t250 , 999"):
         path.write_text(text)
-        assert parse.parse_tau(text) == parse.parse_tau(str(path)) == (0, 250, 999)
+        assert parse.parse_timesteps(text) == parse.parse_timesteps(str(path)) == (0, 250, 999)
 
 
 def test_wrong_tau_file_is_refused_by_name(tmp_path):
@@ -145,7 +145,7 @@ def test_wrong_tau_file_is_refused_by_name(tmp_path):
     for content in (b"", b"  \n", b"0,x", b"1.5", b"-1", b"\xff\xfe\x00", b"9" * 30):
         path.write_bytes(content)
         with pytest.raises(RequestError, match="--tau"):
-            parse.parse_tau(str(path))
+            parse.parse_timesteps(str(path))
 
 
 def test_huge_tau_file_is_not_read(tmp_path):
@@ -153,7 +153,7 @@ def test_huge_tau_file_is_not_read(tmp_path):
     with path.open("wb") as file:
         file.truncate(10**12)
     with pytest.raises(RequestError, match="too large"):
-        parse.parse_tau(str(path))
+        parse.parse_timesteps(str(path))
 
 
 PARSERS = {
@@ -161,7 +161,7 @@ PARSERS = {
         parse.parse_seeds,
         lambda seeds: len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds),
     ),
-    "--tau": (parse.parse_tau, lambda tau: tau in parse.KINDS or min(tau) >= 0),
+    "--tau": (parse.parse_timesteps, lambda tau: tau in parse.KINDS or min(tau) >= 0),
     "--class": (parse.parse_classes, lambda names: all(0 < len(name) <= 255 for name in names)),
     "--size": (
         size,

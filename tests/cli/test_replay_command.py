@@ -33,13 +33,13 @@ def test_replay_says_how_pictures_compare(
 
     assert run("sample", "--ckpt", tiny_checkpoint, "-n", 2, "--steps", 2, "--out", "old")[0] == 0
     code, out, err = run_forked("replay", "old", "--out", "new")
-    assert (code, out) == (0, "2 of 2 pictures have the same bytes.\nnew/manifest.json\n"), err
+    assert (code, out) == (0, "2 of 2 images have the same bytes.\nnew/manifest.json\n"), err
     assert (tmp_path / "new/grid.png").read_bytes() == (tmp_path / "old/grid.png").read_bytes()
 
     spoil(tmp_path / "old", 1)
     code, out, err = run("replay", "old/manifest.json", "--out", "new", "--force")
     assert code == 0, err
-    assert out.splitlines()[1] == "1 of 2 pictures are equal within one level of 255."
+    assert out.splitlines()[1] == "1 of 2 images are equal within one level of 255."
 
     spoil(tmp_path / "old", 30)
     code, out, err = run("replay", "old", "--out", "new", "--force", "--json")
@@ -47,7 +47,7 @@ def test_replay_says_how_pictures_compare(
     images = json.loads(out)["images"]
     assert images[0] == {"name": "images/000000.png", "found": "same", "levels": 0}
     assert (images[1]["found"], images[1]["levels"] >= 29) == ("differs", True)
-    assert "1 of 2 pictures differ: images/000001.png (by up to " in err
+    assert "1 of 2 images differ: images/000001.png (by up to " in err
     assert not (tmp_path / "runs").exists()
 
 

@@ -14,11 +14,6 @@ import pytest
 import ddimctl
 from ddimctl.cli.examples import EXAMPLES
 from ddimctl.cli.main import COMMANDS, main
-from ddimctl.cli.options import common as options
-from ddimctl.cli.options import interpolate as interpolate_options
-from ddimctl.cli.options import parse
-from ddimctl.cli.options import sample as sample_options
-from ddimctl.cli.options import train as train_options
 from ddimctl.errors import (
     CheckpointError,
     DataError,
@@ -30,6 +25,9 @@ from ddimctl.errors import (
     StorageError,
 )
 from ddimctl.files.pictures.images import read_picture
+from ddimctl.jobs import parse, requests
+from ddimctl.jobs.interpolate import request as interpolate_request
+from ddimctl.jobs.train import request as train_request
 
 
 def test_version(capsys):
@@ -85,42 +83,25 @@ def test_word_lists_are_those_of_the_layers():
     from ddimctl.files.pictures import video
     from ddimctl.files.pictures.images import FORMATS
     from ddimctl.jobs.sample.store import SAVES
-    from ddimctl.jobs.train import request as training_request
     from ddimctl.runtime.device import PRECISIONS
 
     pairs = [
-        (train_options.Prediction, predictions.PREDICTIONS),
-        (sample_options.Clip, predictions.CLIPS),
-        (train_options.ScheduleKind, schedules.KINDS),
-        (sample_options.Variance, steps.VARIANCES),
-        (sample_options.Solver, multistep.SOLVERS),
-        (train_options.Weighting, objective.WEIGHTINGS),
-        (options.Precision, ("auto", *PRECISIONS)),
-        (options.Weights, WEIGHTS),
-        (sample_options.ImageFormat, FORMATS),
-        (train_options.LogKind, training_request.LOGS),
-        (interpolate_options.PathKind, paths.PATHS),
-        (interpolate_options.VideoFormat, video.FORMATS),
+        (train_request.Prediction, predictions.PREDICTIONS),
+        (requests.Clip, predictions.CLIPS),
+        (train_request.ScheduleKind, schedules.KINDS),
+        (requests.Variance, steps.VARIANCES),
+        (requests.Solver, multistep.SOLVERS),
+        (train_request.Weighting, objective.WEIGHTINGS),
+        (requests.Precision, ("auto", *PRECISIONS)),
+        (requests.Weights, WEIGHTS),
+        (requests.ImageFormat, FORMATS),
+        (interpolate_request.PathKind, paths.PATHS),
+        (interpolate_request.VideoFormat, video.FORMATS),
     ]
     for literal, words in pairs:
         assert typing.get_args(literal) == tuple(words)
-    assert sample_options.SAVED == SAVES
+    assert typing.get_args(requests.Output) == SAVES
     assert parse.MAX_SEED == noise.MAX_SEED
-
-
-def test_train_defaults_are_those_of_the_request():
-    import dataclasses
-    import inspect
-
-    from ddimctl.cli.commands.train import train
-    from ddimctl.jobs.train.request import TrainRequest
-
-    spelled = {"channels": int, "label_dropout": float, "holdout": float}
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainRequest)}
-    for name, parameter in inspect.signature(train).parameters.items():
-        if name in ("data", "out", "background", "json", "config", "debug", "precision"):
-            continue
-        assert spelled.get(name, lambda value: value)(parameter.default) == defaults[name], name
 
 
 def fail_with(error, monkeypatch):
@@ -129,7 +110,7 @@ def fail_with(error, monkeypatch):
     def load(*_, **__):
         raise error
 
-    monkeypatch.setattr("ddimctl.checkpoints.load_checkpoint", load)
+    monkeypatch.setattr("ddimctl.jobs.info.load_checkpoint", load)
 
 
 def test_error_becomes_two_lines_and_its_exit_code(monkeypatch, capsys):

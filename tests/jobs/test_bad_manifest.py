@@ -12,7 +12,7 @@ from bad_input import FAST, tree, value_or_our_error
 from ddimctl.errors import DataError, RequestError
 from ddimctl.jobs.sample.job import sample
 from ddimctl.jobs.sample.manifest import Layout, check_same_run, read_manifest
-from ddimctl.jobs.sample.plan import SampleRequest
+from flat_requests import sample_request
 
 LAYOUT = Layout("sample", "images", 6)
 VALUES = st.recursive(
@@ -46,7 +46,7 @@ def told(value):
 def run(tiny_checkpoint, tmp_path_factory):
     """A finished run of one picture: the request that made it."""
     out = tmp_path_factory.mktemp("manifest") / "out"
-    request = SampleRequest(
+    request = sample_request(
         out=out, ckpt=str(tiny_checkpoint), steps=1, seeds=(0,), save=("images",), resume=True
     )
     sample(request)
@@ -62,22 +62,22 @@ def places(value, at=()):
 
 
 def test_any_other_manifest_is_refused_and_nothing_is_touched(run):
-    path = run.out / "manifest.json"
+    path = run.output.out / "manifest.json"
     whole = path.read_text()
     good = json.loads(whole)
     spots = list(places(good))
 
     def resumes(text):
         path.write_text(text)
-        before = tree(run.out)
+        before = tree(run.output.out)
 
         def read():
-            found = read_manifest(run, LAYOUT)
+            found = read_manifest(run.output.out, LAYOUT, resume=True, force=False)
             assert found is not None
             check_same_run(found, good, LAYOUT)
 
         error = value_or_our_error(read)
-        assert tree(run.out) == before
+        assert tree(run.output.out) == before
         assert error is None or isinstance(error, DataError | RequestError)
         return error is None
 
@@ -130,14 +130,14 @@ def test_any_other_manifest_is_refused_and_nothing_is_touched(run):
     ],
 )
 def test_what_is_no_manifest_is_refused_by_name(run, content):
-    path = run.out / "manifest.json"
+    path = run.output.out / "manifest.json"
     whole = path.read_bytes()
     try:
         path.write_bytes(content)
-        before = tree(run.out)
+        before = tree(run.output.out)
         with pytest.raises(DataError, match=r"manifest\.json is not the manifest"):
             sample(run)
-        assert tree(run.out) == before
+        assert tree(run.output.out) == before
     finally:
         path.write_bytes(whole)
 
@@ -146,4 +146,4 @@ def test_what_is_no_manifest_is_refused_by_name(run, content):
 def test_a_manifest_that_never_ends_is_not_read(tmp_path, make):
     make(tmp_path / "manifest.json")
     with pytest.raises(DataError, match="is not the manifest"):
-        read_manifest(SampleRequest(out=tmp_path, resume=True), LAYOUT)
+        read_manifest(tmp_path, LAYOUT, resume=True, force=False)

@@ -12,10 +12,10 @@ from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.sampling import sample
 from ddimctl.errors import DeviceError
 from ddimctl.jobs.sample.job import sample as sample_job
-from ddimctl.jobs.sample.plan import SampleRequest
 from ddimctl.runtime import device as devices
 from ddimctl.runtime.compilation import compile_errors, compile_for_inference
 from ddimctl.runtime.device import free_memory
+from flat_requests import sample_request
 
 CPU = torch.device("cpu")
 
@@ -62,7 +62,7 @@ def test_one_graph_for_all_steps_and_the_last_smaller_batch(
     # a compiled network keeps torch's linear layers, so the other does, too
     monkeypatch.setattr("ddimctl.runtime.device.can_pack", lambda network: False)
     for out, compile in (("eager", False), ("compiled", True)):
-        request = SampleRequest(
+        request = sample_request(
             out=tmp_path / out, ckpt=str(tiny_class_checkpoint), steps=4, seeds=tuple(range(5)),
             batch_size=2, compile=compile, device="cpu", save=("samples",), **settings,
         )  # fmt: skip

@@ -8,9 +8,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.jobs.events import ignore
+from ddimctl.jobs.requests import SamplerOptions
 from ddimctl.jobs.sample import sampler as decoding
 from ddimctl.jobs.sample.batches import Group
-from ddimctl.jobs.sample.plan import SampleRequest, make_plan
+from ddimctl.jobs.sample.plan import image_labels, make_plan, resolve_sampler
 from ddimctl.jobs.train.request import TrainRequest
 from ddimctl.jobs.train.run import open_run
 from ddimctl.jobs.train.state import make_learner
@@ -18,6 +19,7 @@ from ddimctl.jobs.train.step import count_updates, update
 from ddimctl.runtime.gradients import GradientSum
 from ddimctl.runtime.ranks import Ranks
 from ddimctl.runtime.signals import stop_on_signals
+from flat_requests import changed
 from pretended_cuda import CUDA, pretended_cuda
 from training_runs import make_network, make_pictures
 
@@ -52,12 +54,19 @@ def network(tiny_class_checkpoint):
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
 def test_no_step_of_sampling_waits_for_the_device(monkeypatch, network, settings, prediction):
     checkpoint = network(prediction)
-    request = SampleRequest(steps=4, seeds=tuple(range(5)), batch_size=4, **settings)
+    options, seeds = SamplerOptions(steps=4, **settings), range(5)
     with pretended_cuda(monkeypatch) as copies:
         checkpoint.unet.to(CUDA, torch.bfloat16)
         copies.all.clear()
         copies.waited_for.clear()
-        plan = make_plan(request, checkpoint, None, CUDA, "bf16")
+        plan = make_plan(
+            resolve_sampler(options, {}, checkpoint),
+            shape=checkpoint.sample_shape,
+            seeds=seeds,
+            labels=image_labels(None, {}, checkpoint, seeds),
+            precision="bf16",
+            batch_size=4,
+        )
         group = Group(range(4, 5), 4)  # the last one, padded
         walked = list(decoding._walk(plan, checkpoint, Shows(), group, CUDA))
     assert len(walked) == 4
@@ -107,7 +116,7 @@ def backward(run):
 
 @pytest.mark.parametrize("weighting", ["simple", "min-snr"])
 def test_no_update_waits_for_the_device(monkeypatch, opened, weighting):
-    request = replace(opened.request, loss_weighting=weighting, batch_size=16)
+    request = changed(opened.request, loss_weighting=weighting, batch_size=16)
     with pretended_cuda(monkeypatch) as copies, torch.no_grad():
         unet = opened.model.unet.to(CUDA)
         ranks = TwoRanks()

@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 from collections import namedtuple
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,12 @@ import pytest
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import StorageError
 from ddimctl.files import atomic
-from ddimctl.jobs.interpolate.job import InterpolateRequest, interpolate
+from ddimctl.jobs.interpolate.job import interpolate
 from ddimctl.jobs.sample import job as sample_job
 from ddimctl.jobs.sample.job import sample
 from ddimctl.jobs.sample.outputs import bytes_needed
-from ddimctl.jobs.sample.plan import SampleRequest
 from ddimctl.jobs.sample.store import SampleStore
+from flat_requests import changed, interpolate_request, sample_request
 from forks import check_whole, contents
 
 EVERYTHING = ("grid", "images", "latents", "samples", "trajectory")
@@ -84,11 +83,11 @@ def disk(monkeypatch):
 @pytest.fixture
 def request_for(tiny_checkpoint, tmp_path, monkeypatch):
     checkpoint = load_checkpoint(tiny_checkpoint)
-    monkeypatch.setattr(sample_job, "open_checkpoint", lambda *_: checkpoint)
+    monkeypatch.setattr(sample_job, "open_checkpoint", lambda *_, **__: checkpoint)
 
     def make(out="out", **settings):
         settings = {"steps": 1, "seeds": (0, 1, 2), "batch_size": 2} | settings
-        return SampleRequest(out=tmp_path / out, save=EVERYTHING, **settings)
+        return sample_request(out=tmp_path / out, save=EVERYTHING, **settings)
 
     return make
 
@@ -158,7 +157,9 @@ def test_a_clear_shortage_is_told_before_anything_is_sampled(
     opened = []
     original = sample_job.open_checkpoint
     monkeypatch.setattr(
-        sample_job, "open_checkpoint", lambda *given: opened.append(1) or original(*given)
+        sample_job,
+        "open_checkpoint",
+        lambda *given, **named: opened.append(1) or original(*given, **named),
     )
     request = request_for(seeds=tuple(range(40)), size=(16, 16) if known else None)
     with pytest.raises(StorageError, match=r"are needed, 20 kB are free") as raised:
@@ -195,7 +196,7 @@ def test_the_estimate_is_no_more_than_what_is_written(finish, request_for, tmp_p
 def test_a_folder_without_permission_is_told_before_the_model_is_loaded(
     finish, request_for, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(sample_job, "open_checkpoint", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(sample_job, "open_checkpoint", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(StorageError, match="no permission"):
         finish(sample, request_for("locked/out"))
@@ -211,13 +212,13 @@ def test_a_read_only_disk_is_told_before_the_model_is_loaded(
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return original(path, flags, *rest, **named)
 
-    monkeypatch.setattr(sample_job, "open_checkpoint", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(sample_job, "open_checkpoint", lambda *_, **__: pytest.fail("loaded"))
     monkeypatch.setattr(os, "open", read_only)
     with pytest.raises(StorageError, match="read-only"):
         finish(sample, request_for())
-    request = replace(request_for(), seeds=(), ckpt=None)
+    out = request_for().output.out
     with pytest.raises(StorageError, match="read-only"):
-        finish(interpolate, InterpolateRequest(seeds=(1, 2), decoding=request))
+        finish(interpolate, interpolate_request(seeds=(1, 2), out=out))
 
 
 @pytest.mark.parametrize("damage", ["empty", "zeros", "half"])
@@ -242,7 +243,7 @@ def test_a_folder_that_is_moved_away_ends_the_run_at_once_and_can_be_put_back(
     finish, request_for, tmp_path
 ):
     request, out, away = request_for(seeds=tuple(range(100))), tmp_path / "out", tmp_path / "away"
-    request = replace(request, save=("grid", "images"))
+    request = changed(request, save=("grid", "images"))
     events = []
 
     def report(event):
@@ -256,6 +257,6 @@ def test_a_folder_that_is_moved_away_ends_the_run_at_once_and_can_be_put_back(
     assert len(events) < 40  # of 50 batches
     assert not out.exists()
     away.rename(out)
-    finish(sample, replace(request, resume=True))
-    finish(sample, replace(request, out=tmp_path / "whole"))
+    finish(sample, changed(request, resume=True))
+    finish(sample, changed(request, out=tmp_path / "whole"))
     assert contents(out) == contents(tmp_path / "whole")

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,15 +20,15 @@ from ddimctl.jobs.evaluate import paper_tables as presets
 from ddimctl.jobs.evaluate import reference as measuring
 from ddimctl.jobs.evaluate import sample_and_score as evaluation_work
 from ddimctl.jobs.evaluate import score as scoring
-from ddimctl.jobs.evaluate.job import EvaluateRequest, evaluate
+from ddimctl.jobs.evaluate.job import evaluate
 from ddimctl.jobs.evaluate.paper_checks import differences
 from ddimctl.jobs.evaluate.paper_tables import PRESETS, Preset, is_within_band, paper_timesteps
-from ddimctl.jobs.evaluate.reference import Preparation, ReferenceRequest, make_reference
+from ddimctl.jobs.evaluate.reference import Preparation, make_reference
 from ddimctl.jobs.evaluate.report import FILES, combine, tables
-from ddimctl.jobs.evaluate.score import ScoreRequest
+from ddimctl.jobs.evaluate.request import ReferenceRequest, ScoreRequest, ScoringOptions
 from ddimctl.jobs.sample import auto_timesteps
-from ddimctl.jobs.sample.plan import SampleRequest
 from ddimctl.metrics.inception import Extractor
+from flat_requests import changed, evaluate_request
 
 
 def picture(path, seed=0, size=(16, 16), mode="RGB"):
@@ -50,12 +49,11 @@ def data(tmp_path):
 @pytest.fixture
 def request_for(tiny_checkpoint, data, tmp_path):
     def make(count=8, **settings):
-        own = ("steps", "rows", "metrics", "repeats", "preset", "data", "reference")
-        asked = {"data": data, "steps": (2, 3), "rows": (0.0,)}
-        asked |= {key: settings.pop(key) for key in own if key in settings}
-        settings = {"out": tmp_path / "out"} | settings
-        sampling = SampleRequest(ckpt=str(tiny_checkpoint), **settings)
-        return EvaluateRequest(replace(sampling, seeds=tuple(range(count))), **asked)
+        common = {"data": data, "steps": (2, 3), "out": tmp_path / "out", "num": count}
+        rows = settings.pop("rows", (0.0,))
+        common["eta"] = tuple(row for row in rows if not isinstance(row, str)) or None
+        common["variance"] = tuple(row for row in rows if isinstance(row, str))
+        return evaluate_request(**(common | {"ckpt": str(tiny_checkpoint)} | settings))
 
     return make
 
@@ -189,7 +187,9 @@ def test_the_checkpoint_is_opened_once(finish, request_for, monkeypatch):
     opened = []
     original = evaluating.open_checkpoint
     monkeypatch.setattr(
-        evaluating, "open_checkpoint", lambda *given: opened.append(1) or original(*given)
+        evaluating,
+        "open_checkpoint",
+        lambda *given, **named: opened.append(1) or original(*given, **named),
     )
     finish(evaluate, request_for(rows=(0.0, 1.0)))
     assert len(opened) == 1
@@ -198,11 +198,11 @@ def test_the_checkpoint_is_opened_once(finish, request_for, monkeypatch):
 def test_timesteps_are_chosen_for_each_number_of_steps(finish, request_for, tmp_path, monkeypatch):
     monkeypatch.setattr(auto_timesteps, "IMAGES", 1)
     monkeypatch.setenv("DDIMCTL_CACHE", str(tmp_path / "cache"))
-    guess = finish(evaluate, request_for(tau="auto", dry_run=True))
+    guess = finish(evaluate, request_for(timesteps="auto", dry_run=True))
     assert guess.result.settings["timesteps"] == {}
     assert guess.result.settings["evaluations"] == [2, 3]
     assert "takes 120 evaluations" in guess.notices()
-    finished = finish(evaluate, request_for(tau="auto", rows=(0.0, 1.0)))
+    finished = finish(evaluate, request_for(timesteps="auto", rows=(0.0, 1.0)))
     phases = [event_phase(event) for event in finished.events]
     assert phases.count("choosing timesteps") == 120  # one probe for both
     found = finished.result.settings["timesteps"]
@@ -214,10 +214,10 @@ def test_timesteps_are_chosen_for_each_number_of_steps(finish, request_for, tmp_
             assert (settings["tau"], settings["timesteps"]) == ("auto", found[f"S = {S}"])
     page = (tmp_path / "out/index.html").read_text()
     assert ", ".join(map(str, found["S = 3"])) in page
-    again = finish(evaluate, request_for(tau="auto", dry_run=True, out=tmp_path / "other"))
+    again = finish(evaluate, request_for(timesteps="auto", dry_run=True, out=tmp_path / "other"))
     assert again.result.settings["timesteps"] == found
     with pytest.raises(RequestError, match="too few for --steps 60"):
-        finish(evaluate, request_for(tau="auto", steps=(2, 60), out=tmp_path / "other"))
+        finish(evaluate, request_for(timesteps="auto", steps=(2, 60), out=tmp_path / "other"))
 
 
 def test_progress_names_the_cell(finish, request_for):
@@ -414,15 +414,15 @@ def test_a_preset_brings_timesteps_clipping_and_numbers(
 
 def test_what_is_unlike_the_paper_is_named(tiny_checkpoint):
     like = load_checkpoint(str(tiny_checkpoint))
-    paper = SampleRequest(seeds=tuple(range(50_000)))
+    paper = evaluate_request(num=50_000)
     assert differences("paper-cifar10", like, paper, 50_000) == []
     assert differences("paper-celeba", like, paper, 7) == []  # of which nobody says how many
-    assert differences("paper-cifar10", like, replace(paper, solver="ipndm"), 10_000) == [
+    assert differences("paper-cifar10", like, changed(paper, solver="ipndm"), 10_000) == [
         "10,000 pictures of data, not 50,000",
         "--solver ipndm",
     ]
     bundled = load_checkpoint()
-    assert differences("paper-cifar10", bundled, replace(paper, clip="none"), 50_000) == [
+    assert differences("paper-cifar10", bundled, changed(paper, clip="none"), 50_000) == [
         "a network that predicts v, not eps",
         "another noise schedule",
         "a network that knows classes",
@@ -458,8 +458,8 @@ def test_a_preset_of_another_size_is_refused(finish, request_for):
 @pytest.fixture
 def reference(finish, data, tmp_path):
     def make(name="r.safetensors", size=(16, 16), **settings):
-        how = Preparation(size, settings.pop("channels", 3), settings.pop("background", (0, 0, 0)))
-        request = ReferenceRequest(data, tmp_path / name, how, **settings)
+        settings["size"] = size
+        request = ReferenceRequest(data, out=tmp_path / name, **settings)
         return finish(make_reference, request).result[0]
 
     return make
@@ -476,7 +476,7 @@ def measured(job, request):
 def test_a_reference_that_cannot_be_written_is_refused_before_it_is_made(data, tmp_path):
     (tmp_path / "file").touch()
     for out, said in (("r.pt", "ends in .safetensors"), ("file/r.safetensors", "a file, not a")):
-        count, error = measured(make_reference, ReferenceRequest(data, tmp_path / out))
+        count, error = measured(make_reference, ReferenceRequest(data, out=tmp_path / out))
         assert (count, said in str(error)) == (0, True)
 
 
@@ -488,18 +488,16 @@ def test_a_reference_has_its_datas_name(finish, data, tmp_path, monkeypatch, sou
     folder = data.rename(tmp_path / "data.v1")
     shutil.make_archive(str(tmp_path / "zipped"), "zip", folder)
     monkeypatch.chdir(folder)
-    path, _ = finish(
-        make_reference, ReferenceRequest(Path(source), None, Preparation((16, 16)))
-    ).result
+    path, _ = finish(make_reference, ReferenceRequest(Path(source), size=(16, 16))).result
     assert (str(path), path.exists()) == (f"{name}.reference.safetensors", True)
 
 
 def test_what_to_do_about_sizes_and_damage_is_said_for_this_command(finish, data):
     picture(data / "wide.png", 1, (30, 16))
     with pytest.raises(RequestError, match="else --size 64"):
-        finish(make_reference, ReferenceRequest(data, data / "r.safetensors"))
+        finish(make_reference, ReferenceRequest(data, out=data / "r.safetensors"))
     (data / "0.png").write_bytes(b"no picture")
-    request = ScoreRequest(data, data=data, count=9, size=(16, 16))
+    request = ScoreRequest(data, ScoringOptions(data=data), count=9, size=(16, 16))
     with pytest.raises(DataError, match=r"0\.png: .*without -n"):
         finish(scoring.score, request)
 
@@ -508,7 +506,7 @@ def test_a_reference_scores_as_its_data_do(finish, request_for, reference, tmp_p
     path = reference()
     with_data = finish(evaluate, request_for()).result
     given = request_for(data=None, reference=path)
-    given = replace(given, sampling=replace(given.sampling, out=tmp_path / "again"))
+    given = changed(given, out=tmp_path / "again")
     with_reference = finish(evaluate, given).result
     assert with_reference.rows == with_data.rows
     assert with_reference.settings["reference"] == with_data.settings["reference"]
@@ -574,7 +572,9 @@ def test_a_reference_is_not_overwritten(reference):
 
 
 def test_pictures_scored_against_themselves_are_at_no_distance(finish, data):
-    result = finish(scoring.score, ScoreRequest(data, data, size=(16, 16))).result
+    result = finish(
+        scoring.score, ScoreRequest(data, ScoringOptions(data=data), size=(16, 16))
+    ).result
     assert result.scores == {"swd": 0, "swd_1": 0, "swd_2": 0}
     assert result.samples["pictures"] == 10
 
@@ -583,24 +583,26 @@ def test_both_sides_get_the_samples_size(finish, data, tmp_path):
     (tmp_path / "square").mkdir()
     for seed in range(3):
         picture(tmp_path / "square" / f"{seed}.png", seed, (24, 24))
-    result = finish(scoring.score, ScoreRequest(tmp_path / "square", data)).result
+    result = finish(
+        scoring.score, ScoreRequest(tmp_path / "square", ScoringOptions(data=data))
+    ).result
     assert result.reference["size"] == result.samples["size"] == [24, 24]
 
 
 def test_exactly_so_many_pictures_are_scored(finish, data):
-    request = ScoreRequest(data, data, size=(16, 16), count=4)
+    request = ScoreRequest(data, ScoringOptions(data=data), size=(16, 16), count=4)
     assert finish(scoring.score, request).result.samples["pictures"] == 4
     with pytest.raises(DataError, match="holds 10 pictures, not 11"):
-        finish(scoring.score, replace(request, count=11))
+        finish(scoring.score, changed(request, count=11))
 
 
 def test_a_reference_brings_its_preparation(finish, data, reference):
     path = reference(size=(12, 10), channels=1)
-    result = finish(scoring.score, ScoreRequest(data, reference=path)).result
+    result = finish(scoring.score, ScoreRequest(data, ScoringOptions(reference=path))).result
     assert result.scores["swd"] == 0
     assert (result.samples["size"], result.samples["channels"]) == ([12, 10], 1)
     with pytest.raises(RequestError, match="prepared otherwise"):
-        finish(scoring.score, ScoreRequest(data, reference=path, size=(9, 9)))
+        finish(scoring.score, ScoreRequest(data, ScoringOptions(reference=path), size=(9, 9)))
 
 
 @pytest.mark.parametrize("resumable", [True, False])
@@ -608,7 +610,7 @@ def test_a_signal_in_the_measuring_is_resumable_only_where_something_is_kept(
     resumable, data, request_for, monkeypatch
 ):
     monkeypatch.setattr(measuring, "_BATCH", 2)
-    job, request = scoring.score, ScoreRequest(data, data, size=(16, 16))
+    job, request = scoring.score, ScoreRequest(data, ScoringOptions(data=data), size=(16, 16))
     if resumable:
         job, request = evaluate, request_for()
 

@@ -1,6 +1,5 @@
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +11,9 @@ from ddimctl.diffusion.paths import grid, lerp, slerp
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.latents import load_latents, save_latents
 from ddimctl.files.pictures.images import encode_image, picture_pixels, read_image_text, to_uint8
-from ddimctl.jobs.interpolate.job import InterpolateRequest, interpolate
+from ddimctl.jobs.interpolate.job import interpolate
 from ddimctl.jobs.sample.job import sample
-from ddimctl.jobs.sample.plan import SampleRequest
+from flat_requests import changed, interpolate_request, sample_request
 
 SHAPE = (3, 16, 16)
 
@@ -23,11 +22,13 @@ SHAPE = (3, 16, 16)
 def request_for(tiny_checkpoint, tmp_path):
     def make(out="out", ckpt=tiny_checkpoint, files=(), seeds=(), decoding=None, **settings):
         given = {"steps": 2, "batch_size": 4} | (decoding or {})
-        return InterpolateRequest(
+        return interpolate_request(
             files=tuple(files),
             seeds=tuple(seeds),
-            decoding=SampleRequest(out=tmp_path / out, ckpt=ckpt and str(ckpt), **given),
-            **({"frames": 5} | settings),
+            out=tmp_path / out,
+            ckpt=ckpt and str(ckpt),
+            **given,
+            **({"frames": None if "grid" in settings else 5} | settings),
         )
 
     return make
@@ -49,7 +50,7 @@ def drawn(finish, tiny_class_checkpoint, tmp_path):
 
     def make(name, *seeds, ckpt=tiny_class_checkpoint, **settings):
         settings = {"steps": 3, "classes": ("item",)} | settings
-        request = SampleRequest(out=tmp_path / name, ckpt=str(ckpt), seeds=seeds, **settings)
+        request = sample_request(out=tmp_path / name, ckpt=str(ckpt), seeds=seeds, **settings)
         return finish(sample, request).result.outputs["latents"]
 
     return make
@@ -98,7 +99,7 @@ def test_frames_lie_on_the_arc_and_end_in_the_inputs_bit_for_bit(finish, request
 
 def test_end_pictures_are_the_inputs_own(finish, request_for, tiny_checkpoint, tmp_path):
     settings = {"ckpt": str(tiny_checkpoint), "steps": 2, "batch_size": 3}
-    finish(sample, SampleRequest(out=tmp_path / "own", seeds=(3, 9), **settings))
+    finish(sample, sample_request(out=tmp_path / "own", seeds=(3, 9), **settings))
     finish(interpolate, request_for(seeds=(3, 9)))
     for seed, i in ((3, 0), (9, 4)):
         with Image.open(tmp_path / f"own/images/00000{seed}.png") as image:
@@ -150,7 +151,7 @@ def test_latents_bring_checkpoint_class_and_settings(finish, request_for, drawn,
     assert metadata["method"] == "slerp"
     assert metadata["labels"] == [2] * 5
     assert "seeds" not in metadata
-    finish(sample, SampleRequest(out=tmp_path / "again", latents=result.outputs["latents"]))
+    finish(sample, sample_request(out=tmp_path / "again", latents=result.outputs["latents"]))
     with Image.open(tmp_path / "again/images/000003.png") as image:
         assert int((picture_pixels(image).int() - frame(tmp_path / "out", 3)).abs().max()) <= 1
 
@@ -206,7 +207,7 @@ def test_a_stopped_run_goes_on_and_a_different_one_does_not(finish, request_for,
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == whole
     for change in ({"seeds": (3, 8)}, {"path": "lerp"}, {"loop": True}):
         with pytest.raises(RequestError, match="not the run that was begun"):
-            finish(interpolate, replace(resumed, **change))
+            finish(interpolate, changed(resumed, **change))
     with pytest.raises(RequestError, match="is not empty"):
         finish(interpolate, request_for(seeds=(3, 9)))
 
@@ -234,7 +235,7 @@ def test_frames_carry_their_settings_unless_told_not_to(finish, request_for, tmp
     text = json.loads(read_image_text(tmp_path / "out/frames/0001.png")["ddimctl"])
     assert text["steps"] == 2
     assert len(text["latent_sha256"]) == 64
-    finish(interpolate, request_for("bare", seeds=(3, 9), decoding={"metadata": False}))
+    finish(interpolate, request_for("bare", seeds=(3, 9), decoding={"no_metadata": True}))
     assert read_image_text(tmp_path / "bare/frames/0001.png") == {}
 
 

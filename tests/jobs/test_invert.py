@@ -1,7 +1,6 @@
 import json
 import math
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,10 +12,11 @@ from ddimctl.files.latents import load_latents
 from ddimctl.files.pictures.images import from_uint8, read_image_text, to_uint8
 from ddimctl.jobs.events import ignore
 from ddimctl.jobs.invert import round_trip as trips
-from ddimctl.jobs.invert.job import InvertRequest, invert
-from ddimctl.jobs.invert.reconstruct import ReconstructRequest, reconstruct
+from ddimctl.jobs.invert.job import invert
+from ddimctl.jobs.invert.reconstruct import reconstruct
+from ddimctl.jobs.invert.request import DatasetImageOptions, InversionOptions
 from ddimctl.jobs.sample.job import sample
-from ddimctl.jobs.sample.plan import SampleRequest
+from flat_requests import invert_request, reconstruct_request, sample_request
 
 
 def noise_picture(path, seed=0, size=(16, 16), mode="RGB"):
@@ -49,10 +49,7 @@ def v_class_checkpoint(tiny_class_checkpoint, tmp_path_factory):
 @pytest.fixture
 def request_for(v_checkpoint, tmp_path):
     def make(*photos, ckpt=v_checkpoint, out="out", steps=8, **settings):
-        own = ("method", "tolerance", "fit")
-        asked = {key: settings.pop(key) for key in own if key in settings}
-        decoding = SampleRequest(out=tmp_path / out, ckpt=str(ckpt), steps=steps, **settings)
-        return InvertRequest(tuple(photos), decoding=decoding, **asked)
+        return invert_request(photos, out=tmp_path / out, ckpt=str(ckpt), steps=steps, **settings)
 
     return make
 
@@ -75,7 +72,7 @@ def test_latents_decode_to_the_picture_without_another_word(finish, request_for,
     ]
     for name in "abc":
         out = tmp_path / f"decoded-{name}"
-        finish(sample, SampleRequest(out=out, latents=tmp_path / "out" / f"{name}.pt"))
+        finish(sample, sample_request(out=out, latents=tmp_path / "out" / f"{name}.pt"))
         difference = pixels(out / "images/000000.png") - pixels(tmp_path / f"{name}.png")
         assert int(difference.abs().max()) <= 1
 
@@ -115,7 +112,7 @@ def test_a_class_is_recorded_and_reused(finish, request_for, v_class_checkpoint,
     photo = noise_picture(tmp_path / "a.png")
     finish(invert, request_for(photo, ckpt=v_class_checkpoint, classes=("monster",)))
     assert load_latents(tmp_path / "out" / "a.pt").metadata["labels"] == [3]
-    finish(sample, SampleRequest(out=tmp_path / "back", latents=tmp_path / "out" / "a.pt"))
+    finish(sample, sample_request(out=tmp_path / "back", latents=tmp_path / "out" / "a.pt"))
     manifest = json.loads((tmp_path / "back" / "manifest.json").read_text())
     assert manifest["images"][0]["class"] == "monster"
     difference = pixels(tmp_path / "back/images/000000.png") - pixels(photo)
@@ -235,13 +232,15 @@ def test_zero_terminal_snr_is_refused(finish, request_for, tiny_checkpoint, tmp_
     photo = noise_picture(tmp_path / "a.png")
     with pytest.raises(RequestError, match="zero terminal SNR"):
         finish(invert, request_for(photo, ckpt=folder))
-    below = request_for(photo, ckpt=folder, steps=None, tau=(0, 300, 600, 900))
+    below = request_for(photo, ckpt=folder, steps=None, timesteps=(0, 300, 600, 900))
     assert finish(invert, below).result.pictures[0]["worst_level"] <= 1
 
 
 def plan_of(checkpoint, method="exact"):
-    decoding = SampleRequest(steps=8)
-    return trips.inversion_plan(decoding, checkpoint, 2, method, 1e-6, torch.device("cpu"), "fp32")
+    images, inversion = DatasetImageOptions(), InversionOptions(steps=8, method=method)
+    return trips.inversion_plan(
+        images, inversion, checkpoint, 2, torch.device("cpu"), "fp32", batch_size=None
+    )
 
 
 def test_what_a_loose_tolerance_missed_is_tried_again_tighter(v_checkpoint):
@@ -249,12 +248,12 @@ def test_what_a_loose_tolerance_missed_is_tried_again_tighter(v_checkpoint):
     plan = plan_of(checkpoint)
     x_0 = ddimctl.seeded_noise([0, 1], checkpoint.sample_shape).clamp(-1, 1)
     found = trips.round_trip(checkpoint, plan, x_0, 0.1, ignore, trips.Steps(0, 8, {}))
-    once = ddimctl.invert(checkpoint, x_0, timesteps=plan.tau, tolerance=0.1)
+    once = ddimctl.invert(checkpoint, x_0, timesteps=plan.timesteps, tolerance=0.1)
     assert (found.evaluations > once.evaluations.sum(1)).all()
-    left = ddimctl.sample(checkpoint, once.latents, timesteps=plan.tau) - x_0
+    left = ddimctl.sample(checkpoint, once.latents, timesteps=plan.timesteps) - x_0
     assert ((found.decoded - x_0).abs().max()) < left.abs().max()
     torch.testing.assert_close(
-        found.decoded, ddimctl.sample(checkpoint, found.latents, timesteps=plan.tau)
+        found.decoded, ddimctl.sample(checkpoint, found.latents, timesteps=plan.timesteps)
     )
 
 
@@ -291,10 +290,9 @@ def table_for(v_checkpoint, tmp_path):
         noise_picture(tmp_path / "data" / f"{seed}.png", seed)
 
     def make(**settings):
-        decoding = settings.pop("decoding", SampleRequest())
-        decoding = replace(decoding, ckpt=str(v_checkpoint), out=tmp_path / "table")
-        settings = {"steps": (8, 12), "limit": 2} | settings
-        return ReconstructRequest(tmp_path / "data", decoding=decoding, **settings)
+        common = {"ckpt": str(v_checkpoint), "out": tmp_path / "table"}
+        settings = {"steps": (8, 12), "limit": 2} | common | settings
+        return reconstruct_request(tmp_path / "data", **settings)
 
     return make
 
@@ -326,7 +324,7 @@ def test_latents_are_decoded_in_other_numbers_of_steps(finish, table_for):
 
 
 def test_decoding_from_another_top_is_refused(finish, table_for, tmp_path):
-    request = table_for(steps=(4,), decode_steps=(3,), decoding=SampleRequest(tau="uniform"))
+    request = table_for(steps=(4,), decode_steps=(3,), timesteps="uniform")
     with pytest.raises(RequestError, match="ends at 666"):
         finish(reconstruct, request)
     assert not (tmp_path / "table").exists()
@@ -339,7 +337,7 @@ def test_a_table_is_not_overwritten_without_force(finish, table_for):
 
 
 def test_only_pictures_held_out_of_training_are_taken(finish, table_for):
-    result = finish(reconstruct, table_for(holdout=0.4, limit=None, decoding=SampleRequest(dry_run=True))).result  # fmt: skip
+    result = finish(reconstruct, table_for(holdout=0.4, limit=None, dry_run=True)).result  # fmt: skip
     assert 0 < result.pictures < 5
     with pytest.raises(DataError, match="keeps none"):
         finish(reconstruct, table_for(holdout=1e-9))

@@ -10,8 +10,8 @@ from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import RequestError
 from ddimctl.files.latents import load_latents, save_latents
 from ddimctl.jobs.invert import round_trip as trips
-from ddimctl.jobs.invert.job import InvertRequest, invert
-from ddimctl.jobs.sample.plan import SampleRequest
+from ddimctl.jobs.invert.job import invert
+from flat_requests import invert_request
 from forks import contents
 
 
@@ -30,11 +30,9 @@ def photos(tmp_path):
 @pytest.fixture
 def request_for(tiny_checkpoint, photos, tmp_path):
     def make(*some, **settings):
-        own = {key: settings.pop(key) for key in ("tolerance", "fit") if key in settings}
-        own["method"] = settings.pop("method", "naive")
         common = {"out": tmp_path / "out", "ckpt": str(tiny_checkpoint), "steps": 3}
-        decoding = SampleRequest(**(common | {"batch_size": 2} | settings))
-        return InvertRequest(tuple(some or photos), decoding=decoding, **own)
+        common |= {"batch_size": 2, "method": "naive"}
+        return invert_request(some or photos, **(common | settings))
 
     return make
 
@@ -104,7 +102,7 @@ def test_photos_may_be_added_at_the_end(finish, request_for, photos, tmp_path, i
     [
         ({"method": "fixed-point"}, "method was 'naive', is 'fixed-point'"),
         ({"steps": 4}, "steps was 3, is 4"),
-        ({"tau": "trailing"}, "tau was 'linspace', is 'trailing'"),
+        ({"timesteps": "trailing"}, "tau was 'linspace', is 'trailing'"),
         ({"tolerance": 0.5}, "tolerance was 1e-06, is 0.5"),
         ({"size": (8, 8)}, r"shape was \[3, 16, 16\], is \[3, 8, 8\]"),
         ({"fit": "pad"}, "not the picture that was inverted: fit was 'crop', is 'pad'"),
@@ -165,7 +163,9 @@ def test_photos_that_failed_are_tried_again(
             (output,) = self.unet(x, *given, **named)
             return (output * torch.nan if len(x) == 1 else output,)  # a group of the last alone
 
-    monkeypatch.setattr(trips, "open_checkpoint", lambda *_: replace(checkpoint, unet=Poisoned()))
+    monkeypatch.setattr(
+        trips, "open_checkpoint", lambda *_, **__: replace(checkpoint, unet=Poisoned())
+    )
     first = finish(invert, request_for(batch_size=4)).result
     assert [name for name, _ in first.failed] == [str(photos[1]), str(photos[4])]
     monkeypatch.undo()

@@ -11,12 +11,12 @@ from ddimctl.errors import NumericsError
 from ddimctl.jobs.sample import job as sample_job
 from ddimctl.jobs.sample import sampler as decoding
 from ddimctl.jobs.sample.job import sample
-from ddimctl.jobs.sample.plan import SampleRequest
 from ddimctl.jobs.sample.store import SampleStore
 from ddimctl.jobs.train import step as training_update
 from ddimctl.jobs.train.job import train
 from ddimctl.jobs.train.request import TrainRequest
 from ddimctl.runtime.transfer import ToHost
+from flat_requests import sample_request
 from forks import contents
 from training_runs import assert_same_run, last_state, make_network, make_pictures
 
@@ -36,7 +36,7 @@ def request_for(tmp_path, tiny_checkpoint):
     def make(out, **settings):
         settings = {"steps": 4, "seeds": tuple(range(7)), "batch_size": 3} | settings
         save = ("grid", "images", "latents", "samples", "trajectory")
-        return SampleRequest(out=tmp_path / out, ckpt=str(tiny_checkpoint), save=save, **settings)
+        return sample_request(out=tmp_path / out, ckpt=str(tiny_checkpoint), save=save, **settings)
 
     return make
 
@@ -45,7 +45,10 @@ def test_sampling(finish, request_for, tmp_path, monkeypatch):
     in_time = finish(sample, request_for("in-time", eta=1.0))
     monkeypatch.setattr(decoding, "ToHost", Late)
     order = []
-    keep, network = SampleStore.keep, type(load_checkpoint(request_for("x").ckpt)).network
+    keep, network = (
+        SampleStore.keep,
+        type(load_checkpoint(request_for("x").checkpoint.ckpt)).network,
+    )
     monkeypatch.setattr(SampleStore, "keep", lambda *given: order.append("keep") or keep(*given))
     monkeypatch.setattr(
         "ddimctl.checkpoints.model.Checkpoint.network",
@@ -76,8 +79,8 @@ class Full(torch.nn.Module):
 def test_a_batch_for_which_there_is_no_memory(finish, request_for, tmp_path, monkeypatch):
     """Its own steps under way are dropped, those of the batch before it are taken in."""
 
-    def opened(*given):
-        checkpoint = load_checkpoint(request_for("x").ckpt)
+    def opened(*given, **named):
+        checkpoint = load_checkpoint(request_for("x").checkpoint.ckpt)
         return replace(checkpoint, unet=Full(checkpoint.unet))
 
     monkeypatch.setattr(sample_job, "open_checkpoint", opened)

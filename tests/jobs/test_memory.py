@@ -10,10 +10,10 @@ from PIL import Image
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import DataError, DeviceError, NumericsError, Stopped
 from ddimctl.jobs.interpolate import job as interpolate_job
-from ddimctl.jobs.interpolate.job import InterpolateRequest, interpolate
+from ddimctl.jobs.interpolate.job import interpolate
 from ddimctl.jobs.invert import round_trip as trips
-from ddimctl.jobs.invert.job import InvertRequest, invert
-from ddimctl.jobs.invert.reconstruct import ReconstructRequest, reconstruct
+from ddimctl.jobs.invert.job import invert
+from ddimctl.jobs.invert.reconstruct import reconstruct
 from ddimctl.jobs.sample import job as sample_job
 from ddimctl.jobs.sample.batches import (
     Group,
@@ -26,7 +26,12 @@ from ddimctl.jobs.sample.batches import (
     read_smaller,
 )
 from ddimctl.jobs.sample.job import sample
-from ddimctl.jobs.sample.plan import SampleRequest
+from flat_requests import (
+    interpolate_request,
+    invert_request,
+    reconstruct_request,
+    sample_request,
+)
 from forks import contents
 
 EVERYTHING = ("grid", "images", "latents", "samples", "trajectory")
@@ -59,7 +64,7 @@ def small(tiny_checkpoint, monkeypatch):
         network = Small(checkpoint.unet, *settings, **named)
         for job in (sample_job, interpolate_job, trips):
             monkeypatch.setattr(
-                job, "open_checkpoint", lambda *_: replace(checkpoint, unet=network)
+                job, "open_checkpoint", lambda *_, **__: replace(checkpoint, unet=network)
             )
         return network
 
@@ -70,7 +75,7 @@ def small(tiny_checkpoint, monkeypatch):
 def request_for(tmp_path):
     def make(out="out", **settings):
         settings = {"steps": 3, "seeds": tuple(range(11)), "batch_size": 8} | settings
-        return SampleRequest(**{"out": tmp_path / out, "save": EVERYTHING} | settings)
+        return sample_request(**{"out": tmp_path / out, "save": EVERYTHING} | settings)
 
     return make
 
@@ -170,7 +175,7 @@ def test_a_bug_is_no_lack_of_memory(finish, request_for, small):
 
 
 def test_loading_without_room_is_a_device_error(finish, request_for, monkeypatch, tmp_path):
-    def full(*_):
+    def full(*_, **__):
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(sample_job, "open_checkpoint", full)
@@ -209,18 +214,18 @@ def test_groups_in_closed_form():
 
 def test_interpolation_backs_off_too(finish, small, tmp_path):
     small(limit=2)
-    decoding = SampleRequest(out=tmp_path / "out", steps=2)
-    finish(interpolate, InterpolateRequest(seeds=(1, 2), frames=6, decoding=decoding))
+    request = interpolate_request(seeds=(1, 2), frames=6, out=tmp_path / "out", steps=2)
+    finish(interpolate, request)
     assert manifest(tmp_path / "out")["smaller_batches"] == [[0, 1]]
 
 
 def test_inversion_goes_on_in_halves(finish, small, photos, tmp_path):
-    decoding = SampleRequest(out=tmp_path / "whole", steps=4, batch_size=5)
+    settings = {"method": "naive", "steps": 4, "batch_size": 5}
     network = small(limit=99)
-    whole = finish(invert, InvertRequest(tuple(photos), "naive", decoding=decoding))
+    whole = finish(invert, invert_request(photos, out=tmp_path / "whole", **settings))
     network = small(limit=2)
-    decoding = replace(decoding, out=tmp_path / "out")
-    finished = finish(invert, InvertRequest(tuple(photos), "naive", decoding=decoding))
+    settings["out"] = tmp_path / "out"
+    finished = finish(invert, invert_request(photos, **settings))
     assert "out of memory with 5 pictures at a time; going on with 2." in finished.notices()
     assert [size for size in network.sizes if size > 2] == [5]
     steps = [event.done for event in finished.events if hasattr(event, "done")]
@@ -229,14 +234,14 @@ def test_inversion_goes_on_in_halves(finish, small, photos, tmp_path):
         assert one["mse"] == pytest.approx(other["mse"], rel=1e-2)
     small(limit=0)
     with pytest.raises(DeviceError, match="one picture at a time"):
-        finish(invert, InvertRequest((photos[0],), "naive", decoding=replace(decoding, force=True)))
+        finish(invert, invert_request(photos[:1], **settings, force=True))
 
 
 def test_reconstruction_goes_on_in_halves(finish, small, photos, tmp_path):
     small(limit=2)
-    request = ReconstructRequest(
-        tmp_path / "photos", (4,), methods=("naive",),
-        decoding=SampleRequest(out=tmp_path / "out", batch_size=5),
+    request = reconstruct_request(
+        tmp_path / "photos", steps=(4,), methods=("naive",),
+        out=tmp_path / "out", batch_size=5,
     )  # fmt: skip
     assert finish(reconstruct, request).result.rows[0]["pictures"] == 5
 
@@ -263,11 +268,12 @@ def test_a_photo_without_a_finite_latent_is_told_and_the_others_go_on(
 ):
     checkpoint = load_checkpoint(tiny_checkpoint)
     checkpoint = replace(checkpoint, prediction="v", unet=Poisoned(checkpoint.unet))
-    monkeypatch.setattr(trips, "open_checkpoint", lambda *_: checkpoint)
-    monkeypatch.setattr(interpolate_job, "open_checkpoint", lambda *_: checkpoint)
+    monkeypatch.setattr(trips, "open_checkpoint", lambda *_, **__: checkpoint)
+    monkeypatch.setattr(interpolate_job, "open_checkpoint", lambda *_, **__: checkpoint)
     Image.new("RGB", (16, 16), (255, 255, 255)).save(photos[1])
-    decoding = SampleRequest(out=tmp_path / "out", steps=3, batch_size=3)
-    finished = finish(invert, InvertRequest(tuple(photos[:4]), method, decoding=decoding))
+    settings = {"out": tmp_path / "out", "batch_size": 3}
+    request = invert_request(photos[:4], method=method, steps=3, **settings)
+    finished = finish(invert, request)
     ((name, reason),) = finished.result.failed
     assert name == str(photos[1])
     assert "not finite" in reason
@@ -276,16 +282,17 @@ def test_a_photo_without_a_finite_latent_is_told_and_the_others_go_on(
     assert sorted(path.name for path in (tmp_path / "out").glob("*.pt")) == [
         "0.pt", "2.pt", "3.pt",
     ]  # fmt: skip
-    table = ReconstructRequest(
+    table = reconstruct_request(
         tmp_path / "photos",
-        (3,),
+        steps=(3,),
         limit=3,
         methods=(method,),
-        decoding=replace(decoding, force=True),
+        **settings,
+        force=True,
     )
     with pytest.raises(NumericsError, match=f"{method} in 3 steps"):
         finish(reconstruct, table)
-    frames = InterpolateRequest((photos[0], photos[1]), decoding=replace(decoding, force=True))
+    frames = interpolate_request(files=tuple(photos[:2]), steps=3, **settings, force=True)
     with pytest.raises(NumericsError, match=r"1\.png: its latent"):
         finish(interpolate, frames)
 

@@ -17,24 +17,24 @@ from ddimctl.files.pictures.images import (
     read_image_text,
     read_picture,
 )
-from ddimctl.jobs.interpolate.job import InterpolateRequest, interpolate
+from ddimctl.jobs.interpolate.job import interpolate
 from ddimctl.jobs.replay.job import BYTES, LEVEL, OTHER, SAME, UNKNOWN, ReplayRequest, replay
 from ddimctl.jobs.replay.record import read_record
 from ddimctl.jobs.sample.job import sample
-from ddimctl.jobs.sample.plan import SampleRequest
 from ddimctl.jobs.sample.records import sha256_hex
+from flat_requests import interpolate_request, sample_request
 
 
 @pytest.fixture(scope="module")
 def recorded(tiny_class_checkpoint, tmp_path_factory):
     """A run of five pictures in batches of two, with noise in each step."""
     out = tmp_path_factory.mktemp("recorded") / "old"
-    request = SampleRequest(
+    request = sample_request(
         out=out,
         ckpt=str(tiny_class_checkpoint),
         seeds=(7, 3, 11, 2, 40),
         steps=3,
-        tau="quadratic",
+        timesteps="quadratic",
         eta=0.5,
         batch_size=2,
         guidance=2.0,
@@ -91,7 +91,7 @@ def test_a_run_has_the_same_bytes_and_the_same_record(recorded, again, tmp_path)
 
 
 def test_latents_are_taken_from_beside_the_manifest(finish, recorded, again, tmp_path):
-    finish(sample, SampleRequest(out=tmp_path / "old", latents=recorded / "latents.pt", eta=1.0))
+    finish(sample, sample_request(out=tmp_path / "old", latents=recorded / "latents.pt", eta=1.0))
     assert found(again(tmp_path / "old")) == [SAME] * 5
     assert manifest(tmp_path / "new") == manifest(tmp_path / "old")
     shutil.copyfile(recorded / "latents.pt", tmp_path / "elsewhere.pt")
@@ -109,10 +109,16 @@ def test_other_latents_are_refused(old, again):
 
 @pytest.mark.parametrize("grid", [None, (2, 2)])
 def test_frames_are_decoded_again(finish, again, tiny_checkpoint, tmp_path, grid):
-    decoding = SampleRequest(out=tmp_path / "old", ckpt=str(tiny_checkpoint), steps=2, batch_size=3)
-    finish(
-        interpolate, InterpolateRequest(seeds=(1, 2, 5, 9), frames=6, grid=grid, decoding=decoding)
+    request = interpolate_request(
+        seeds=(1, 2, 5, 9),
+        frames=None if grid else 6,
+        grid=grid,
+        out=tmp_path / "old",
+        ckpt=str(tiny_checkpoint),
+        steps=2,
+        batch_size=3,
     )
+    finish(interpolate, request)
     finished = again(tmp_path / "old")
     assert found(finished) == [SAME] * (4 if grid else 6)
     assert finished.result.images[1].name == "frames/0001.png"
@@ -121,7 +127,7 @@ def test_frames_are_decoded_again(finish, again, tiny_checkpoint, tmp_path, grid
 
 @pytest.mark.parametrize("format", ["png", "webp"])
 def test_a_picture_is_enough(finish, again, tiny_class_checkpoint, tmp_path, format):
-    request = SampleRequest(
+    request = sample_request(
         out=tmp_path / "old",
         ckpt=str(tiny_class_checkpoint),
         seeds=(4,),
@@ -140,7 +146,7 @@ def test_a_picture_is_enough(finish, again, tiny_class_checkpoint, tmp_path, for
 
 
 def test_a_picture_of_a_latent_finds_it_in_its_run(finish, recorded, again, tmp_path):
-    request = SampleRequest(out=tmp_path / "old", latents=recorded / "latents.pt", batch_size=1)
+    request = sample_request(out=tmp_path / "old", latents=recorded / "latents.pt", batch_size=1)
     finish(sample, request)
     assert found(again(tmp_path / "old/images/000011.png")) == [SAME]
     shutil.copyfile(tmp_path / "old/images/000011.png", tmp_path / "alone.png")

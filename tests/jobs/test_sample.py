@@ -3,7 +3,6 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +15,8 @@ from ddimctl.files.latents import load_latents, save_latents
 from ddimctl.files.pictures.images import read_image_text, to_uint8
 from ddimctl.jobs.sample import store as sampling_store
 from ddimctl.jobs.sample.job import sample
-from ddimctl.jobs.sample.plan import Plan, SampleRequest
+from ddimctl.jobs.sample.plan import Plan
+from flat_requests import changed, sample_request
 
 EVERYTHING = ("grid", "images", "latents", "samples", "trajectory")
 
@@ -24,8 +24,9 @@ EVERYTHING = ("grid", "images", "latents", "samples", "trajectory")
 @pytest.fixture
 def request_for(tiny_checkpoint, tmp_path):
     def make(out="out", ckpt=tiny_checkpoint, **settings):
-        settings = {"steps": 3, "seeds": (0, 1, 2, 3, 4), "batch_size": 2} | settings
-        return SampleRequest(out=tmp_path / out, ckpt=str(ckpt), **settings)
+        seeds = {} if "latents" in settings else {"seeds": (0, 1, 2, 3, 4)}
+        settings = {"steps": 3, "batch_size": 2} | seeds | settings
+        return sample_request(out=tmp_path / out, ckpt=str(ckpt), **settings)
 
     return make
 
@@ -181,7 +182,7 @@ def test_resuming_where_nothing_is_starts(finish, request_for, tmp_path):
         ({"eta": 0.5}, "eta"),
         ({"seeds": (0, 1)}, "seeds"),
         ({"save": ("images",)}, "save"),
-        ({"metadata": False}, "metadata"),
+        ({"no_metadata": True}, "metadata"),
     ],
 )
 def test_resuming_another_run_is_refused_with_the_difference(finish, request_for, change, named):
@@ -205,7 +206,7 @@ def test_a_checkpoint_whose_settings_were_edited_is_another_one(
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     with pytest.raises(RequestError, match=f"not the run that was begun.*{named} differs"):
-        finish(sample, replace(request, resume=True))
+        finish(sample, changed(request, resume=True))
 
 
 def test_nothing_is_overwritten_without_force(finish, request_for, tmp_path):
@@ -227,7 +228,7 @@ def test_pictures_carry_their_settings_and_nothing_of_the_machine(finish, reques
     assert (settings["seed"], settings["eta"], settings["steps"]) == (3, 0.5, 3)
     everything = b"".join(files(tmp_path / "out").values())
     assert str(tmp_path).encode() not in everything
-    finish(sample, request_for("bare", metadata=False))
+    finish(sample, request_for("bare", no_metadata=True))
     assert read_image_text(tmp_path / "bare/images/000003.png") == {}
     assert read_image_text(tmp_path / "bare/grid.png") == {}
 
@@ -237,7 +238,7 @@ def test_latents_decode_to_the_pictures_of_their_seeds(finish, request_for, tmp_
     latents = tmp_path / "a" / "latents.pt"
     expected = seeded_noise([0, 1, 2, 3, 4], (3, 16, 16))
     assert torch.equal(load_latents(latents).latents, expected)
-    request = SampleRequest(out=tmp_path / "b", latents=latents, batch_size=5)
+    request = sample_request(out=tmp_path / "b", latents=latents, batch_size=5)
     result = finish(sample, request).result  # the checkpoint and settings are found by themselves
     assert result.settings["eta"] == 0.5
     for seed in range(5):
@@ -256,11 +257,13 @@ def test_a_list_that_ends_elsewhere_than_the_latents_is_refused(finish, request_
     finish(sample, request_for("a"))
     latents = tmp_path / "a" / "latents.pt"
     with pytest.raises(RequestError, match="latents are at timestep 999"):
-        finish(sample, request_for("b", latents=latents, tau="quadratic"))
+        finish(sample, request_for("b", latents=latents, timesteps="quadratic"))
     finish(sample, request_for("b", latents=latents, steps=7))  # another S of the same space
-    finish(sample, request_for("c", tau="uniform", steps=10))
+    finish(sample, request_for("c", timesteps="uniform", steps=10))
     with pytest.raises(RequestError, match=r"at timestep 900.*Leave out --tau and --steps"):
-        finish(sample, request_for("d", latents=tmp_path / "c" / "latents.pt", tau="linspace"))
+        finish(
+            sample, request_for("d", latents=tmp_path / "c" / "latents.pt", timesteps="linspace")
+        )
 
 
 def test_latents_of_a_checkpoint_that_is_gone_ask_for_it(finish, request_for, tmp_path):
@@ -268,7 +271,7 @@ def test_latents_of_a_checkpoint_that_is_gone_ask_for_it(finish, request_for, tm
     record = {"name": "somewhere", "sha256": "0" * 64, "revision": None}
     save_latents(path, seeded_noise([0], (3, 16, 16)), {"checkpoint": record})
     with pytest.raises(RequestError, match="Name it with --ckpt"):
-        finish(sample, SampleRequest(out=tmp_path / "out", latents=path))
+        finish(sample, sample_request(out=tmp_path / "out", latents=path))
 
 
 def test_latents_of_another_shape_are_refused(finish, request_for, tmp_path):
@@ -339,8 +342,8 @@ def test_unknown_classes_are_refused_with_the_known_ones(
     [
         ({"classes": ("0",)}, "knows no classes"),
         ({"guidance": 2.0}, "knows no classes"),
-        ({"tau": (0, 500, 999), "steps": 4}, "contradicts --tau"),
-        ({"tau": (0, 1000), "steps": None}, "outside 0"),
+        ({"timesteps": (0, 500, 999), "steps": 4}, "contradicts --tau"),
+        ({"timesteps": (0, 1000), "steps": None}, "outside 0"),
         ({"steps": 1001}, "at most 1000"),
         ({"eta": 1.5}, "outside 0"),
         ({"variance": "large", "eta": 0.5}, "mean of eta = 1"),
@@ -396,7 +399,7 @@ def test_a_dry_run_tells_the_settings_and_writes_nothing(finish, request_for, tm
 
 def test_without_out_every_run_gets_the_next_folder(finish, tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    request = SampleRequest(ckpt=str(tiny_checkpoint), steps=1, seeds=(0,))
+    request = sample_request(ckpt=str(tiny_checkpoint), steps=1, seeds=(0,))
     folders = [str(finish(sample, request).result.out) for _ in range(2)]
     assert folders == ["runs/00000-sample", "runs/00001-sample"]
 
@@ -442,8 +445,8 @@ def test_numbers_that_are_class_names_do_not_change_recorded_labels(
     settings["class_names"] = ["1", "10", "2", "3", "5"]
     (folder / "ddimctl.json").write_text(json.dumps(settings))
     common = {"ckpt": str(folder), "steps": 2}
-    finish(sample, SampleRequest(out=tmp_path / "a", seeds=(0,), classes=("10",), **common))
-    finish(sample, SampleRequest(out=tmp_path / "b", latents=tmp_path / "a/latents.pt", **common))
+    finish(sample, sample_request(out=tmp_path / "a", seeds=(0,), classes=("10",), **common))
+    finish(sample, sample_request(out=tmp_path / "b", latents=tmp_path / "a/latents.pt", **common))
     for name in ("a", "b"):
         manifest = json.loads((tmp_path / name / "manifest.json").read_text())
         assert [(image["label"], image["class"]) for image in manifest["images"]] == [(1, "10")]
@@ -469,9 +472,9 @@ def test_the_checkpoint_of_the_environment_is_found_again(
 ):
     monkeypatch.setenv("DDIMCTL_CKPT", str(tiny_checkpoint))
     monkeypatch.setenv("DDIMCTL_CACHE", str(tmp_path / "cache"))
-    finish(sample, SampleRequest(out=tmp_path / "a", steps=1, seeds=(0,)))
+    finish(sample, sample_request(out=tmp_path / "a", steps=1, seeds=(0,)))
     monkeypatch.delenv("DDIMCTL_CKPT")
-    finish(sample, SampleRequest(out=tmp_path / "b", latents=tmp_path / "a/latents.pt"))
+    finish(sample, sample_request(out=tmp_path / "b", latents=tmp_path / "a/latents.pt"))
 
 
 def test_an_image_s_bytes_do_not_depend_on_how_many_were_asked_for(finish, request_for, tmp_path):

@@ -19,11 +19,11 @@ _BEGIN: Final = """\
 
 Generated from the program: `python -m ddimctl.cli.command_reference > docs/commands.md`.
 
-Every option of a command can also be set by an environment variable, `DDIMCTL_COMMAND_OPTION`
-(`{example}` is `--batch-size` of `sample`), and in a TOML file that `--config FILE` or
-`DDIMCTL_CONFIG` names. A flag comes before the variable, the variable before the file, and the file
-before the default. In the file, a table is a command, and what stands above all tables is for every
-command that has the option:
+Every option of a command can also be set in two other ways: by an environment variable,
+`DDIMCTL_COMMAND_OPTION` (`{example}` is `--batch-size` of `sample`), and in a TOML file that
+`--config FILE` or `DDIMCTL_CONFIG` names. A flag takes precedence over the variable, the variable
+over the file, and the file over the default. A table of the file is for the command of its name;
+keys above all tables are for every command that has the option:
 
 ```toml
 device = "cuda:0"
@@ -38,35 +38,38 @@ no-metadata = true
 model = "small"
 ```
 
-Paths in it are seen from where the command runs, and may begin with `~`.
+Paths in the file are relative to the current folder, and may begin with `~`.
 
 | environment variable | |
 |---|---|
-| `DDIMCTL_CKPT` | the checkpoint where no `--ckpt` names one |
+| `DDIMCTL_CKPT` | the checkpoint where there is no `--ckpt` |
 | `DDIMCTL_CONFIG` | the file of `--config` |
-| `DDIMCTL_CACHE` | the folder of what is kept between runs (decoded data sets, timesteps chosen by `--tau auto`, inverted pictures, where checkpoints lie), by default `ddimctl` in `$XDG_CACHE_HOME` or `~/.cache`; it may be removed |
-| `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` | huggingface_hub's: its cache, your account, a mirror, no network |
-| `OMP_NUM_THREADS` | how many threads compute on a CPU |
-| `DDIMCTL_CACHE_GB` | how large that folder may become, 20 without it; what was used longest ago goes first |
-| `NO_COLOR`, `TERM=dumb` | no colours; no bars either |
+| `DDIMCTL_CACHE` | the cache folder (decoded data sets, timesteps of `--tau auto`, inverted images, locations of checkpoints); by default `ddimctl` in `$XDG_CACHE_HOME` or `~/.cache`; it may be removed |
+| `DDIMCTL_CACHE_GB` | the largest size of the cache folder in GB, by default 20; the least recently used files are removed first |
+| `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` | of huggingface_hub: its cache, your account, a mirror, offline use |
+| `OMP_NUM_THREADS` | number of threads on a CPU |
+| `NO_COLOR`, `TERM=dumb` | no colours; with `TERM=dumb` no progress bars either |
 
-`ddimctl --install-completion` completes commands, options and their words in bash, zsh, fish and
-PowerShell.
+`ddimctl --install-completion` installs completion of commands, options and their words for bash, zsh, fish
+and PowerShell.
 """
 _PICTURES: Final = {
     "sample": ("grid.png", "grid.png of a run"),
     "invert": (
         "inversion.png",
-        "NAME.inversion.png: the photo, what its latent gives, and how far",
+        "NAME.inversion.png: the input image, its reconstruction, and the difference",
     ),
-    "interpolate": ("interpolation.png", "grid.png of a tour of three pictures"),
+    "interpolate": ("interpolation.png", "grid.png of a path through three images"),
     "reconstruct": ("reconstruct.png", "plot.png: error and cost against the number of steps"),
-    "evaluate": ("evaluate.png", "curve.png: score against evaluations, a line for each eta"),
-    "reference": ("reference.png", "statistics of 4,723 tiles, and 256 samples scored by them"),
+    "evaluate": (
+        "evaluate.png",
+        "curve.png: score against number of evaluations, a line for each eta",
+    ),
+    "reference": ("reference.png", "statistics of 4,723 tiles, and 256 samples scored with them"),
     "info": ("info.png", "what info prints of the bundled checkpoint"),
     "convert": ("convert.png", "an OpenAI checkpoint, compared, written and sampled from"),
     "train": ("loss.png", "loss.png of a run"),
-    "replay": ("replay.png", "grid.png of a replay, with the same bytes as the run's"),
+    "replay": ("replay.png", "grid.png of a replay, with the same bytes as that of the run"),
 }
 
 

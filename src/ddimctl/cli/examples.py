@@ -4,31 +4,31 @@ from typing import Final
 
 EXAMPLES: Final = {
     "sample": (
-        ("sixteen pictures", "ddimctl sample"),
+        ("sixteen images", "ddimctl sample"),
         ("more steps, one class", "ddimctl sample -n 64 --steps 50 --class monster --guidance 2"),
     ),
     "invert": (
-        ("a photo's latent", "ddimctl invert photo.png --class monster"),
-        ("a folder of them", "ddimctl invert photos/ --out latents --batch-size 8"),
+        ("the latent of a photo", "ddimctl invert photo.png --class monster"),
+        ("a folder of photos", "ddimctl invert photos/ --out latents --batch-size 8"),
     ),
     "interpolate": (
-        ("between two pictures", "ddimctl interpolate a.png b.png --video gif"),
+        ("between two images", "ddimctl interpolate a.png b.png --video gif"),
         ("a grid of four seeds", "ddimctl interpolate --seeds 3,9,12,31 --class player --grid 8x8"),
     ),
     "reconstruct": (
-        ("the paper's Table 2", "ddimctl reconstruct pictures.zip --steps 10,20,50,100"),
-        ("two methods, few pictures", "ddimctl reconstruct photos/ --method exact,naive --limit 8"),
+        ("the paper's Table 2", "ddimctl reconstruct images.zip --steps 10,20,50,100"),
+        ("two methods, eight images", "ddimctl reconstruct photos/ --method exact,naive --limit 8"),
     ),
     "evaluate": (
         ("the paper's Table 1", "ddimctl evaluate --data tiles.zip --steps 10,20,50 --eta 0,1"),
-        ("pictures that exist", "ddimctl evaluate --samples images/ --data pictures.zip"),
+        ("existing images", "ddimctl evaluate --samples images/ --data images.zip"),
     ),
     "reference": (
-        ("a data set's statistics", "ddimctl reference pictures.zip --size 32"),
-        ("with Inception features", "ddimctl reference pictures.zip --size 32 --metric swd,fid"),
+        ("a data set's statistics", "ddimctl reference images.zip --size 32"),
+        ("with Inception features", "ddimctl reference images.zip --size 32 --metric swd,fid"),
     ),
     "train": (
-        ("from nothing", "ddimctl train pictures.zip --out run --model small"),
+        ("from scratch", "ddimctl train images.zip --out run --model small"),
         ("from a checkpoint", "ddimctl train photos/ --out run --init google/ddpm-cifar10-32"),
     ),
     "info": (
@@ -37,16 +37,19 @@ EXAMPLES: Final = {
     ),
     "convert": (
         ("a single file", "ddimctl convert model-790000.ckpt cifar10/"),
-        ("what the file does not say", "ddimctl convert net.pt out/ --model-flag num_heads=4"),
+        (
+            "a setting that the file does not hold",
+            "ddimctl convert net.pt out/ --model-flag num_heads=4",
+        ),
     ),
     "replay": (
-        ("a run", "ddimctl replay runs/00000-sample"),
-        ("a picture that carries its settings", "ddimctl replay 000007.png --out again"),
+        ("the images of a run", "ddimctl replay runs/00000-sample"),
+        ("an image that carries its settings", "ddimctl replay 000007.png --out again"),
     ),
 }
 
 BEGIN: Final = (
-    "Begin with [bold]ddimctl sample[/bold], which needs nothing; "
+    "Begin with [bold]ddimctl sample[/bold], which needs no options; "
     "[bold]ddimctl COMMAND --help[/bold] has examples of each command."
 )
 

@@ -23,8 +23,9 @@ from ddimctl.cli.commands.replay import replay
 from ddimctl.cli.commands.sample import sample
 from ddimctl.cli.commands.train import train
 from ddimctl.cli.examples import BEGIN, epilog
-from ddimctl.cli.options.common import ConfigOfAll, Debug, Version, debugging
-from ddimctl.cli.options.suggest import usage_cause
+from ddimctl.cli.options.everywhere import ConfigOfAll, Debug, Version, debugging
+from ddimctl.cli.options.groups import with_options
+from ddimctl.cli.options.suggest import usage_error
 from ddimctl.cli.options.typer_classes import Command, Group
 from ddimctl.cli.output import console
 from ddimctl.errors import DdimctlError, Stopped
@@ -43,15 +44,15 @@ COMMANDS: Final = (
     *(train, info, convert),
 )
 for _command in COMMANDS:
-    app.command(cls=Command, epilog=epilog(_command.__name__))(_command)
+    app.command(cls=Command, epilog=epilog(_command.__name__))(with_options(_command))
 
 
 @app.callback(epilog=BEGIN)
 def ddimctl(version: Version = False, config: ConfigOfAll = None, debug: Debug = False) -> None:
-    """Denoising Diffusion Implicit Models: pictures from pretrained UNet checkpoints.
+    """Denoising Diffusion Implicit Models: sample images from pretrained UNet checkpoints.
 
     Without --ckpt, a small checkpoint that comes with the program is used.
-    Every option is also an environment variable, such as DDIMCTL_SAMPLE_STEPS.
+    Environment variables set options, too, such as DDIMCTL_SAMPLE_STEPS.
     """
 
 
@@ -92,11 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _usage_error(error: typer.TyperException) -> int:
     """Two lines for wrong usage, in the form of our own errors."""
-    cause = usage_cause(error, error.format_message())
-    if cause:  # it is empty where the help has been shown instead
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "ddimctl"
-        console.complain("error", f"{cause[0].lower()}{cause[1:]}", f"{command} --help")
+    cause, remedy = usage_error(error)
+    if cause:
+        console.complain("error", cause, remedy)
     return error.exit_code
 
 

@@ -13,7 +13,7 @@ from ddimctl.checkpoints.load import BUNDLED, BUNDLED_NAME, VARIABLE, is_hub_id,
 from ddimctl.errors import RequestError, StorageError
 from ddimctl.files.atomic import write_json
 from ddimctl.files.dataset.datasets import user_cache
-from ddimctl.jobs.sample.plan import SampleRequest
+from ddimctl.jobs.requests import CheckpointOptions
 from ddimctl.runtime.compilation import compile_for_inference
 from ddimctl.runtime.device import PRECISIONS, prepare_for_inference
 
@@ -29,16 +29,23 @@ class FoundCheckpoint(NamedTuple):
 
 
 def open_checkpoint(
-    request: SampleRequest, known: Mapping[str, Any], device: torch.device, precision: str
+    options: CheckpointOptions,
+    metadata: Mapping[str, Any],
+    device: torch.device,
+    precision: str,
+    *,
+    size: tuple[int, int] | None = None,
+    download: bool = False,
+    compiled: bool = False,
 ) -> Checkpoint:
-    """The request's checkpoint, else the one that latents with this metadata name, ready to run.
+    """The checkpoint of the options, else the one that latents with this metadata name, ready to run.
 
-    One that only latents name is fetched from the hub if request.yes. Raises CheckpointError and
-    RequestError.
+    size: (H, W), where its files do not say it.  download: whether one that only latents name may be
+    fetched from the hub. Raises CheckpointError and RequestError.
     """
-    spec, revision, weights = request.ckpt, request.revision, request.weights
-    flags, size = dict(request.flags), request.size
-    record, found = known.get("checkpoint"), None
+    spec, revision, weights = options.ckpt, options.revision, options.weights
+    flags = dict(options.model_flags)
+    record, found = metadata.get("checkpoint"), None
     if spec is None and isinstance(record, dict):
         found = find_checkpoint(record)
         spec, revision = found.spec, found.revision
@@ -51,20 +58,20 @@ def open_checkpoint(
     checkpoint = load_checkpoint(
         spec,
         revision=revision,
-        variant=request.variant,
+        variant=options.variant,
         weights=weights,
         size=size,
         flags=flags,
-        allow_nonfinite=request.allow_nonfinite,
+        allow_nonfinite=options.allow_nonfinite,
         device=device,
         dtype=PRECISIONS[precision],
-        download=found is None or request.yes,
+        download=found is None or download,
     )
     if found is not None and isinstance(record, dict):
-        verify(checkpoint, record, known)
+        verify(checkpoint, record, metadata)
     remember(checkpoint, spec)
-    prepare_for_inference(checkpoint.unet, compiled=request.compile)
-    if request.compile:
+    prepare_for_inference(checkpoint.unet, compiled=compiled)
+    if compiled:
         compile_for_inference(checkpoint.unet, device)
     return checkpoint
 

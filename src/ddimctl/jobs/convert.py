@@ -9,14 +9,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ddimctl.checkpoints import Checkpoint, checkpoint_files, load_checkpoint
+from ddimctl.checkpoints import Checkpoint, checkpoint_files
 from ddimctl.checkpoints.load import local_path
 from ddimctl.diffusion.float32 import ieee_float32
 from ddimctl.errors import CheckpointError, RequestError
 from ddimctl.files.atomic import write_bytes
 from ddimctl.files.untrusted.safetensors_file import read_safetensors
+from ddimctl.jobs.checkpoint_requests import ConvertRequest
 from ddimctl.jobs.events import Notice, Report, ignore, notify
-from ddimctl.jobs.info import describe
+from ddimctl.jobs.info import describe, load_as_asked
 
 CASES: Final = "cases.safetensors"
 CASE_TOLERANCE: Final = 1e-4
@@ -26,23 +27,6 @@ _MOST_CASES: Final = 100
 _MOST_IMAGES: Final = 64
 _DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16}
 _OUTPUT: Final = re.compile(r"(eps|raw_eps|out)\.t(\d{1,7})")
-
-
-@dataclass(frozen=True)
-class ConvertRequest:
-    """source: what load_checkpoint takes, as do revision to allow_nonfinite. out: the folder to write.
-    weights_dtype: fp32 or fp16, of the file."""
-
-    source: str
-    out: Path
-    revision: str | None = None
-    variant: str | None = None
-    weights: str = "auto"
-    flags: tuple[tuple[str, str], ...] = ()
-    size: tuple[int, int] | None = None
-    allow_nonfinite: bool = False
-    weights_dtype: str = "fp32"
-    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,15 +52,7 @@ def convert(request: ConvertRequest, report: Report = ignore) -> ConvertResult:
         )
     if out.exists() and not request.force and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out} exists.", "Write over it with --force, or name another folder.")
-    checkpoint = load_checkpoint(
-        request.source,
-        revision=request.revision,
-        variant=request.variant,
-        weights=request.weights,
-        size=request.size,
-        flags=dict(request.flags),
-        allow_nonfinite=request.allow_nonfinite,
-    )
+    checkpoint = load_as_asked(request.source, request.files, request.trained)
     notify(report, checkpoint.provenance.notes)
     errors = _compare(checkpoint, request.source)
     if errors == {}:

@@ -2,7 +2,30 @@
 
 from typing import Any
 
-from ddimctl.checkpoints import Checkpoint
+from ddimctl.checkpoints import Checkpoint, load_checkpoint
+from ddimctl.jobs.checkpoint_requests import InfoRequest
+from ddimctl.jobs.events import Report, ignore
+from ddimctl.jobs.requests import CheckpointFileOptions, TrainedSize
+
+
+def info(request: InfoRequest, report: Report = ignore) -> dict[str, Any]:
+    """What a checkpoint is. Raises CheckpointError and RequestError, as load_checkpoint does."""
+    return describe(load_as_asked(request.ckpt, request.files, request.trained))
+
+
+def load_as_asked(
+    spec: str | None, files: CheckpointFileOptions, trained: TrainedSize
+) -> Checkpoint:
+    """The checkpoint that spec names, of the files chosen. Raises as load_checkpoint does."""
+    return load_checkpoint(
+        spec,
+        revision=files.revision,
+        variant=files.variant,
+        weights=files.weights,
+        size=trained.size,
+        flags=dict(files.model_flags),
+        allow_nonfinite=files.allow_nonfinite,
+    )
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 DDIMCTL_SAMPLE_STEPS is --steps of `sample`; so is `steps` in the file's table [sample]. What stands
 above all tables is for every command that has the option. --ckpt of a file is as DDIMCTL_CKPT:
-latents that name their own checkpoint come before it.
+latents that name their own checkpoint come before it. Typer reads the variables.
 """
 
 import os
@@ -15,12 +15,12 @@ from typing import Any, Final
 
 import typer
 
-from ddimctl.cli.options.suggest import did_you_mean, usage_cause
-from ddimctl.errors import RequestError
+from ddimctl.errors import RequestError, did_you_mean
 
 VARIABLE: Final = "DDIMCTL_CONFIG"
 _PREFIX: Final = "DDIMCTL"
 CKPT: Final = f"{_PREFIX}_CKPT"
+_PLACES: Final = "ddimctl.config.places"  # in the context: by parameter, where in the file
 _LARGEST: Final = 1_000_000  # bytes
 _NOT_IN_FILES: Final = ("--config", "--help", "--version")
 
@@ -28,50 +28,48 @@ _NOT_IN_FILES: Final = ("--config", "--help", "--version")
 def use_config(context: typer.Context, file: Path | None) -> Path | None:
     """Callback of --config, eager: make the defaults of the command's other options.
 
-    Raises RequestError naming the variable, or the file, the table and the key.
+    Raises RequestError naming the file, the table and the key.
     """
     if context.resilient_parsing or context.parent is None:  # completion
         return file
     group = context.parent.params.get("config")
     named = os.environ.get(VARIABLE)
     file = file or group or (Path(named) if named else None)
-    found = _from_environment(context)
-    for name, (value, where) in (_from_file(context, file) if file else {}).items():
-        if name != "ckpt":
-            found.setdefault(name, (value, where))
-        elif not os.environ.get(CKPT):
-            os.environ[CKPT] = value
-    by_name = {param.name: param for param in context.command.params}
-    for name, (value, where) in found.items():
-        try:
-            if isinstance(
-                by_name[name].process_value(context, value), Path
-            ):  # no shell has seen it
-                found[name] = (os.path.expanduser(value), where)  # noqa: PTH111, leaves what it cannot
-        except typer.TyperException as error:
-            why = usage_cause(error, error.message)  # without the flag, which nobody has typed
-            raise RequestError(f"{where}: {why}", "Mend it there.") from error
+    found = _from_file(context, file) if file else {}
+    ckpt, _ = found.pop("ckpt", (None, ""))
+    if ckpt and not os.environ.get(CKPT):
+        os.environ[CKPT] = ckpt
     context.default_map = {name: value for name, (value, _) in found.items()}
-    context.with_resource(_told(context, {name: where for name, (_, where) in found.items()}))
+    context.meta[_PLACES] = {name: place for name, (_, place) in found.items()}
+    context.with_resource(_naming_origins(context))
     return file
 
 
+def origin(context: typer.Context, param: Any) -> str:
+    """The variable, or the place in a file, that an option's value is from; "" where neither."""
+    source = str(context.get_parameter_source(param.name))
+    if source.endswith("ENVIRONMENT"):
+        return str(param.envvar)
+    if source.endswith("DEFAULT_MAP"):
+        return str(context.meta[_PLACES][param.name])
+    return ""
+
+
 @contextmanager
-def _told(context: typer.Context, origins: Mapping[str, str]) -> Iterator[None]:
+def _naming_origins(context: typer.Context) -> Iterator[None]:
     """Within, an error about options says which of them nobody has typed, and where they are from."""
     try:
         yield
     except RequestError as error:
         params = flags_of(context.command)
-        told = [
-            f"--{flag} is from {origins[name]}."
+        origins = [
+            f"--{flag} is from {place}."
             for flag in dict.fromkeys(re.findall(r"--([a-z][a-z-]*)", str(error)))
-            if (name := str(getattr(params.get(flag), "name", ""))) in origins
-            and str(context.get_parameter_source(name)).endswith("DEFAULT_MAP")
+            if flag in params and (place := origin(context, params[flag]))
         ]
-        if not told:
+        if not origins:
             raise
-        raise RequestError(error.cause, " ".join([error.remedy, *told]).strip()) from error
+        raise RequestError(error.cause, " ".join([error.remedy, *origins]).strip()) from error
 
 
 def variable(command: str, flag: str) -> str:
@@ -83,26 +81,22 @@ def flags_of(command: Any) -> dict[str, Any]:
     """The parameters of a command that a file may name, by their long flag without its dashes."""
     flags = {}
     for param in command.params:
-        long = [text for text in param.opts if text.startswith("--")]
-        if long and long[0] not in _NOT_IN_FILES:
-            flags[long[0].removeprefix("--")] = param
+        flag = long_flag(param)
+        if flag.startswith("--") and flag not in _NOT_IN_FILES:
+            flags[flag.removeprefix("--")] = param
         elif param.name == "ckpt":  # where it is an argument
             flags["ckpt"] = param
     return flags
 
 
-def _from_environment(context: typer.Context) -> dict[str, tuple[Any, str]]:
-    """Values, and the variables that they are from, by the parameters' names."""
-    found = {}
-    for flag, param in flags_of(context.command).items():
-        name = variable(str(context.info_name), flag)
-        if text := os.environ.get(name):
-            found[str(param.name)] = (text.split() if param.multiple else text, name)
-    return found
+def long_flag(param: Any) -> str:
+    """Such as --num, or what the help calls an argument."""
+    long = (text for text in param.opts if text.startswith("--"))
+    return str(next(long, param.metavar or param.name))
 
 
 def _from_file(context: typer.Context, file: Path) -> dict[str, tuple[Any, str]]:
-    """The same from the file: of the command's table, and of what is above all tables."""
+    """Values, and their places, by parameter: of the command's table, and of what is above all tables."""
     content = _read(file)
     group: Any = context.find_root().command
     flags = {name: flags_of(command) for name, command in group.commands.items()}
@@ -139,7 +133,7 @@ def _read(file: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, RecursionError) as error:  # of TOML, and of UTF-8
         why = " ".join(str(error).split()) or "it nests too deeply"
-        raise RequestError(f"{file} is not TOML: {why}.", "Mend that line.") from error
+        raise RequestError(f"{file} is not TOML: {why}.", "Correct that line.") from error
 
 
 def _check_names(
@@ -162,7 +156,7 @@ def _value(param: Any, value: Any, where: str) -> Any:
     if getattr(param, "is_bool_flag", False):
         if isinstance(value, bool):
             return value
-        raise RequestError(f"{where} must be true or false, not {value!r}.", "Mend it there.")
+        raise RequestError(f"{where} must be true or false, not {value!r}.", "Correct it there.")
     if param.multiple and not isinstance(value, list):
         value = [value]
     if isinstance(value, list) and all(_is_plain(item) for item in value):

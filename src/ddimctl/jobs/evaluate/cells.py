@@ -1,17 +1,14 @@
 """The cells of an evaluation's table: which runs of `sample` it takes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.jobs.evaluate.paper_tables import PRESETS, Row, paper_timesteps
-from ddimctl.jobs.events import Report
-from ddimctl.jobs.sample.auto_timesteps import resolve_timesteps
-from ddimctl.jobs.sample.plan import Plan, SampleRequest, make_plan
-from ddimctl.runtime.ranks import Ranks
+from ddimctl.jobs.evaluate.request import EvaluateRequest
+from ddimctl.jobs.requests import SamplerOptions
+from ddimctl.jobs.sample.plan import SamplerSettings, resolve_sampler
 
 
 @dataclass(frozen=True)
@@ -19,14 +16,14 @@ class Cell:
     """One run: a place in the table, and which of its repeats, from 0.
 
     row: an eta, "large" or "learned".  steps: S, as asked for.
-    timesteps: tau; None where a dry run would have to search for it, or it is not settled yet.
+    timesteps of the settings: None where a dry run would have to search for them.
     """
 
     row: Row
     steps: int
     repeat: int
-    request: SampleRequest
-    timesteps: tuple[int, ...] | None = None
+    seeds: tuple[int, ...]
+    sampler: SamplerSettings
 
     @property
     def key(self) -> tuple[Row, int]:
@@ -36,7 +33,7 @@ class Cell:
     @property
     def evaluations(self) -> int:
         """How often it asks the network for each picture."""
-        return self.steps if self.timesteps is None else len(self.timesteps)
+        return self.sampler.steps
 
     @property
     def name(self) -> str:
@@ -45,57 +42,50 @@ class Cell:
         return f"{kind}-S{self.steps}" + (f"-repeat{self.repeat + 1}" if self.repeat else "")
 
 
+def table_rows(request: EvaluateRequest) -> tuple[Row, ...]:
+    """--eta and --variance, else the preset's rows, else the default etas."""
+    table = request.table
+    if table.preset and table.eta is None and not table.variance:
+        return (*PRESETS[table.preset].etas, *PRESETS[table.preset].variances)
+    return (*request.etas, *table.variance)
+
+
 def make_cells(
-    sampling: SampleRequest,
-    rows: Sequence[Row],
-    steps: Sequence[int],
-    repeats: int,
-    preset: str | None,
-    num_train_timesteps: int,
+    request: EvaluateRequest,
+    checkpoint: Checkpoint,
+    find: Callable[[SamplerSettings], SamplerSettings],
 ) -> list[Cell]:
     """Every run: those of few steps first, and all of a column before the next.
 
-    sampling: what they share; its seeds are the first repeat's, and each next one has the seeds
-    that follow. Raises RequestError for steps that the preset's timesteps cannot have.
+    Each next repeat has the seeds that follow. find: gives the settings of --tau auto their
+    timesteps. Raises RequestError where one of the runs cannot be.
     """
-    paper = PRESETS[preset] if preset else None
-    count = len(sampling.seeds)
-    seeds = [tuple(seed + k * count for seed in sampling.seeds) for k in range(repeats)]
+    T, seeds = checkpoint.schedule.num_train_timesteps, request.seeds
+    found: dict[int, tuple[int, ...] | None] = {}
     cells: list[Cell] = []
-    for S in steps:
-        if paper:
-            tau = paper_timesteps(paper.squared, S, num_train_timesteps)
-            column = replace(sampling, tau=tau, steps=None)
-        else:
-            column = replace(sampling, steps=S)
-        for row in rows:
-            eta, variance = (None, row) if isinstance(row, str) else (row, None)
-            own = replace(column, save=("grid", "images"), eta=eta, variance=variance)
-            if paper and row == "large" and sampling.clip is None:
-                own = replace(own, clip="static")  # as the sampler that those numbers are of
-            cells += [
-                Cell(row, S, repeat, replace(own, seeds=seeds[repeat])) for repeat in range(repeats)
-            ]
+    options = [
+        (row, S, _options(request, row, S, T)) for S in request.steps for row in table_rows(request)
+    ]
+    resolved = [resolve_sampler(each, {}, checkpoint) for _, _, each in options]
+    for (row, S, _), sampler in zip(options, resolved, strict=True):
+        if S not in found:
+            found[S] = find(sampler).timesteps
+        own = replace(sampler, timesteps=found[S])
+        cells += [
+            Cell(row, S, k, tuple(seed + k * len(seeds) for seed in seeds), own)
+            for k in range(request.table.repeats)
+        ]
     return cells
 
 
-def resolve_cells(
-    cells: Sequence[Cell],
-    checkpoint: Checkpoint,
-    device: torch.device,
-    precision: str,
-    ranks: Ranks,
-    report: Report,
-) -> tuple[list[Cell], dict[str, Any]]:
-    """The cells with their timesteps, searched for where they have to be; and the first's settings.
-
-    Raises RequestError where one of them cannot be.
-    """
-    plans = [make_plan(cell.request, checkpoint, None, device, precision) for cell in cells]
-    found: dict[int, tuple[int, ...] | None] = {}
-    for cell, plan in zip(cells, plans, strict=True):
-        if cell.steps not in found:
-            own = ranks.part(f"S = {cell.steps}")
-            settled: Plan = resolve_timesteps(cell.request, plan, checkpoint, device, report, own)
-            found[cell.steps] = None if settled.searched else settled.tau
-    return [replace(cell, timesteps=found[cell.steps]) for cell in cells], plans[0].settings
+def _options(request: EvaluateRequest, row: Row, steps: int, T: int) -> SamplerOptions:
+    """How a cell samples."""
+    common, table = request.sampler, request.table
+    own: dict[str, Any] = vars(common) | {"timesteps": table.timesteps, "steps": steps}
+    own |= {"variance": row} if isinstance(row, str) else {"eta": row}
+    if table.preset:
+        own |= {"timesteps": paper_timesteps(PRESETS[table.preset].squared, steps, T)}
+        own["steps"] = None
+        if row == "large" and common.clip is None:
+            own["clip"] = "static"  # as the sampler that those numbers are of
+    return SamplerOptions(**own)

@@ -1,7 +1,7 @@
 """Quality measured: samples of a checkpoint at several eta and S, scored against a data set."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ import torch
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import RequestError, Stopped
 from ddimctl.jobs.checkpoint import open_checkpoint
-from ddimctl.jobs.evaluate.cells import Cell, make_cells, resolve_cells
+from ddimctl.jobs.evaluate.cells import Cell, make_cells, table_rows
 from ddimctl.jobs.evaluate.paper_checks import check_size, differences
 from ddimctl.jobs.evaluate.paper_tables import PRESETS, Row
 from ddimctl.jobs.evaluate.reference import Preparation, few_pictures, make_measure
 from ddimctl.jobs.evaluate.report import FILES, SHOWN, ReportFolder, combine, write_report
+from ddimctl.jobs.evaluate.request import EvaluateRequest, check_target
 from ddimctl.jobs.evaluate.sample_and_score import (
     CELLS,
     Scores,
@@ -24,35 +25,13 @@ from ddimctl.jobs.evaluate.sample_and_score import (
     score_cells,
 )
 from ddimctl.jobs.events import Notice, Progress, Report, ignore, notify
+from ddimctl.jobs.sample.auto_timesteps import find_timesteps
 from ddimctl.jobs.sample.folder import go_on, run_folder
-from ddimctl.jobs.sample.plan import SampleRequest
+from ddimctl.jobs.sample.plan import SamplerSettings, Shape, image_labels, image_shape
 from ddimctl.metrics.measure import Measure
 from ddimctl.runtime.device import make_deterministic, memory_errors, resolve_precision
 from ddimctl.runtime.ranks import Ranks, joined
 from ddimctl.runtime.signals import StopRequest, stop_on_signals
-
-
-@dataclass(frozen=True)
-class EvaluateRequest:
-    """What to evaluate, at which settings, and against what.
-
-    sampling: the checkpoint and what all cells share; its seeds are the first repeat's, its folder
-    the whole command's.  rows: etas, and "large" or "learned".  data or reference: a folder or
-    zip, or a file that make_reference wrote.  repeats: as many runs of a cell, of further seeds.
-    preset: of PRESETS, for its timesteps and the paper's numbers.
-    background: under transparent pixels; None is the checkpoint's, else black.
-    """
-
-    sampling: SampleRequest = field(default_factory=SampleRequest)
-    data: Path | None = None
-    reference: Path | None = None
-    steps: tuple[int, ...] = (10, 20, 50, 100)
-    rows: tuple[Row, ...] = (0.0, 0.2, 0.5, 1.0)
-    metrics: tuple[str, ...] = ("swd",)
-    inception: Path | None = None
-    background: tuple[int, ...] | None = None
-    repeats: int = 1
-    preset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,40 +50,58 @@ def evaluate(request: EvaluateRequest, report: Report = ignore) -> EvaluateResul
     sample does; Stopped when a signal ended it, which --resume goes on with. Under torchrun the
     processes sample each cell together and score a cell each; each returns the result.
     """
-    if (request.data is None) == (request.reference is None):
-        raise RequestError(
-            "there must be one thing to compare with.", "Name --data or --reference."
-        )
+    check_target(request.scoring)
+    output = request.output
     with (
         joined() as ranks,
-        run_folder(request.sampling, "evaluate", ranks) as sampling,
+        run_folder(
+            output.out, "evaluate", resume=output.resume, dry_run=output.dry_run, ranks=ranks
+        ) as out,
         memory_errors("Use --precision bf16 or another --device."),
     ):
-        return _evaluate(replace(request, sampling=sampling), ranks, report)
+        return _evaluate(request, out, ranks, report)
 
 
-def _evaluate(request: EvaluateRequest, ranks: Ranks, report: Report) -> EvaluateResult:
-    sampling, preset = request.sampling, request.preset
+def _evaluate(
+    request: EvaluateRequest, out: Path | None, ranks: Ranks, report: Report
+) -> EvaluateResult:
+    output, preset = request.output, request.table.preset
     if ranks.first:
-        _check_room(sampling)
-    device = ranks.device(sampling.device)
-    if sampling.deterministic:
+        _check_room(request, out)
+    device = ranks.device(request.device.device)
+    if request.device.deterministic:
         make_deterministic()
-    precision = resolve_precision(sampling.precision or "auto", device)
-    checkpoint = open_checkpoint(sampling, {}, device, precision)
-    notify(report, checkpoint.provenance.notes)
-    cells = make_cells(
-        sampling,
-        request.rows,
-        request.steps,
-        request.repeats,
-        preset,
-        checkpoint.schedule.num_train_timesteps,
+    precision = resolve_precision(request.device.precision or "auto", device)
+    checkpoint = open_checkpoint(
+        request.checkpoint,
+        {},
+        device,
+        precision,
+        size=request.images.size,
+        compiled=request.device.compile,
     )
-    cells, first = resolve_cells(cells, checkpoint, device, precision, ranks, report)
+    notify(report, checkpoint.provenance.notes)
+    shape = image_shape(request.images.size, checkpoint)
+    image_labels(
+        request.images.classes, {}, checkpoint, request.seeds[:1]
+    )  # there are such classes
+
+    def find(sampler: SamplerSettings) -> SamplerSettings:
+        return find_timesteps(
+            sampler,
+            checkpoint,
+            shape,
+            device,
+            report,
+            batch_size=request.device.batch_size,
+            dry_run=output.dry_run,
+            ranks=ranks.part(f"S = {sampler.steps}"),
+        )
+
+    cells = make_cells(request, checkpoint, find)
     if preset:
-        check_size(preset, first["size"])
-    settings = _settings(request, checkpoint, cells, first)
+        check_size(preset, shape[1:])
+    settings = _settings(request, checkpoint, cells, precision, shape)
     if preset and settings["evaluations"] != settings["steps"]:
         report(
             Notice(
@@ -112,21 +109,21 @@ def _evaluate(request: EvaluateRequest, ranks: Ranks, report: Report) -> Evaluat
                 f"{_listed(settings['evaluations'])}: repeated ones are left out."
             )
         )
-    few_pictures(len(sampling.seeds), "each cell", report)
-    if sampling.dry_run or sampling.out is None:
+    few_pictures(request.count, "each cell", report)
+    if output.dry_run or out is None:
         return EvaluateResult(None, (), settings)
 
     how = Preparation(
-        (first["size"][0], first["size"][1]),
+        shape[1:],
         checkpoint.sample_shape[0],
-        request.background or checkpoint.background or (0, 0, 0),
+        request.scoring.background or checkpoint.background or (0, 0, 0),
     )
     measure = _shared_measure(request, device, ranks)
     with stop_on_signals(once=ranks.count == 1) as stop:
-        check = _check_of(stop, sampling.out, ranks)
-        work = Work(sampling.out, checkpoint, device, precision, how, measure, ranks, check)
+        check = _check_of(stop, out, ranks)
+        work = Work(request, out, checkpoint, shape, device, precision, how, measure, ranks, check)
         rows, settings = _fill(request, cells, settings, work, report)
-    return EvaluateResult(sampling.out, tuple(rows), settings)
+    return EvaluateResult(out, tuple(rows), settings)
 
 
 def _fill(
@@ -137,12 +134,12 @@ def _fill(
     report: Report,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The table, cell by cell, as many at a time as there are processes to score them."""
-    preset, seeds = request.preset, request.sampling.seeds
-    target = open_target(request.data, request.reference, request.sampling.resume, work, report)
+    preset, seeds = request.table.preset, request.seeds
+    target = open_target(work, report)
     settings = settings | {"reference": target.facts}
     unlike: list[str] = []
     if preset:
-        unlike = differences(preset, work.checkpoint, request.sampling, target.facts["pictures"])
+        unlike = differences(preset, work.checkpoint, request, target.facts["pictures"])
         settings["unlike_the_paper"] = unlike
     if unlike:
         report(
@@ -172,10 +169,9 @@ def _fill(
     return rows, settings
 
 
-def _check_room(sampling: SampleRequest) -> None:
-    out = sampling.out
+def _check_room(request: EvaluateRequest, out: Path | None) -> None:
     taken = out is not None and any((out / name).exists() for name in (*FILES, CELLS))
-    if taken and not (sampling.resume or sampling.force):
+    if taken and not (request.output.resume or request.output.force):
         raise RequestError(
             f"{out} holds an evaluation already.",
             "Go on with --resume, write over it with --force, or name another --out.",
@@ -186,37 +182,44 @@ def _settings(
     request: EvaluateRequest,
     checkpoint: Checkpoint,
     cells: Sequence[Cell],
-    first: Mapping[str, Any],
+    precision: str,
+    shape: Shape,
 ) -> dict[str, Any]:
-    """What the cells share, as plain values. first: the settings of the first cell."""
-    seeds = request.sampling.seeds
+    """What the cells share, as plain values."""
     columns = {cell.steps: cell for cell in cells}
+    first = cells[0].sampler
     return {
         "checkpoint": checkpoint.provenance.record(),
-        "preset": request.preset,
+        "preset": request.table.preset,
         "steps": list(request.steps),
         "evaluations": [cell.evaluations for cell in columns.values()],
-        "rows": list(request.rows),
-        "tau": "the paper's" if request.preset else first["tau"],
+        "rows": list(table_rows(request)),
+        "tau": "the paper's" if request.table.preset else first.kind,
         "timesteps": {
-            f"S = {steps}": list(cell.timesteps)
+            f"S = {steps}": list(cell.sampler.timesteps)
             for steps, cell in columns.items()
-            if cell.timesteps is not None
+            if cell.sampler.timesteps is not None
         },
-        **{name: first[name] for name in ("solver", "size", "clip", "guidance", "precision")},
-        "pictures": len(seeds),
-        "first_seed": seeds[0],
-        "repeats": request.repeats,
+        "solver": first.solver,
+        "size": list(shape[1:]),
+        "clip": first.clip,
+        "guidance": first.guidance,
+        "precision": precision,
+        "pictures": request.count,
+        "first_seed": request.seeds[0],
+        "repeats": request.table.repeats,
         "metrics": list(request.metrics),
-        "evaluations_in_all": sum(cell.evaluations * len(seeds) for cell in cells),
+        "evaluations_in_all": sum(cell.evaluations * request.count for cell in cells),
     }
 
 
 def _shared_measure(request: EvaluateRequest, device: torch.device, ranks: Ranks) -> Measure:
     """The metrics; the first process has fetched their network before the others look for it."""
-    measure = make_measure(request.metrics, request.inception, device) if ranks.first else None
+    measure = (
+        make_measure(request.metrics, request.scoring.inception, device) if ranks.first else None
+    )
     ranks.share("metrics", None)
-    return measure or make_measure(request.metrics, request.inception, device)
+    return measure or make_measure(request.metrics, request.scoring.inception, device)
 
 
 def _check_of(stop: StopRequest, out: Path, ranks: Ranks) -> Callable[[], None]:
@@ -255,7 +258,7 @@ def _shown(
     for cell in cells:
         if cell.repeat == 0:
             images = out / CELLS / cell.name / "images"
-            files = [images / f"{name}.{cell.request.format}" for name in names]
+            files = [images / f"{name}.png" for name in names]
             yield cell.row, cell.steps, files
 
 

@@ -8,7 +8,7 @@ from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.errors import RequestError
 from ddimctl.jobs.evaluate.paper_tables import PICTURES, PRESETS
-from ddimctl.jobs.sample.plan import SampleRequest
+from ddimctl.jobs.evaluate.request import EvaluateRequest
 
 
 def check_size(name: str, size: Sequence[int]) -> None:
@@ -23,26 +23,26 @@ def check_size(name: str, size: Sequence[int]) -> None:
 
 
 def differences(
-    name: str, checkpoint: Checkpoint, sampling: SampleRequest, pictures: int
+    name: str, checkpoint: Checkpoint, request: EvaluateRequest, pictures: int
 ) -> list[str]:
     """In what an evaluation is not the paper's experiment. pictures: of the data.
 
     Whether network and data are those of the paper, they do not tell; this is what can be seen.
     """
+    sampler, count = request.sampler, request.count
     preset, schedule, theirs = PRESETS[name], checkpoint.schedule, make_schedule("linear")
     same_schedule = len(schedule.alpha_bar) == len(theirs.alpha_bar) and torch.allclose(
         schedule.alpha_bar, theirs.alpha_bar, rtol=1e-3, atol=0
     )
     found = {
-        f"{len(sampling.seeds):,} pictures a cell, not {PICTURES:,}": len(sampling.seeds)
-        != PICTURES,
+        f"{count:,} pictures a cell, not {PICTURES:,}": count != PICTURES,
         f"{pictures:,} pictures of data, not {preset.pictures or 0:,}": preset.pictures
         not in (None, pictures),
         f"a network that predicts {checkpoint.prediction}, not eps": checkpoint.prediction != "eps",
         "another noise schedule": not same_schedule,
         "a network that knows classes": checkpoint.num_classes is not None,
         "pictures without colours": checkpoint.sample_shape[0] != 3,
-        f"--solver {sampling.solver}": sampling.solver not in (None, "ddim"),
-        f"--clip {sampling.clip}": sampling.clip is not None,
+        f"--solver {sampler.solver}": sampler.solver not in (None, "ddim"),
+        f"--clip {sampler.clip}": sampler.clip is not None,
     }
     return [what for what, holds in found.items() if holds]

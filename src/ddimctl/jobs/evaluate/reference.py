@@ -18,6 +18,7 @@ from ddimctl.files.dataset.reference_file import (
     load_reference,
     save_reference,
 )
+from ddimctl.jobs.evaluate.request import ReferenceRequest
 from ddimctl.jobs.events import Notice, Progress, Report, counted, ignore
 from ddimctl.metrics.inception import DIMENSIONS, load_inception
 from ddimctl.metrics.measure import METRICS, Measure, Summary, summarize
@@ -199,19 +200,6 @@ def few_pictures(count: int, what: str, report: Report) -> None:
         )
 
 
-@dataclass(frozen=True)
-class ReferenceRequest:
-    """What to keep of a data set, and where. out: a file; None is DATA.reference.safetensors."""
-
-    data: Path
-    out: Path | None = None
-    preparation: Preparation = Preparation(None)
-    metrics: tuple[str, ...] = ("swd",)
-    inception: Path | None = None
-    device: str = "auto"
-    force: bool = False
-
-
 def make_reference(request: ReferenceRequest, report: Report = ignore) -> tuple[Path, Measured]:
     """Measure a data set once, for `evaluate --reference`. Raises as measure_pictures does."""
     device = resolve_device(request.device)
@@ -221,7 +209,8 @@ def make_reference(request: ReferenceRequest, report: Report = ignore) -> tuple[
         raise RequestError(f"{out} exists.", "Write over it with --force, or name another --out.")
     check_writable(out.parent)
     measure = make_measure(request.metrics, request.inception, device)
-    found = measure_pictures(request.data, request.preparation, measure, device, report)
+    how = Preparation(request.size, request.channels, request.background)
+    found = measure_pictures(request.data, how, measure, device, report)
     few_pictures(found.facts["pictures"], "the data", report)
     save_reference(out, found.summary, found.facts)
     return out, found

@@ -23,12 +23,15 @@ from ddimctl.jobs.evaluate.reference import (
     measure_samples,
     open_reference,
 )
+from ddimctl.jobs.evaluate.request import EvaluateRequest
 from ddimctl.jobs.events import Event, Progress, Report
-from ddimctl.jobs.sample.auto_timesteps import with_timesteps
+from ddimctl.jobs.sample.batch_size import default_batch_size
+from ddimctl.jobs.sample.folder import RunFolder
 from ddimctl.jobs.sample.job import LAYOUT
 from ddimctl.jobs.sample.manifest import NAME as MANIFEST
 from ddimctl.jobs.sample.manifest import read_manifest
-from ddimctl.jobs.sample.plan import make_plan
+from ddimctl.jobs.sample.plan import Shape, image_labels, make_plan
+from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.jobs.sample.sampler import decode
 from ddimctl.metrics.measure import Measure, scores
 from ddimctl.runtime.ranks import Ranks
@@ -44,12 +47,14 @@ Scores = dict[str, float]
 class Work:
     """What all cells share.
 
-    out: the evaluation's folder.  how: what is done to the pictures of both sides.
+    request: what all were asked for.  out: the evaluation's folder.  shape: (C, H, W).  how: what is done to the pictures of both sides.
     check: raises where a signal, or another process, has ended the evaluation.
     """
 
+    request: EvaluateRequest
     out: Path
     checkpoint: Checkpoint
+    shape: Shape
     device: torch.device
     precision: str
     how: Preparation
@@ -58,19 +63,18 @@ class Work:
     check: Callable[[], None]
 
 
-def open_target(
-    data: Path | None, reference: Path | None, resume: bool, work: Work, report: Report
-) -> Measured:
+def open_target(work: Work, report: Report) -> Measured:
     """What the samples are compared with: a reference file, or the data.
 
     The data's is kept, and used again by a resumed run. The first process measures, the others
     read what it kept. Raises as measure_pictures and open_reference do.
     """
     ranks, kept = work.ranks.part("target"), work.out / REFERENCE
+    data, reference = work.request.scoring.data, work.request.scoring.reference
     if not ranks.first:
         ranks.wait("kept", 1, work.check)
     elif data is not None:
-        _keep_reference(data, kept, resume, work, report)
+        _keep_reference(data, kept, work, report)
     ranks.add("kept", 1)
     found = open_reference(reference or kept, work.measure)
     check_preparation(reference or kept, found, work.how)
@@ -84,29 +88,28 @@ def sample_cell(cell: Cell, work: Work, report: Report) -> None:
     Raises as decode does; NumericsError names the cell, too.
     """
     folder, ranks = work.out / CELLS / cell.name, work.ranks.part(cell.name)
-    request, recorded = replace(cell.request, out=folder), None
+    output, device, recorded = work.request.output, work.request.device, None
     if ranks.first:
         make_folder(folder)
         clean_temporaries(folder)
-        recorded = read_manifest(request, LAYOUT)
-    if recorded:
-        request = replace(request, batch_size=recorded["settings"]["batch_size"])
-    plan = make_plan(request, work.checkpoint, None, work.device, work.precision)
+        recorded = read_manifest(folder, LAYOUT, resume=output.resume, force=output.force)
+    batch_size = recorded["settings"]["batch_size"] if recorded else device.batch_size
+    plan = make_plan(
+        cell.sampler,
+        shape=work.shape,
+        seeds=cell.seeds,
+        labels=image_labels(work.request.images.classes, {}, work.checkpoint, cell.seeds),
+        precision=work.precision,
+        batch_size=batch_size
+        or default_batch_size(work.checkpoint, work.shape, work.device, cell.sampler.guidance),
+    )
     plan = plan.in_batches(ranks.share("batch size", plan.batch_size))
-    if plan.searched and cell.timesteps is not None:
-        plan = with_timesteps(plan, cell.timesteps)
+    outputs = OutputSettings(
+        save=("grid", "images"), deterministic=device.deterministic, compile=device.compile
+    )
+    run = RunFolder(folder, LAYOUT, outputs, recorded, output.force, named=work.out)
     try:
-        decode(
-            request,
-            plan,
-            work.checkpoint,
-            work.device,
-            LAYOUT,
-            recorded,
-            tagged(report, cell.name),
-            ranks,
-            named=work.out,
-        )
+        decode(run, plan, work.checkpoint, work.device, tagged(report, cell.name), ranks)
     except NumericsError as error:
         raise NumericsError(f"{cell.name}: {error.cause}", error.remedy) from error
 
@@ -141,9 +144,9 @@ def tagged(report: Report, cell: str, check: Callable[[], None] = lambda: None) 
     return tagged_report
 
 
-def _keep_reference(data: Path, kept: Path, resume: bool, work: Work, report: Report) -> None:
+def _keep_reference(data: Path, kept: Path, work: Work, report: Report) -> None:
     known = None
-    if resume and kept.exists():
+    if work.request.output.resume and kept.exists():
         try:
             known = open_reference(kept, work.measure)
         except (DataError, RequestError):  # of other metrics, or damaged: measured again
@@ -165,7 +168,7 @@ def _score(cell: Cell, identity: str, target: Measured, work: Work, report: Repo
     known = _read_score(folder / SCORE, identity)
     if known is not None:
         return known
-    count = len(cell.request.seeds)
+    count = len(cell.seeds)
     named = tagged(report, cell.name, work.check)
     found = measure_samples(folder / "images", work.how, work.measure, work.device, count, named)
     score = scores(work.measure, found, target.summary)

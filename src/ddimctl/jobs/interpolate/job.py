@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,6 @@ from ddimctl.diffusion import paths
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.statistics import is_atypical, latent_statistics
 from ddimctl.errors import RequestError
-from ddimctl.files.latents import LatentFile
 from ddimctl.files.pictures.grids import GRID_LIMIT
 from ddimctl.files.pictures.video import check_video
 from ddimctl.jobs.checkpoint import open_checkpoint
@@ -27,13 +26,22 @@ from ddimctl.jobs.interpolate.inputs import (
     differences,
     read_inputs,
 )
+from ddimctl.jobs.interpolate.request import (
+    DEFAULT_FRAMES,
+    InterpolateRequest,
+    TourOptions,
+)
 from ddimctl.jobs.invert.cached_latents import METHOD, check_invertible, picture_latents
-from ddimctl.jobs.invert.round_trip import DEFAULT_STEPS, inversion_precision
-from ddimctl.jobs.sample.auto_timesteps import resolve_timesteps
-from ddimctl.jobs.sample.folder import run_folder
+from ddimctl.jobs.invert.request import DEFAULT_STEPS
+from ddimctl.jobs.invert.round_trip import inversion_precision
+from ddimctl.jobs.requests import SamplerOptions, StepOptions
+from ddimctl.jobs.sample.auto_timesteps import find_timesteps
+from ddimctl.jobs.sample.batch_size import default_batch_size
+from ddimctl.jobs.sample.folder import RunFolder, run_folder
 from ddimctl.jobs.sample.manifest import Layout, read_manifest
-from ddimctl.jobs.sample.plan import Plan, SampleRequest, make_plan
+from ddimctl.jobs.sample.plan import Plan, image_shape, make_plan, resolve_sampler
 from ddimctl.jobs.sample.records import latent_sha256
+from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.jobs.sample.sampler import decode
 from ddimctl.runtime.device import (
     make_deterministic,
@@ -44,28 +52,6 @@ from ddimctl.runtime.device import (
 
 LAYOUT: Final = Layout("interpolate", "frames", 4)
 _ONE_ROW: Final = 16  # so many frames are one row of the grid
-
-
-@dataclass(frozen=True)
-class InterpolateRequest:
-    """What to interpolate between, and what to make of it.
-
-    files: latent files and pictures; seeds: the noise of these comes after them.
-    frames: in all, every input included; grid: (rows, columns) between four inputs instead.
-    loop: back to the first input.  video: None, gif, webp or mp4, of fps frames a second.
-    decoding: checkpoint, settings, device and folder, as for sampling latents. Its seeds, latents,
-    eta, variance and save are not used: frames are decoded without noise, and all is saved.
-    """
-
-    files: tuple[Path, ...] = ()
-    seeds: tuple[int, ...] = ()
-    frames: int = 16
-    path: str = "slerp"
-    loop: bool = False
-    grid: tuple[int, int] | None = None
-    video: str | None = None
-    fps: float = 12.0
-    decoding: SampleRequest = field(default_factory=SampleRequest)
 
 
 @dataclass(frozen=True)
@@ -86,101 +72,112 @@ def interpolate(request: InterpolateRequest, report: Report = ignore) -> Interpo
     Raises as sampling does; RequestError also for inputs that do not go together, naming them.
     """
     _check(request)
+    output = request.output
     with (
-        run_folder(request.decoding, LAYOUT.command) as decoding,
+        run_folder(output.out, LAYOUT.command, resume=output.resume, dry_run=output.dry_run) as out,
         memory_errors("Use a smaller --batch-size or another --device."),
     ):
-        return _interpolate(replace(request, decoding=decoding), report)
+        return _interpolate(request, out, report)
 
 
-def _interpolate(request: InterpolateRequest, report: Report) -> InterpolateResult:
+def _interpolate(
+    request: InterpolateRequest, out: Path | None, report: Report
+) -> InterpolateResult:
     started = time.monotonic()
-    recorded = read_manifest(request.decoding, LAYOUT)
-    inputs = read_inputs(request.files, request.seeds)
+    output, tour = request.output, request.tour
+    recorded = read_manifest(out, LAYOUT, resume=output.resume, force=output.force)
+    inputs = read_inputs(request.files, request.ends.seeds)
     captions = tuple(i.caption for i in inputs)
-    if request.grid is None:
-        paths.frame_positions(len(inputs), request.frames, request.loop)
+    if tour.grid is None:
+        paths.frame_positions(len(inputs), _frame_count(tour), tour.loop)
     else:
-        paths.check_grid(len(inputs), *request.grid)
-    known = agree(inputs, request.decoding.ckpt)
-    decoding = _decoding(request, inputs, known, recorded)
-    notify(report, differences(inputs, vars(decoding)))
+        paths.check_grid(len(inputs), *tour.grid)
+    metadata = agree(inputs, request.checkpoint.ckpt)
+    options = _sampler_options(request.sampler, inputs, metadata)
+    given = {**vars(options), "tau": options.timesteps, "precision": request.device.precision}
+    notify(report, differences(inputs, given))
 
-    device = resolve_device(decoding.device)
-    if decoding.deterministic:
+    device = resolve_device(request.device.device)
+    if request.device.deterministic:
         make_deterministic()
     if _has_pictures(inputs):
-        precision = inversion_precision(decoding.precision, METHOD, device)
+        precision = inversion_precision(request.device.precision, METHOD, device)
     else:
-        precision = resolve_precision(
-            decoding.precision or known.get("precision") or "auto", device
-        )
-    checkpoint = open_checkpoint(decoding, known, device, precision)
+        asked = request.device.precision or metadata.get("precision") or "auto"
+        precision = resolve_precision(asked, device)
+    checkpoint = open_checkpoint(
+        request.checkpoint,
+        metadata,
+        device,
+        precision,
+        size=request.ends.size,
+        download=request.ends.yes,
+        compiled=request.device.compile,
+    )
     notify(report, checkpoint.provenance.notes)
-    plan = _plan(request, decoding, inputs, known, checkpoint, device, precision)
-    plan = resolve_timesteps(decoding, plan, checkpoint, device, report, recorded=recorded)
+    plan = _plan(
+        request, options, inputs, metadata, checkpoint, device, precision, recorded, report
+    )
     if _has_pictures(inputs):
         check_invertible(plan, checkpoint)
-    if decoding.dry_run:
-        return InterpolateResult(decoding.out, {}, plan.settings, captions, plan.count, 0.0)
+    if output.dry_run or out is None:
+        return InterpolateResult(out, {}, plan.record(), captions, plan.count, 0.0)
 
     latents = _latents(inputs, plan, checkpoint, device, report)
     plan = replace(plan, x_T=_frames(request, inputs, latents))
     layout = _layout(request, captions, latents)
-    out, outputs = decode(decoding, plan, checkpoint, device, layout, recorded, report)
+    run = RunFolder(out, layout, _outputs(request), recorded, output.force)
+    outputs = decode(run, plan, checkpoint, device, report)
     seconds = time.monotonic() - started
-    return InterpolateResult(out, outputs, plan.settings, captions, plan.count, seconds)
+    return InterpolateResult(out, outputs, plan.record(), captions, plan.count, seconds)
 
 
 def _check(request: InterpolateRequest) -> None:
-    if request.path not in paths.PATHS:
+    tour, output = request.tour, request.output
+    if tour.path not in paths.PATHS:
         raise RequestError(
-            f"unknown path '{request.path}'.", f"Choose one of {', '.join(paths.PATHS)}."
+            f"unknown path '{tour.path}'.", f"Choose one of {', '.join(paths.PATHS)}."
         )
-    if request.video is not None:
-        check_video(request.video, request.fps)
-    if request.grid is None:
-        return
-    if request.grid[0] * request.grid[1] > GRID_LIMIT:
+    if output.video is not None:
+        check_video(output.video, output.fps)
+    if tour.grid is not None and tour.grid[0] * tour.grid[1] > GRID_LIMIT:
         raise RequestError(
             f"--grid shows at most {GRID_LIMIT} images.", "Ask for 16x16 or smaller."
         )
-    if request.loop or request.video:
-        option = "--loop" if request.loop else "--video"
-        raise RequestError(f"{option} is for a path, not for a --grid.", f"Leave {option} out.")
 
 
-def _decoding(
-    request: InterpolateRequest,
-    inputs: Sequence[Input],
-    known: Mapping[str, Any],
-    recorded: dict[str, Any] | None,
-) -> SampleRequest:
-    """The request for sampling that the frames are, without noise and with everything saved.
+def _frame_count(tour: TourOptions) -> int:
+    return tour.frames or DEFAULT_FRAMES
 
-    Pictures are inverted and decoded in as many steps as `invert` takes, if nothing else says.
+
+def _sampler_options(
+    asked: StepOptions, inputs: Sequence[Input], metadata: Mapping[str, Any]
+) -> SamplerOptions:
+    """How the frames are sampled: without noise.
+
+    Input images are inverted and decoded in as many steps as `invert` takes, if nothing else says.
     """
-    asked = request.decoding
     steps = asked.steps
-    told = isinstance(asked.tau, tuple) or "timesteps" in known or "steps" in known
+    told = isinstance(asked.timesteps, tuple) or "timesteps" in metadata or "steps" in metadata
     if _has_pictures(inputs) and not told:
         steps = steps or DEFAULT_STEPS
-    columns = asked.columns
-    if columns is None and request.grid is not None:
-        columns = request.grid[1]
-    elif columns is None and request.frames <= _ONE_ROW:
-        columns = request.frames
-    batch_size = recorded["settings"].get("batch_size") if recorded else asked.batch_size
-    return replace(
-        asked,
-        steps=steps,
-        eta=0.0,
-        variance="eta",
-        latents=None,
-        save=("grid", "images", "latents"),
-        format="png",
+    return SamplerOptions(**{**vars(asked), "steps": steps}, eta=0.0, variance="eta")
+
+
+def _outputs(request: InterpolateRequest) -> OutputSettings:
+    """Everything is saved; few frames are one row of the grid."""
+    output, tour = request.output, request.tour
+    columns = output.columns
+    if columns is None and tour.grid is not None:
+        columns = tour.grid[1]
+    elif columns is None and _frame_count(tour) <= _ONE_ROW:
+        columns = _frame_count(tour)
+    return OutputSettings(
+        scale=output.scale,
         columns=columns,
-        batch_size=batch_size,
+        metadata=not output.no_metadata,
+        deterministic=request.device.deterministic,
+        compile=request.device.compile,
     )
 
 
@@ -190,24 +187,41 @@ def _has_pictures(inputs: Sequence[Input]) -> bool:
 
 def _plan(
     request: InterpolateRequest,
-    decoding: SampleRequest,
+    options: SamplerOptions,
     inputs: Sequence[Input],
-    known: dict[str, Any],
+    metadata: Mapping[str, Any],
     checkpoint: Checkpoint,
     device: torch.device,
     precision: str,
+    recorded: dict[str, Any] | None,
+    report: Report,
 ) -> Plan:
-    """The decoding, settled; its x_T is a stand-in of the right shape."""
-    rows, columns = request.grid or (1, request.frames)
+    """How the frames are decoded, still without their x_T."""
+    rows, columns = request.tour.grid or (1, _frame_count(request.tour))
     count = rows * columns
-    shape = next((i.source.shape for i in inputs if isinstance(i.source, Tensor)), None)
-    channels, *native = checkpoint.sample_shape
-    stand_in = torch.zeros(()).expand(count, *(shape or (channels, *(decoding.size or native))))
-    label = common_label(inputs, decoding.classes, checkpoint)
-    known = known | {"method": request.path}
-    if label is not None:
-        known["labels"] = [label] * count
-    return make_plan(decoding, checkpoint, LatentFile(stand_in, known), device, precision)
+    latent = next((i.source[None] for i in inputs if isinstance(i.source, Tensor)), None)
+    shape = image_shape(request.ends.size, checkpoint, latent)
+    label = common_label(inputs, request.ends.classes, checkpoint)
+    batch_size = recorded["settings"].get("batch_size") if recorded else request.device.batch_size
+    sampler = find_timesteps(
+        resolve_sampler(options, metadata, checkpoint),
+        checkpoint,
+        shape,
+        device,
+        report,
+        batch_size=batch_size,
+        dry_run=request.output.dry_run,
+        recorded=recorded,
+    )
+    return make_plan(
+        sampler,
+        shape=shape,
+        seeds=range(count),
+        labels=None if label is None else [label] * count,
+        precision=precision,
+        batch_size=batch_size or default_batch_size(checkpoint, shape, device, sampler.guidance),
+        method=request.tour.path,
+    )
 
 
 def _latents(
@@ -244,11 +258,11 @@ def _latent(source: Tensor | Path | int, plan: Plan, inverted: Mapping[Path, Ten
 
 def _frames(request: InterpolateRequest, inputs: Sequence[Input], latents: Tensor) -> Tensor:
     """The frames' latents (F, C, H, W); where two inputs have no path, the error names them."""
-    path = paths.PATHS[request.path]
+    path = paths.PATHS[request.tour.path]
     places = []
     pairs = [(0, 1), (2, 3), (0, 2), (1, 3)]  # the sides of a grid
-    if request.grid is None:
-        places = paths.frame_positions(len(inputs), request.frames, request.loop)
+    if request.tour.grid is None:
+        places = paths.frame_positions(len(inputs), _frame_count(request.tour), request.tour.loop)
         pairs = list(dict.fromkeys((place.start, place.end) for place in places))
     for start, end in pairs:
         try:
@@ -257,22 +271,22 @@ def _frames(request: InterpolateRequest, inputs: Sequence[Input], latents: Tenso
             raise RequestError(
                 f"from {inputs[start].name} to {inputs[end].name}: {error.cause}", error.remedy
             ) from error
-    if request.grid is not None:
-        return paths.grid(latents, *request.grid, path)
+    if request.tour.grid is not None:
+        return paths.grid(latents, *request.tour.grid, path)
     return paths.tour(latents, places, path)
 
 
 def _layout(request: InterpolateRequest, captions: Sequence[str], latents: Tensor) -> Layout:
     """The frames' names, captions and records: who they are between, or where in the grid."""
     details: dict[str, Any] = {
-        "path": request.path,
+        "path": request.tour.path,
         "inputs": [
             {"name": caption, "latent_sha256": latent_sha256(latent)}
             for caption, latent in zip(captions, latents, strict=True)
         ],
     }
-    if request.grid is not None:
-        rows, columns = request.grid
+    if request.tour.grid is not None:
+        rows, columns = request.tour.grid
         return replace(
             LAYOUT,
             captions=(),
@@ -282,13 +296,13 @@ def _layout(request: InterpolateRequest, captions: Sequence[str], latents: Tenso
                 for row, column in product(range(rows), range(columns))
             ],
         )
-    places = paths.frame_positions(len(captions), request.frames, request.loop)
+    places = paths.frame_positions(len(captions), _frame_count(request.tour), request.tour.loop)
     return replace(
         LAYOUT,
         captions=tuple("" if p.shows is None else captions[p.shows] for p in places),
-        video=request.video,
-        fps=request.fps,
-        loop=request.loop,
-        details=details | {"loop": request.loop},
+        video=request.output.video,
+        fps=request.output.fps,
+        loop=request.tour.loop,
+        details=details | {"loop": request.tour.loop},
         records=[{"from": p.start, "to": p.end, "weight": p.weight} for p in places],
     )

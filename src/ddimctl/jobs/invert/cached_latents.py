@@ -36,13 +36,14 @@ class Inverted(NamedTuple):
 
 def check_invertible(plan: Plan, checkpoint: Checkpoint) -> None:
     """Raise RequestError unless the plan's decoding can be inverted exactly."""
+    settings = plan.record()
     for option, plain in (("solver", "ddim"), ("guidance", 1.0), ("clip", "none")):
-        if plan.settings[option] != plain:
+        if settings[option] != plain:
             raise RequestError(
-                f"a picture's latent cannot be found with {option} {plan.settings[option]}.",
+                f"a picture's latent cannot be found with {option} {settings[option]}.",
                 f"Pass --{option} {plain}.",
             )
-    check_inversion(checkpoint.schedule, plan.tau, METHOD, TOLERANCE)
+    check_inversion(checkpoint.schedule, plan.timesteps, METHOD, TOLERANCE)
 
 
 def picture_latents(
@@ -60,7 +61,7 @@ def picture_latents(
     files = [_cache_path(picture.pixels, plan, checkpoint) for picture in fitted]
     known = [_cached(file, plan) for file in files]
     missing = [i for i, found in enumerate(known) if found is None]
-    steps, size = len(plan.tau), plan.batch_size
+    steps, size = len(plan.timesteps), plan.batch_size
     total = -(-len(missing) // size) * steps
     for number, start in enumerate(range(0, len(missing), size)):
         group = missing[start : start + size]
@@ -102,7 +103,7 @@ def _cache_path(pixels: Tensor, plan: Plan, checkpoint: Checkpoint) -> Path | No
         "checkpoint": checkpoint.provenance.sha256,
         "schedule": checkpoint.schedule.settings,
         "prediction": checkpoint.prediction,
-        "timesteps": list(plan.tau),
+        "timesteps": list(plan.timesteps),
         "label": plan.labels and plan.labels[0],
         "method": METHOD,
         "tolerance": TOLERANCE,

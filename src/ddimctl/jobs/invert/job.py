@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ddimctl.diffusion.inversion import TOLERANCE
 from ddimctl.diffusion.statistics import is_atypical
 from ddimctl.errors import DataError, RequestError, Stopped, StorageError
 from ddimctl.files.atomic import check_writable, make_folder, write_bytes
@@ -20,6 +19,7 @@ from ddimctl.files.pictures.images import from_uint8, to_uint8
 from ddimctl.jobs.events import Notice, Progress, Report, Wrote, ignore, notify
 from ddimctl.jobs.invert.input_images import Fitted, Photo, check_fit, find_photos, fit_photo
 from ddimctl.jobs.invert.report import figures_of, sentence, warnings
+from ddimctl.jobs.invert.request import InvertRequest
 from ddimctl.jobs.invert.resume import (
     Recorder,
     finished_figures,
@@ -38,27 +38,10 @@ from ddimctl.jobs.invert.round_trip import (
 )
 from ddimctl.jobs.invert.sheet import inversion_sheet
 from ddimctl.jobs.sample.folder import go_on, run_folder
-from ddimctl.jobs.sample.plan import Plan, SampleRequest
+from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.records import image_text
 from ddimctl.runtime.device import memory_errors
 from ddimctl.runtime.signals import StopRequest, stop_on_signals
-
-
-@dataclass(frozen=True)
-class InvertRequest:
-    """Which pictures to invert and how.
-
-    photos: files and folders.  method: exact, fixed-point or naive.  tolerance: of each step.
-    fit: crop, pad or stretch to the size.  decoding: checkpoint, steps (None is 50), tau, class,
-    size, device and folder (None is the current one), as for sampling from the latents; its
-    seeds, eta, variance, solver, clip, guidance and save are not used.
-    """
-
-    photos: tuple[Path, ...]
-    method: str = "exact"
-    tolerance: float = TOLERANCE
-    fit: str = "crop"
-    decoding: SampleRequest = field(default_factory=SampleRequest)
 
 
 @dataclass(frozen=True)
@@ -76,37 +59,45 @@ def invert(request: InvertRequest, report: Report = ignore) -> InvertResult:
     """Invert every photo, batch by batch, and write NAME.pt and NAME.inversion.png for each.
 
     A photo that cannot be read, or has no finite latent, is a notice and an entry in `failed`. With
-    decoding.resume, photos that a run with the same settings has finished are kept. Raises
+    --resume, photos that a run with the same settings has finished are kept. Raises
     RequestError (also where something would be overwritten), CheckpointError, DataError,
     StorageError, DeviceError; Stopped when a signal ended the run, which --resume goes on with.
     """
-    check_fit(request.fit)
-    photos = find_photos(request.photos)
-    here = replace(request.decoding, out=request.decoding.out or Path())
+    check_fit(request.images.fit)
+    photos, output = find_photos(request.photos), request.output
+    folder = output.out or Path()
     with (
-        run_folder(here, "invert") as decoding,
+        run_folder(folder, "invert", resume=output.resume, dry_run=output.dry_run),
         memory_errors("Use a smaller --batch-size or another --device."),
     ):
-        return _invert(replace(request, decoding=decoding), photos, report)
+        return _invert(request, folder, photos, report)
 
 
-def _invert(request: InvertRequest, photos: Sequence[Photo], report: Report) -> InvertResult:
+def _invert(
+    request: InvertRequest, out: Path, photos: Sequence[Photo], report: Report
+) -> InvertResult:
     started = time.monotonic()
-    decoding = request.decoding
-    out, force = decoding.out or Path(), decoding.force
-    recorded = read_records(out, photos) if decoding.resume else {}
-    _check_room(out, [photo for photo in photos if photo.name not in recorded], force)
-    batch_size = decoding.batch_size or recorded_batch_size(recorded)  # for the same groups
-    decoding = replace(decoding, batch_size=batch_size)
-    checkpoint, device, precision = open_for_inversion(decoding, request.method)
+    output, inversion = request.output, request.inversion
+    recorded = read_records(out, photos) if output.resume else {}
+    missing = [photo for photo in photos if photo.name not in recorded]
+    _check_room(out, missing, output.force)
+    checkpoint, device, precision = open_for_inversion(
+        request.checkpoint, request.device, inversion.method, request.images.size
+    )
     notify(report, checkpoint.provenance.notes)
     plan = inversion_plan(
-        decoding, checkpoint, len(photos), request.method, request.tolerance, device, precision
+        request.images,
+        inversion,
+        checkpoint,
+        len(photos),
+        device,
+        precision,
+        request.device.batch_size or recorded_batch_size(recorded),  # for the same groups
     )
-    recorder = Recorder(out, plan, checkpoint, request.tolerance)
-    run = _Run(replace(request, decoding=decoding), photos, recorder)
-    run.recorded = matching(recorded, recorder, force=force)
-    if decoding.dry_run:
+    recorder = Recorder(out, plan, checkpoint, inversion.tolerance)
+    run = _Run(request, photos, recorder)
+    run.recorded = matching(recorded, recorder, force=output.force)
+    if output.dry_run:
         for batch in run.batches():
             readable = _read(run, batch, report)
             run.records += [photo_paths(out, photo) | fitted.record() for photo, fitted in readable]
@@ -114,7 +105,7 @@ def _invert(request: InvertRequest, photos: Sequence[Photo], report: Report) -> 
         check_writable(out, 4 * (len(photos) - len(run.recorded)) * math.prod(plan.shape))
         _resumable(run, device, report)
     seconds = time.monotonic() - started
-    return InvertResult(tuple(run.records), tuple(run.failed), plan.settings, seconds)
+    return InvertResult(tuple(run.records), tuple(run.failed), plan.record(), seconds)
 
 
 @dataclass
@@ -160,7 +151,7 @@ def _stop(run: _Run, stop: StopRequest) -> NoReturn:
 def _invert_all(run: _Run, device: torch.device, stop: StopRequest, report: Report) -> None:
     """Invert the groups in which a photo is not done, whole; of them, only such photos are written."""
     recorder, plan = run.recorder, run.recorder.plan
-    steps, total = len(plan.tau), -(-len(run.photos) // plan.batch_size) * len(plan.tau)
+    steps, total = len(plan.timesteps), -(-len(run.photos) // plan.batch_size) * len(plan.timesteps)
     for number, batch in enumerate(run.batches()):
         readable = _read(run, batch, report)
         known = [_figures_known(run, photo, fitted) for photo, fitted in readable]
@@ -171,7 +162,7 @@ def _invert_all(run: _Run, device: torch.device, stop: StopRequest, report: Repo
             try:
                 with stop.at_once():
                     trip = round_trip(
-                        recorder.checkpoint, plan, x_0, run.request.tolerance, report, progress
+                        recorder.checkpoint, plan, x_0, run.recorder.tolerance, report, progress
                     )
             except KeyboardInterrupt:
                 if not stop:
@@ -204,7 +195,7 @@ def _read(run: _Run, photos: Sequence[Photo], report: Report) -> list[tuple[Phot
     readable = []
     for photo in photos:
         try:
-            fitted = fit_photo(photo.path, run.recorder.checkpoint, size, run.request.fit)
+            fitted = fit_photo(photo.path, run.recorder.checkpoint, size, run.request.images.fit)
         except DataError as error:
             report(_fail(run, photo, error.cause))
         else:
@@ -216,7 +207,7 @@ def _read(run: _Run, photos: Sequence[Photo], report: Report) -> list[tuple[Phot
 def _figures_known(run: _Run, photo: Photo, fitted: Fitted) -> dict[str, Any] | None:
     """The figures of a photo that is done, or None."""
     record = run.recorded.get(photo.name)
-    force = run.request.decoding.force
+    force = run.request.output.force
     return record and finished_figures(record, run.recorder.out, photo, fitted, force=force)
 
 
@@ -258,7 +249,7 @@ def _store(
         save_latents(Path(paths["latents"]), latents, metadata)
         text = image_text(_of_one(plan, latents), run.recorder.checkpoint, 0)
         said = {"ddimctl": json.dumps(text | {"method": plan.method})}
-        sheet = inversion_sheet(fitted.pixels, decoded[i], len(plan.tau), said)
+        sheet = inversion_sheet(fitted.pixels, decoded[i], len(plan.timesteps), said)
         write_bytes(Path(paths["comparison"]), sheet)
         run.made += 1
         _note(run, photo, fitted, figures)

@@ -4,14 +4,13 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
-from ddimctl.diffusion.inversion import TOLERANCE
 from ddimctl.diffusion.timesteps import timesteps
 from ddimctl.errors import DataError, NumericsError, RequestError
 from ddimctl.files.atomic import write_bytes, write_json
@@ -19,6 +18,11 @@ from ddimctl.files.dataset.datasets import Dataset, gather, load_dataset, sample
 from ddimctl.files.pictures.images import encode_picture
 from ddimctl.files.pictures.plots import line_plot, stack_plots
 from ddimctl.jobs.events import Notice, Report, counted, ignore, notify
+from ddimctl.jobs.invert.request import (
+    InversionOptions,
+    ReconstructionOptions,
+    ReconstructRequest,
+)
 from ddimctl.jobs.invert.round_trip import (
     Fidelity,
     Steps,
@@ -29,31 +33,11 @@ from ddimctl.jobs.invert.round_trip import (
     round_trip,
 )
 from ddimctl.jobs.sample.folder import run_folder
-from ddimctl.jobs.sample.plan import Plan, SampleRequest
+from ddimctl.jobs.sample.plan import Plan
 from ddimctl.runtime.device import memory_errors
 
 FILES: Final = ("table.csv", "table.json", "plot.png")
 _SEED: Final = 0  # of the choice of pictures
-
-
-@dataclass(frozen=True)
-class ReconstructRequest:
-    """What to reconstruct, and how often.
-
-    data: a folder or a zip.  steps: S of the inversions.  methods: see InvertRequest.
-    decode_steps: S of the decodes, each of every inversion; None is the inversion's own.
-    limit: at most so many pictures.  holdout: only those that training with it keeps aside.
-    decoding: as InvertRequest's; steps are not used, a folder of None is the next numbered one.
-    """
-
-    data: Path
-    steps: tuple[int, ...] = (10, 20, 50, 100)
-    decode_steps: tuple[int, ...] | None = None
-    methods: tuple[str, ...] = ("exact", "naive")
-    tolerance: float = TOLERANCE
-    limit: int | None = None
-    holdout: float | None = None
-    decoding: SampleRequest = field(default_factory=SampleRequest)
 
 
 @dataclass(frozen=True)
@@ -71,59 +55,63 @@ def reconstruct(request: ReconstructRequest, report: Report = ignore) -> Reconst
 
     The table on disk grows with each finished row. Raises as invert does.
     """
+    output = request.output
     with (
-        run_folder(request.decoding, "reconstruct") as decoding,
+        run_folder(output.out, "reconstruct", dry_run=output.dry_run) as out,
         memory_errors("Use a smaller --batch-size or another --device."),
     ):
-        return _reconstruct(replace(request, decoding=decoding), report)
+        return _reconstruct(request, out, report)
 
 
-def _reconstruct(request: ReconstructRequest, report: Report) -> ReconstructResult:
-    decoding = request.decoding
-    _check_room(decoding)
-    strictest = "exact" if "exact" in request.methods else request.methods[0]
-    checkpoint, device, precision = open_for_inversion(decoding, strictest)
+def _reconstruct(
+    request: ReconstructRequest, out: Path | None, report: Report
+) -> ReconstructResult:
+    table = request.reconstruction
+    _check_room(out, request.output.force)
+    strictest = "exact" if "exact" in table.methods else table.methods[0]
+    checkpoint, device, precision = open_for_inversion(
+        request.checkpoint, request.device, strictest, request.images.size
+    )
     notify(report, checkpoint.provenance.notes)
     data = _load(request, checkpoint, report)
-    chosen = _choose(data, request)
+    chosen = _choose(data, table)
     plans = [
         inversion_plan(
-            replace(decoding, steps=S, size=(data.sample_shape[1], data.sample_shape[2])),
+            replace(request.images, size=(data.sample_shape[1], data.sample_shape[2])),
+            InversionOptions(S, table.timesteps, method, table.tolerance),
             checkpoint,
             len(chosen),
-            method,
-            request.tolerance,
             device,
             precision,
+            request.device.batch_size,
         )
-        for method in request.methods
-        for S in request.steps
+        for method in table.methods
+        for S in table.steps
     ]
-    lists = [_decode_lists(request, plan, checkpoint) for plan in plans]
+    lists = [_decode_lists(table, plan, checkpoint) for plan in plans]
     varying = ("steps", "timesteps")
-    settings = {key: value for key, value in plans[0].settings.items() if key not in varying}
-    settings |= {"tolerance": request.tolerance, "data": data.fingerprint}
-    if decoding.dry_run or decoding.out is None:
+    settings = {key: value for key, value in plans[0].record().items() if key not in varying}
+    settings |= {"tolerance": table.tolerance, "data": data.fingerprint}
+    if request.output.dry_run or out is None:
         return ReconstructResult(None, (), len(chosen), settings)
 
-    out = decoding.out
     head = {"checkpoint": checkpoint.provenance.record(), "settings": settings}
     rows: list[dict[str, Any]] = []
-    total = sum(len(plan.tau) for plan in plans) * -(-len(chosen) // plans[0].batch_size)
+    total = sum(len(plan.timesteps) for plan in plans) * -(-len(chosen) // plans[0].batch_size)
     done = 0
-    for plan, taus in zip(plans, lists, strict=True):
-        found = _measure(request, checkpoint, plan, taus, data, chosen, done, total, report)
-        rows += found
-        done += len(plan.tau) * -(-len(chosen) // plan.batch_size)
+    for plan, decodes in zip(plans, lists, strict=True):
+        rows += _measure(
+            table.tolerance, checkpoint, plan, decodes, data, chosen, done, total, report
+        )
+        done += len(plan.timesteps) * -(-len(chosen) // plan.batch_size)
         _write(out, head, rows)
     return ReconstructResult(out, tuple(rows), len(chosen), settings)
 
 
-def _check_room(decoding: SampleRequest) -> None:
-    out = decoding.out
+def _check_room(out: Path | None, force: bool) -> None:
     if out is None or not out.exists():
         return
-    if not decoding.force and any((out / name).exists() for name in FILES):
+    if not force and any((out / name).exists() for name in FILES):
         raise RequestError(
             f"{out} holds a table already.", "Write over it with --force, or name another --out."
         )
@@ -131,13 +119,13 @@ def _check_room(decoding: SampleRequest) -> None:
 
 def _load(request: ReconstructRequest, checkpoint: Checkpoint, report: Report) -> Dataset:
     channels, *native = checkpoint.sample_shape
-    height, width = request.decoding.size or native
+    height, width = request.images.size or native
     data = load_dataset(
         request.data,
         image_size=(height, width),
         channels=channels,
         background=checkpoint.background or (0, 0, 0),
-        holdout=request.holdout or 0.0,
+        holdout=request.reconstruction.holdout or 0.0,
         on_progress=counted(report, "reading", "pictures"),
     )
     for name, reason in data.skipped:
@@ -145,35 +133,35 @@ def _load(request: ReconstructRequest, checkpoint: Checkpoint, report: Report) -
     return data
 
 
-def _choose(data: Dataset, request: ReconstructRequest) -> Tensor:
+def _choose(data: Dataset, table: ReconstructionOptions) -> Tensor:
     """Indices (n,) of the pictures: those asked for, in a random order that is always the same."""
-    among = data.training if request.holdout is None else data.held_out
+    among = data.training if table.holdout is None else data.held_out
     if not len(among):
         raise DataError(
-            f"--holdout {request.holdout:g} keeps none of the pictures aside.", "Raise it."
+            f"--holdout {table.holdout:g} keeps none of the pictures aside.", "Raise it."
         )
-    count = min(request.limit or len(among), len(among))
+    count = min(table.limit or len(among), len(among))
     return among[sample_indices(_SEED, 0, count, len(among))]
 
 
 def _decode_lists(
-    request: ReconstructRequest, plan: Plan, checkpoint: Checkpoint
+    table: ReconstructionOptions, plan: Plan, checkpoint: Checkpoint
 ) -> list[tuple[int, ...]]:
     """The timesteps to decode in. Raises RequestError for a list that ends elsewhere."""
-    T, kind = checkpoint.schedule.num_train_timesteps, plan.settings["tau"]
-    lists = [timesteps(kind, S, T) for S in request.decode_steps or (len(plan.tau),)]
+    T, kind = checkpoint.schedule.num_train_timesteps, plan.sampler.kind
+    lists = [timesteps(kind, S, T) for S in table.decode_steps or (len(plan.timesteps),)]
     for tau in lists:
-        if tau[-1] != plan.tau[-1]:
+        if tau[-1] != plan.timesteps[-1]:
             raise RequestError(
-                f"--tau {kind} in {len(tau)} steps ends at {tau[-1]}, in {len(plan.tau)} at "
-                f"{plan.tau[-1]}.",
+                f"--tau {kind} in {len(tau)} steps ends at {tau[-1]}, in {len(plan.timesteps)} at "
+                f"{plan.timesteps[-1]}.",
                 "Decode in other numbers of steps with linspace or trailing.",
             )
     return lists
 
 
 def _measure(
-    request: ReconstructRequest,
+    tolerance: float,
     checkpoint: Checkpoint,
     plan: Plan,
     taus: Sequence[tuple[int, ...]],
@@ -187,19 +175,19 @@ def _measure(
     found: list[list[Fidelity]] = [[] for _ in taus]
     evaluations = 0
     device = next(checkpoint.unet.parameters()).device
-    facts = {"method": plan.method, "S": str(len(plan.tau))}
+    facts = {"method": plan.method, "S": str(len(plan.timesteps))}
     for start in range(0, len(chosen), plan.batch_size):
         x_0 = gather(data.pixels, chosen[start : start + plan.batch_size], device=device)
-        before = done + start // plan.batch_size * len(plan.tau)
+        before = done + start // plan.batch_size * len(plan.timesteps)
         progress = Steps(before, total, facts)
-        trip = round_trip(checkpoint, plan, x_0, request.tolerance, report, progress)
+        trip = round_trip(checkpoint, plan, x_0, tolerance, report, progress)
         evaluations += int(trip.evaluations.sum())
         for tau, list_of in zip(taus, found, strict=True):
-            own = tau == plan.tau
+            own = tau == plan.timesteps
             decoded = trip.decoded if own else decode_latents(checkpoint, plan, trip.latents, tau)
             if not bool(trip.finite.all() and decoded.isfinite().all()):
                 raise NumericsError(
-                    f"{plan.method} in {len(plan.tau)} steps: a latent, or what it decodes to, is "
+                    f"{plan.method} in {len(plan.timesteps)} steps: a latent, or what it decodes to, is "
                     "not finite.",
                     "Try --method exact, or more --steps.",
                 )
@@ -214,7 +202,7 @@ def _row(
     mse = sum(one.mse for one in found) / count
     return {
         "method": plan.method,
-        "steps": len(plan.tau),
+        "steps": len(plan.timesteps),
         "decode_steps": len(tau),
         "pictures": count,
         "mse": mse,
@@ -223,7 +211,7 @@ def _row(
         "within_one_level": sum(one.worst_level <= 1 for one in found) / count,
         "exact_pixels": sum(one.exact_pixels for one in found) / count,
         "evaluations": evaluations / count,
-        "evaluations_per_step": evaluations / count / len(plan.tau),
+        "evaluations_per_step": evaluations / count / len(plan.timesteps),
     }
 
 

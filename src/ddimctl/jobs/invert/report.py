@@ -44,7 +44,7 @@ def warnings(
 ) -> Iterator[str]:
     """What the user should know of an inverted picture besides its figures."""
     if plan.method != "naive" and found.largest_error > HALF_A_LEVEL * 255 / 2:
-        by_size = sorted(zip(residuals.tolist(), plan.tau, strict=True), reverse=True)
+        by_size = sorted(zip(residuals.tolist(), plan.timesteps, strict=True), reverse=True)
         left = ", ".join(f"{r * 255 / 2:.2g} at t = {t}" for r, t in by_size[:_NAMED_STEPS])
         yield (
             f"{path}: decoding misses the picture by up to {found.largest_error:.2g} levels of "

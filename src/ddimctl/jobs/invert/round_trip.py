@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -17,8 +17,22 @@ from ddimctl.errors import DeviceError, RequestError
 from ddimctl.files.pictures.images import to_uint8
 from ddimctl.jobs.checkpoint import open_checkpoint
 from ddimctl.jobs.events import Notice, Progress, Report
+from ddimctl.jobs.invert.request import (
+    DEFAULT_STEPS,
+    DatasetImageOptions,
+    InversionDeviceOptions,
+    InversionOptions,
+)
+from ddimctl.jobs.requests import CheckpointOptions, SamplerOptions
+from ddimctl.jobs.sample.batch_size import default_batch_size
 from ddimctl.jobs.sample.batches import Group, Smaller, batch_groups, halved
-from ddimctl.jobs.sample.plan import Plan, SampleRequest, make_plan
+from ddimctl.jobs.sample.plan import (
+    Plan,
+    image_labels,
+    image_shape,
+    make_plan,
+    resolve_sampler,
+)
 from ddimctl.runtime.device import (
     free_memory,
     is_out_of_memory,
@@ -27,7 +41,6 @@ from ddimctl.runtime.device import (
     resolve_precision,
 )
 
-DEFAULT_STEPS: Final = 50
 HALF_A_LEVEL: Final = 1 / 255  # of x_0, whose 255 levels span [-1, 1]
 _TIGHTER: Final = 0.01  # of the tolerance, for a second attempt
 
@@ -79,63 +92,67 @@ def inversion_precision(asked: str | None, method: str, device: torch.device) ->
 
 
 def open_for_inversion(
-    decoding: SampleRequest, method: str
+    options: CheckpointOptions,
+    device_options: InversionDeviceOptions,
+    method: str,
+    size: tuple[int, int] | None,
 ) -> tuple[Checkpoint, torch.device, str]:
     """The checkpoint, its device and precision. Raises RequestError, CheckpointError, DeviceError."""
-    device = resolve_device(decoding.device)
-    if decoding.deterministic:
+    device = resolve_device(device_options.device)
+    if device_options.deterministic:
         make_deterministic()
-    precision = inversion_precision(decoding.precision, method, device)
-    checkpoint = open_checkpoint(decoding, {}, device, precision)
-    return checkpoint, device, precision
+    precision = inversion_precision(device_options.precision, method, device)
+    return open_checkpoint(options, {}, device, precision, size=size), device, precision
 
 
 def inversion_plan(
-    decoding: SampleRequest,
+    images: DatasetImageOptions,
+    inversion: InversionOptions,
     checkpoint: Checkpoint,
     count: int,
-    method: str,
-    tolerance: float,
     device: torch.device,
     precision: str,
+    batch_size: int | None,
 ) -> Plan:
-    """How `count` pictures are inverted, and their latents decoded: without noise, clipping or
+    """How `count` images are inverted, and their latents decoded: without noise, clipping or
     guidance, as --class or the null class.
 
     Raises RequestError for settings that contradict each other or cannot be inverted.
     """
-    classes = decoding.classes
-    if classes is not None and len(classes) > 1:
-        raise RequestError("--class: pictures are inverted as one class.", "Name one.")
-    labels = None
-    if classes is None and checkpoint.num_classes is not None:
-        if checkpoint.null_class is None:
-            raise RequestError(
-                "this checkpoint needs to know what the pictures show.", "Name it with --class."
-            )
-        labels = (checkpoint.null_class,) * count
-    steps = decoding.steps or (None if isinstance(decoding.tau, tuple) else DEFAULT_STEPS)
-    settled = replace(
-        decoding,
-        seeds=tuple(range(count)),
-        steps=steps,
-        classes=classes,
-        eta=0.0,
-        variance="eta",
-        solver="ddim",
-        clip="none",
-        guidance=1.0,
-        latents=None,
-    )
-    plan = replace(make_plan(settled, checkpoint, None, device, precision), method=method)
-    if plan.searched:
+    steps = inversion.steps or (None if isinstance(inversion.timesteps, tuple) else DEFAULT_STEPS)
+    asked = SamplerOptions(steps=steps, timesteps=inversion.timesteps)
+    sampler = resolve_sampler(asked, {}, checkpoint)
+    if sampler.timesteps is None:
         raise RequestError(
             "--tau auto is chosen for sampling; its last step is too long to invert well.",
             "Use --tau linspace.",
         )
-    plan = replace(plan, labels=labels or plan.labels)
-    check_inversion(checkpoint.schedule, plan.tau, method, tolerance)
-    return plan
+    check_inversion(checkpoint.schedule, sampler.timesteps, inversion.method, inversion.tolerance)
+    shape = image_shape(images.size, checkpoint)
+    return make_plan(
+        sampler,
+        shape=shape,
+        seeds=range(count),
+        labels=_one_label(images.classes, checkpoint, count),
+        precision=precision,
+        batch_size=batch_size or default_batch_size(checkpoint, shape, device, sampler.guidance),
+        method=inversion.method,
+    )
+
+
+def _one_label(
+    classes: Sequence[str] | None, checkpoint: Checkpoint, count: int
+) -> Sequence[int] | None:
+    """The label of all images: the class asked for, else the null class."""
+    if classes is not None and len(classes) > 1:
+        raise RequestError("--class: pictures are inverted as one class.", "Name one.")
+    if classes is not None or checkpoint.num_classes is None:
+        return image_labels(classes, {}, checkpoint, range(count))
+    if checkpoint.null_class is None:
+        raise RequestError(
+            "this checkpoint needs to know what the pictures show.", "Name it with --class."
+        )
+    return (checkpoint.null_class,) * count
 
 
 @dataclass(frozen=True)
@@ -167,7 +184,7 @@ def round_trip(
     left = [Group(range(len(x_0)), len(x_0))]
     while left:
         group = left[0]
-        before = group.images.start * len(plan.tau)
+        before = group.images.start * len(plan.timesteps)
 
         def on_step(done: int, before: int = before) -> None:
             walked = steps.before + (before + done) // len(x_0)
@@ -235,9 +252,9 @@ def _round_trip(
 
 
 def decode_latents(
-    checkpoint: Checkpoint, plan: Plan, latents: Tensor, tau: Sequence[int] | None = None
+    checkpoint: Checkpoint, plan: Plan, latents: Tensor, timesteps: Sequence[int] | None = None
 ) -> Tensor:
-    """x_0 (N, C, H, W) from latents by the plain sampler, in tau or the plan's own timesteps.
+    """x_0 (N, C, H, W) from latents by the plain sampler, in these timesteps or the plan's own timesteps.
 
     What is not finite stays so.
     """
@@ -245,7 +262,7 @@ def decode_latents(
     labels = _labels(plan, latents)
     with torch.inference_mode(), ieee_float32():
         for step in trajectory(
-            denoise, latents, checkpoint.schedule, tau or plan.tau, labels=labels
+            denoise, latents, checkpoint.schedule, timesteps or plan.timesteps, labels=labels
         ):
             x = step.x
     return x
@@ -283,7 +300,7 @@ def _invert(
             make_denoiser(checkpoint),
             x_0,
             checkpoint.schedule,
-            plan.tau,
+            plan.timesteps,
             method=plan.method,
             tolerance=tolerance,
             labels=_labels(plan, x_0),

@@ -13,24 +13,30 @@ import torch
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.atomic import storage_errors, write_json
-from ddimctl.files.latents import LatentFile
 from ddimctl.files.pictures.images import picture_pixels, read_picture
 from ddimctl.jobs.checkpoint import open_checkpoint
 from ddimctl.jobs.events import Report, ignore, notify
 from ddimctl.jobs.interpolate import job as interpolate
 from ddimctl.jobs.replay.record import OldImage, Record, read_record
+from ddimctl.jobs.replay.request import ReplayRequest
+from ddimctl.jobs.requests import CheckpointOptions, SamplerOptions
 from ddimctl.jobs.sample import job as sample
-from ddimctl.jobs.sample.folder import run_folder
+from ddimctl.jobs.sample.folder import RunFolder, run_folder
 from ddimctl.jobs.sample.manifest import (
-    Layout,
     load_manifest,
     make_manifest,
     read_manifest,
     versions,
 )
-from ddimctl.jobs.sample.outputs import OutputPaths
-from ddimctl.jobs.sample.plan import Plan, SampleRequest, make_plan
+from ddimctl.jobs.sample.plan import (
+    Plan,
+    image_labels,
+    image_shape,
+    make_plan,
+    resolve_sampler,
+)
 from ddimctl.jobs.sample.records import sha256_hex
+from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.jobs.sample.sampler import decode
 from ddimctl.runtime.device import (
     device_name,
@@ -47,24 +53,6 @@ _LAYOUTS: Final = {
 SAME, BYTES, LEVEL, OTHER, UNKNOWN = "same", "other bytes", "within a level", "differs", "unknown"
 """How a picture compares: the same file; the same pixels in another file; at most one level of 255
 away; further away; and other bytes than a picture had that is no longer there."""
-
-
-@dataclass(frozen=True)
-class ReplayRequest:
-    """What to make again.
-
-    source: a run's folder, its manifest, or one of its pictures.
-    ckpt: None for the recorded checkpoint, which is fetched from the hub only if `yes`.
-    device: "recorded" is the CPU for what was made on one, else auto.
-    """
-
-    source: Path
-    out: Path | None = None
-    ckpt: str | None = None
-    yes: bool = False
-    device: str = "recorded"
-    resume: bool = False
-    force: bool = False
 
 
 class Compared(NamedTuple):
@@ -99,87 +87,83 @@ def replay(request: ReplayRequest, report: Report = ignore) -> ReplayResult:
             f"--out {request.out} holds the pictures to compare with.", "Name another folder."
         )
     with (
-        run_folder(_sampling(request, record), "replay") as sampling,
+        run_folder(request.out, "replay", resume=request.resume) as out,
         _threads(record.threads),
         memory_errors("Use another --device."),
     ):
-        return _replay(record, sampling, report)
+        assert out is not None  # it is no dry run
+        return _replay(record, request, out, report)
 
 
-def _replay(record: Record, request: SampleRequest, report: Report) -> ReplayResult:
+def _replay(record: Record, request: ReplayRequest, out: Path, report: Report) -> ReplayResult:
     started = time.monotonic()
     layout = _LAYOUTS[record.command]
-    recorded = read_manifest(request, layout)
-    device = resolve_device(request.device)
-    if request.deterministic:
+    recorded = read_manifest(out, layout, resume=request.resume, force=request.force)
+    device = resolve_device(_device(request.device, record))
+    if record.deterministic:
         make_deterministic()
     precision = resolve_precision(record.known["precision"], device)
-    checkpoint = open_checkpoint(request, record.known, device, precision)
+    checkpoint = open_checkpoint(
+        CheckpointOptions(ckpt=request.ckpt),
+        record.known,
+        device,
+        precision,
+        size=record.size,
+        download=request.yes,
+        compiled=record.compile,
+    )
     notify(report, checkpoint.provenance.notes)
-    plan = _plan(record, request, checkpoint, device, precision)
+    plan = _plan(record, checkpoint, precision)
     changes = _changes(record, checkpoint, device)
     notify(report, changes)
-    if recorded is None:
-        recorded = _begin(record, request, plan, checkpoint, layout, device)
-    out, outputs = decode(request, plan, checkpoint, device, layout, recorded, report)
-    images = tuple(_compare(record.images, out, plan.shape[0]))
-    return ReplayResult(out, outputs, images, tuple(changes), time.monotonic() - started)
-
-
-def _sampling(request: ReplayRequest, record: Record) -> SampleRequest:
-    """The request for sampling that has the settings which a plan does not take from `known`."""
-    device = request.device
-    if device == "recorded":
-        device = "cpu" if (record.environment or {}).get("device") == "cpu" else "auto"
-    return SampleRequest(
-        out=request.out,
-        ckpt=request.ckpt,
-        yes=request.yes,
-        device=device,
-        size=record.size,
-        batch_size=record.batch_size or 1,
-        save=("grid", "images", "latents"),
+    outputs = OutputSettings(
         format=record.format,
         metadata=record.metadata,
         deterministic=record.deterministic,
         compile=record.compile,
-        resume=request.resume,
-        force=request.force,
     )
+    run = RunFolder(out, layout, outputs, recorded, request.force)
+    if recorded is None:
+        run = replace(run, recorded=_begin(record, run, plan, checkpoint, device))
+    made = decode(run, plan, checkpoint, device, report)
+    images = tuple(_compare(record.images, out, plan.shape[0]))
+    return ReplayResult(out, made, images, tuple(changes), time.monotonic() - started)
 
 
-def _plan(
-    record: Record,
-    request: SampleRequest,
-    checkpoint: Checkpoint,
-    device: torch.device,
-    precision: str,
-) -> Plan:
-    """The recorded settings as a plan; seeds are drawn again, for which zeros stand in."""
-    latents = record.latents
-    if latents is None:
-        shape = (len(record.images), checkpoint.sample_shape[0], *record.size)
-        latents = torch.zeros(()).expand(shape)
-    plan = make_plan(request, checkpoint, LatentFile(latents, record.known), device, precision)
-    return replace(plan, x_T=record.latents)
+def _device(asked: str, record: Record) -> str:
+    """The device asked for; for "recorded" the CPU where the images were made on it, else auto."""
+    if asked != "recorded":
+        return asked
+    return "cpu" if (record.environment or {}).get("device") == "cpu" else "auto"
+
+
+def _plan(record: Record, checkpoint: Checkpoint, precision: str) -> Plan:
+    """The recorded settings as a plan; seeds are drawn again."""
+    count, metadata = len(record.images), record.known
+    recorded = metadata.get("seeds")
+    seeds = recorded if recorded and len(recorded) == count else range(count)
+    return make_plan(
+        resolve_sampler(SamplerOptions(), metadata, checkpoint),
+        shape=image_shape(record.size, checkpoint, record.latents),
+        seeds=seeds,
+        labels=image_labels(None, metadata, checkpoint, seeds),
+        precision=precision,
+        batch_size=record.batch_size or 1,
+        x_T=record.latents,
+        method=str(metadata.get("method", "unknown")),
+    )
 
 
 def _begin(
-    record: Record,
-    request: SampleRequest,
-    plan: Plan,
-    checkpoint: Checkpoint,
-    layout: Layout,
-    device: torch.device,
+    record: Record, run: RunFolder, plan: Plan, checkpoint: Checkpoint, device: torch.device
 ) -> dict[str, Any]:
     """The manifest of a run that has made nothing yet, but has the old one's smaller batches."""
-    paths = OutputPaths(request.out or Path(), layout, request.format)
-    if request.force:
-        paths.remove_earlier_run()
+    if run.force:
+        run.paths.remove_earlier_run()
     begun = make_manifest(
-        request, plan, checkpoint, layout, device_name(device), smaller=record.smaller
+        run.outputs, plan, checkpoint, run.layout, device_name(device), smaller=record.smaller
     )
-    write_json(paths.of("manifest"), begun)
+    write_json(run.paths.of("manifest"), begun)
     return begun
 
 

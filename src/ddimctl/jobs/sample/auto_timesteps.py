@@ -4,7 +4,7 @@ The checkpoint in the package has its timesteps beside it: examples/bundled_time
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,7 @@ from ddimctl.files.cache import make_room, mark_used
 from ddimctl.files.dataset.datasets import user_cache
 from ddimctl.jobs.events import Notice, Progress, Report
 from ddimctl.jobs.sample.batch_size import default_batch_size
-from ddimctl.jobs.sample.plan import Plan, SampleRequest, drawn_labels
+from ddimctl.jobs.sample.plan import SamplerSettings, Shape, drawn_labels
 from ddimctl.jobs.sample.records import sha256_hex
 from ddimctl.runtime.device import memory_errors
 from ddimctl.runtime.ranks import Ranks
@@ -37,81 +37,83 @@ _DIGITS: Final = 9
 _VERSION: Final = 1
 
 
-def resolve_timesteps(
-    request: SampleRequest,
-    plan: Plan,
+def find_timesteps(
+    sampler: SamplerSettings,
     checkpoint: Checkpoint,
+    shape: Shape,
     device: torch.device,
     report: Report,
-    ranks: Ranks | None = None,
+    *,
+    batch_size: int | None = None,
+    dry_run: bool = False,
     recorded: Mapping[str, Any] | None = None,
-) -> Plan:
-    """The plan with the timesteps of --tau auto, looked up or found; any other plan as it is.
+    ranks: Ranks | None = None,
+) -> SamplerSettings:
+    """The settings with the timesteps of --tau auto, looked up or found; any others as they are.
 
-    recorded: the manifest of the run to go on with, which has them. With request.dry_run they are
-    only looked up, and left out where they are not known. Of several processes the first finds
-    them, for all.
+    shape: (C, H, W).  recorded: the manifest of the run to continue, which has them. In a dry run
+    they are only looked up, and left out where they are not known. Of several processes the first
+    finds them, for all.
     """
-    if not plan.searched:
-        return plan
+    if sampler.timesteps is not None:
+        return sampler
     ranks = ranks or Ranks()
-    tau = None
+    found = None
     if ranks.first:
-        tau = _recorded_timesteps(recorded, plan)
-        tau = tau or _find_timesteps(request, plan, checkpoint, device, report)
-    tau = ranks.share("timesteps", tau)
-    if tau is None:
-        settings = {k: v for k, v in plan.settings.items() if k != "timesteps"}
-        return replace(plan, settings=settings)
-    return with_timesteps(plan, tau)
+        found = _recorded_timesteps(recorded, sampler, checkpoint)
+        found = found or _search(sampler, checkpoint, shape, device, report, batch_size, dry_run)
+    found = ranks.share("timesteps", found)
+    return sampler if found is None else replace(sampler, timesteps=tuple(found))
 
 
-def with_timesteps(plan: Plan, tau: Sequence[int]) -> Plan:
-    """The plan, in which timesteps only stood in for these."""
-    settings = plan.settings | {"timesteps": list(tau)}
-    return replace(plan, settings=settings, tau=tuple(tau), searched=False)
-
-
-def _find_timesteps(
-    request: SampleRequest, plan: Plan, checkpoint: Checkpoint, device: torch.device, report: Report
+def _search(
+    sampler: SamplerSettings,
+    checkpoint: Checkpoint,
+    shape: Shape,
+    device: torch.device,
+    report: Report,
+    batch_size: int | None,
+    dry_run: bool,
 ) -> tuple[int, ...] | None:
     """The timesteps, or None where a dry run would have to search for them."""
-    key, solver, steps = search_key(plan, checkpoint), plan.settings["solver"], len(plan.tau)
+    key = search_key(sampler, checkpoint, shape)
     T = checkpoint.schedule.num_train_timesteps
-    if tau := _bundled_timesteps(key, solver, steps, T):
-        return tau
+    if known := _bundled_timesteps(key, sampler.solver, sampler.steps, T):
+        return known
     cache = user_cache() / "timesteps" / f"{key}.json" if key else None
     found = None if cache is None else _kept(cache)
     if found is None:
         evaluations = IMAGES * probe_evaluations(T)
-        does = "takes" if request.dry_run else "is found once, with"
+        does = "takes" if dry_run else "is found once, with"
         report(Notice(f"--tau auto {does} {evaluations} evaluations for this checkpoint."))
-        if request.dry_run:
+        if dry_run:
             return None
-        guidance = plan.settings["guidance"]
-        batch_size = request.batch_size or default_batch_size(
-            checkpoint, plan.shape, device, guidance
-        )
+        size = batch_size or default_batch_size(checkpoint, shape, device, sampler.guidance)
         with memory_errors("Use a smaller --batch-size."):
-            found = probe_checkpoint(plan, checkpoint, batch_size, device, report)
+            found = probe_checkpoint(sampler, checkpoint, shape, size, device, report)
         if cache is not None:
             _keep(cache, found)
-    return choose_timesteps(found, checkpoint.schedule, steps, solver)
+    return choose_timesteps(found, checkpoint.schedule, sampler.steps, sampler.solver)
 
 
 def probe_checkpoint(
-    plan: Plan, checkpoint: Checkpoint, batch_size: int, device: torch.device, report: Report
+    sampler: SamplerSettings,
+    checkpoint: Checkpoint,
+    shape: Shape,
+    batch_size: int,
+    device: torch.device,
+    report: Report,
 ) -> Probe:
-    """Probe the checkpoint with the plan's guidance, clipping and size, of classes as drawn."""
+    """Probe the checkpoint with these settings' guidance and clipping, of classes as drawn."""
     seeds = [_FIRST_SEED + i for i in range(IMAGES)]
     labels = None if checkpoint.num_classes is None else drawn_labels(seeds, checkpoint)
 
     def start(images: range) -> tuple[Tensor, Tensor | None]:
-        x_T = seeded_noise([seeds[i] for i in images], plan.shape, device=device)
+        x_T = seeded_noise([seeds[i] for i in images], shape, device=device)
         own = None if labels is None else torch.tensor([labels[i] for i in images], device=device)
         return x_T, own
 
-    denoise = make_denoiser(checkpoint, plan.settings["guidance"], plan.settings["clip"])
+    denoise = make_denoiser(checkpoint, sampler.guidance, sampler.clip)
     batches = -(-IMAGES // batch_size)
     total = batches * probe_evaluations(checkpoint.schedule.num_train_timesteps)
     with torch.inference_mode(), ieee_float32():
@@ -126,7 +128,7 @@ def probe_checkpoint(
     return _rounded(found)  # as it will be read again
 
 
-def search_key(plan: Plan, checkpoint: Checkpoint) -> str:
+def search_key(sampler: SamplerSettings, checkpoint: Checkpoint, shape: Shape) -> str:
     """The hash of all that a probe depends on; empty for a network that is in no file."""
     if not checkpoint.provenance.sha256:
         return ""
@@ -137,19 +139,25 @@ def search_key(plan: Plan, checkpoint: Checkpoint) -> str:
         "flags": dict(checkpoint.provenance.flags),
         "schedule": checkpoint.schedule.settings,
         "prediction": checkpoint.prediction,
-        **{name: plan.settings[name] for name in ("guidance", "clip", "size")},
+        "guidance": sampler.guidance,
+        "clip": sampler.clip,
+        "size": list(shape[1:]),
     }
     return sha256_hex(json.dumps(depends, sort_keys=True).encode())
 
 
-def _recorded_timesteps(recorded: Mapping[str, Any] | None, plan: Plan) -> tuple[int, ...] | None:
+def _recorded_timesteps(
+    recorded: Mapping[str, Any] | None, sampler: SamplerSettings, checkpoint: Checkpoint
+) -> tuple[int, ...] | None:
     """Those that the run began with: another machine's rounding might choose others."""
-    settings = (recorded or {}).get("settings", {})
-    tau, T = settings.get("timesteps"), plan.tau[-1] + 1  # what stands in ends at T - 1
-    same = all(settings.get(name) == plan.settings[name] for name in ("tau", "steps", "solver"))
-    if not same or not isinstance(tau, list) or not all(type(t) is int for t in tau):
+    settings, now = (recorded or {}).get("settings", {}), sampler.record()
+    found = settings.get("timesteps")
+    same = all(settings.get(name) == now[name] for name in ("tau", "steps", "solver"))
+    if not same or not isinstance(found, list) or not all(type(t) is int for t in found):
         return None
-    return explicit_timesteps(tau, T) if len(tau) == len(plan.tau) else None
+    if len(found) != sampler.steps:
+        return None
+    return explicit_timesteps(found, checkpoint.schedule.num_train_timesteps)
 
 
 def _bundled_timesteps(key: str, solver: str, steps: int, T: int) -> tuple[int, ...] | None:

@@ -14,8 +14,9 @@ from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError, brief
 from ddimctl.files.untrusted.paths import check_plain_file
 from ddimctl.jobs.sample.batches import Smaller, read_smaller
-from ddimctl.jobs.sample.plan import Plan, SampleRequest
+from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.records import latent_sha256
+from ddimctl.jobs.sample.request import OutputSettings
 
 NAME: Final = "manifest.json"
 AGAIN: Final = "Repeat the first command, or begin again with --force."
@@ -45,15 +46,17 @@ class Layout:
     records: Sequence[Mapping[str, Any]] = ()
 
 
-def read_manifest(request: SampleRequest, layout: Layout) -> dict[str, Any] | None:
-    """The manifest of the run that request.out already holds, when it is to be resumed.
+def read_manifest(
+    out: Path | None, layout: Layout, *, resume: bool, force: bool
+) -> dict[str, Any] | None:
+    """The manifest of the run that the folder already holds, when it is to be resumed.
 
     Raises RequestError where something would be overwritten, DataError for a damaged manifest.
     """
-    if request.out is None:
+    if out is None:
         return None
-    path = request.out / NAME
-    if request.resume and path.exists():
+    path = out / NAME
+    if resume and path.exists():
         manifest = load_manifest(path)
         if manifest is None or manifest["command"] != layout.command:
             raise DataError(
@@ -61,16 +64,16 @@ def read_manifest(request: SampleRequest, layout: Layout) -> dict[str, Any] | No
                 "Begin with --force.",
             )
         return manifest
-    if request.force or not request.out.exists():
+    if force or not out.exists():
         return None
-    if any(not entry.name.startswith(".") for entry in request.out.iterdir()):
-        if request.resume:
+    if any(not entry.name.startswith(".") for entry in out.iterdir()):
+        if resume:
             raise RequestError(
-                f"{request.out} holds other things, and no {NAME} to go on from.",
+                f"{out} holds other things, and no {NAME} to go on from.",
                 "Begin with --force, or name another --out.",
             )
         raise RequestError(
-            f"{request.out} is not empty.",
+            f"{out} is not empty.",
             "Go on with --resume, write over it with --force, or name another --out.",
         )
     return None
@@ -104,7 +107,7 @@ def _is_manifest(found: Any) -> bool:
 
 
 def make_manifest(
-    request: SampleRequest,
+    outputs: OutputSettings,
     plan: Plan,
     checkpoint: Checkpoint,
     layout: Layout,
@@ -122,12 +125,12 @@ def make_manifest(
         "complete": images is not None,
         "ddimctl": version("ddimctl"),
         "checkpoint": checkpoint.provenance.record(),
-        "settings": plan.settings,
+        "settings": plan.record(),
         "schedule": checkpoint.schedule.settings,
         "prediction": checkpoint.prediction,
-        "save": list(request.save),
-        "format": request.format,
-        **{name: getattr(request, name) for name in _ALSO_RECORDED},
+        "save": list(outputs.save),
+        "format": outputs.format,
+        **{name: getattr(outputs, name) for name in _ALSO_RECORDED},
         "device": device,
         "threads": torch.get_num_threads(),
         "versions": versions(),

@@ -13,7 +13,8 @@ from ddimctl.files.pictures.animation import encode_animation
 from ddimctl.files.pictures.grids import GRID_LIMIT, make_grid
 from ddimctl.files.pictures.images import encode_picture
 from ddimctl.jobs.sample.manifest import Layout
-from ddimctl.jobs.sample.plan import Plan, SampleRequest
+from ddimctl.jobs.sample.plan import Plan
+from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.jobs.sample.shares import read_pictures, write_pictures
 
 TRAJECTORY_IMAGES: Final = 16
@@ -69,18 +70,18 @@ def captions(plan: Plan, checkpoint: Checkpoint, layout: Layout) -> list[str] | 
 
 def draw_grid(
     pictures: Sequence[Tensor],
-    request: SampleRequest,
+    outputs: OutputSettings,
     said: Sequence[str] | None,
     text: dict[str, str] | None,
 ) -> bytes:
     """A PNG of pictures (H, W, C), uint8, with what is said under each, and a text chunk."""
-    grid = make_grid(torch.stack(list(pictures)), request.columns, request.scale, said)
+    grid = make_grid(torch.stack(list(pictures)), outputs.columns, outputs.scale, said)
     return encode_picture(grid, "png", text)
 
 
 def draw_animation(
     frames: Mapping[int, Sequence[Tensor]],
-    request: SampleRequest,
+    outputs: OutputSettings,
     said: Sequence[str] | None,
     format: str,
 ) -> bytes:
@@ -88,7 +89,7 @@ def draw_animation(
     order = sorted(frames)
     under = None if said is None else said[: len(order)]
     grids = [
-        make_grid(torch.stack([frames[i][k] for i in order]), request.columns, request.scale, under)
+        make_grid(torch.stack([frames[i][k] for i in order]), outputs.columns, outputs.scale, under)
         for k in range(len(frames[order[0]]))
     ]
     return encode_animation(grids, format, fps=min(20.0, max(4.0, len(grids) / 4)))

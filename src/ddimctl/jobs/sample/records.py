@@ -20,9 +20,9 @@ def latents_metadata(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
         "schedule": checkpoint.schedule.settings,
         "prediction": checkpoint.prediction,
         "method": plan.method,
-        "top": plan.tau[-1],
+        "top": plan.timesteps[-1],
         **({"seeds": list(plan.seeds)} if plan.is_seeded else {}),
-        **{key: value for key, value in plan.settings.items() if key not in ("size", "batch_size")},
+        **{key: value for key, value in plan.record().items() if key not in ("size", "batch_size")},
     }
     if plan.labels is not None:
         metadata["labels"] = list(plan.labels)
@@ -33,7 +33,7 @@ def latents_metadata(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def image_text(plan: Plan, checkpoint: Checkpoint, i: int | None) -> dict[str, Any]:
     """The settings that a picture carries: image i's, or the whole grid's when i is None."""
-    settings = {key: value for key, value in plan.settings.items() if key != "batch_size"}
+    settings = {key: value for key, value in plan.record().items() if key != "batch_size"}
     if settings["tau"] in KINDS:  # kind and steps say it in two words
         del settings["timesteps"]
     text = {"ddimctl": version("ddimctl"), "checkpoint": checkpoint.provenance.record(), **settings}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -22,9 +22,8 @@ from ddimctl.files.pictures.grids import GRID_LIMIT
 from ddimctl.files.pictures.images import to_uint8
 from ddimctl.jobs.events import Notice, Progress, Report
 from ddimctl.jobs.sample.batches import Group
-from ddimctl.jobs.sample.folder import go_on
-from ddimctl.jobs.sample.manifest import Layout
-from ddimctl.jobs.sample.plan import Plan, SampleRequest
+from ddimctl.jobs.sample.folder import RunFolder, go_on
+from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.store import SampleStore, open_store
 from ddimctl.runtime.compilation import compile_errors
 from ddimctl.runtime.device import (
@@ -42,31 +41,26 @@ _POLL: Final = 0.1  # seconds
 
 
 def decode(
-    request: SampleRequest,
+    run: RunFolder,
     plan: Plan,
     checkpoint: Checkpoint,
     device: torch.device,
-    layout: Layout,
-    recorded: dict[str, Any] | None,
     report: Report,
     ranks: Ranks | None = None,
-    named: Path | None = None,
-) -> tuple[Path, dict[str, Path]]:
-    """Make the images of the plan that are not yet there; returns the folder and its outputs by kind.
+) -> dict[str, Path]:
+    """Make the images of the plan that are not yet there; returns the outputs by kind.
 
-    request.out is the run's own folder (run_folder). recorded: the manifest of the run to go on
-    with, or None; the first process's alone counts. named: the --out of the command that goes on
-    with it, where that is another folder. Raises RequestError when that was another run,
-    StorageError, NumericsError with the image and the step; DeviceError when there is no memory for
+    run: of which the recorded manifest of the first process alone counts. Raises RequestError when
+    that was another run, StorageError, NumericsError with the image and the step; DeviceError when there is no memory for
     one image; Stopped when a signal ended the run, which --resume goes on with.
     """
     name, ranks = device_name(device), ranks or Ranks()
-    with open_store(request, plan, checkpoint, name, layout, recorded, ranks) as store:
-        groups = store.all_missing_groups(recorded)
+    with open_store(run, plan, checkpoint, name, ranks) as store:
+        groups = store.all_missing_groups()
         if groups is None:
             report(Notice(f"complete already: {plan.count} images."))
-            return store.paths.out, store.outputs()
-        if "grid" in request.save and plan.count > GRID_LIMIT:
+            return store.outputs()
+        if "grid" in run.outputs.save and plan.count > GRID_LIMIT:
             report(Notice(f"the grid shows the first {GRID_LIMIT} of {plan.count} images."))
         if 0 < len(groups) < ranks.count:
             report(
@@ -75,21 +69,21 @@ def decode(
                     "a smaller --batch-size makes more."
                 )
             )
-        remedy = go_on(named or store.paths.out)
+        remedy = go_on(run.named or run.out)
         with (
             stop_on_signals(once=ranks.count == 1) as stop,
             _resumable_errors(store, remedy),
             one_shape(device),
         ):
-            run = _Run(plan, checkpoint, store, device, ranks, stop, remedy, report)
-            _run_groups(run, store.take(groups))
+            state = _Run(plan, checkpoint, store, device, ranks, stop, remedy, report)
+            _run_groups(state, store.take(groups))
             if ranks.first:
-                _await_others(run)
-                _finish(run)
+                _await_others(state)
+                _finish(state)
             else:
                 store.hand_over()
                 ranks.add("finished", 1)
-    return store.paths.out, store.outputs()
+    return store.outputs()
 
 
 @dataclass
@@ -121,7 +115,7 @@ def _run_groups(run: _Run, groups: Sequence[Group]) -> None:
     The device is given steps before the results of those before are taken in: so it does not wait
     while pictures are handed over to be encoded, also not between groups.
     """
-    left, walked, steps = deque(groups), deque[_Walked](), len(run.plan.tau)
+    left, walked, steps = deque(groups), deque[_Walked](), len(run.plan.timesteps)
     while left:
         group, exhausted = left[0], False
         try:
@@ -156,7 +150,7 @@ def _run_groups(run: _Run, groups: Sequence[Group]) -> None:
 
 def _take_in(run: _Run, walked: deque[_Walked], ahead: int = 0) -> None:
     """Hand the steps that have arrived to the store; wait until no more than `ahead` have not."""
-    ranks, store, last = run.ranks, run.store, len(run.plan.tau) - 1
+    ranks, store, last = run.ranks, run.store, len(run.plan.timesteps) - 1
     while walked and (len(walked) > ahead or walked[0].results.are_there()):
         (images, _), index, results = walked[0]
         left, frames, *finished = results.tensors(store.check)
@@ -244,18 +238,18 @@ def _walk(
     labels = None
     if plan.labels is not None:
         labels = to_device(torch.tensor([plan.labels[i] for i in padded]), device)
-    settings = plan.settings
+    sampler = plan.sampler
     left = torch.full((n,), -1, device=device)
     # fp32 is what latents were inverted in
     with torch.inference_mode(), ieee_float32(), compile_errors():
         steps = trajectory(
-            make_denoiser(checkpoint, settings["guidance"], settings["clip"]),
+            make_denoiser(checkpoint, sampler.guidance, sampler.clip),
             plan.start(padded, device),
             checkpoint.schedule,
-            plan.tau,
-            eta=settings["eta"],
-            variance=settings["variance"],
-            solver=settings["solver"],
+            plan.timesteps,
+            eta=sampler.eta,
+            variance=sampler.variance,
+            solver=sampler.solver,
             noise=lambda t, x: seeded_noise(seeds, x.shape[1:], t, device),
             labels=labels,
         )

@@ -24,10 +24,9 @@ from ddimctl.files.pictures.images import (
 from ddimctl.files.pictures.video import encode_video
 from ddimctl.jobs.sample.batches import Group, batch_groups, bounded, dealt, halved, read_smaller
 from ddimctl.jobs.sample.float_samples import FloatSamples, write_latents
-from ddimctl.jobs.sample.folder import begin_run
-from ddimctl.jobs.sample.manifest import Layout, image_record, make_manifest
-from ddimctl.jobs.sample.outputs import OutputPaths
-from ddimctl.jobs.sample.plan import Plan, SampleRequest
+from ddimctl.jobs.sample.folder import RunFolder, begin_run
+from ddimctl.jobs.sample.manifest import image_record, make_manifest
+from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.previews import (
     TRAJECTORY_IMAGES,
     Kept,
@@ -48,20 +47,18 @@ class SampleStore:
 
     def __init__(
         self,
-        request: SampleRequest,
+        run: RunFolder,
         plan: Plan,
         checkpoint: Checkpoint,
         device: str,
-        layout: Layout,
-        paths: OutputPaths,
         writer: BackgroundWriter,
-        recorded: dict[str, Any] | None,
         ranks: Ranks,
     ) -> None:
-        self.paths, self._ranks = paths, ranks
-        self._request, self._plan, self._checkpoint = request, plan, checkpoint
-        self._device, self._layout, self._writer = device, layout, writer
-        self._smaller = read_smaller((recorded or {}).get("smaller_batches", [])) or []
+        self.paths = paths = run.paths
+        self._outputs, self._layout, self._recorded = run.outputs, run.layout, run.recorded
+        self._plan, self._checkpoint, self._device = plan, checkpoint, device
+        self._writer, self._ranks = writer, ranks
+        self._smaller = read_smaller((run.recorded or {}).get("smaller_batches", [])) or []
         self._stretch: range | None = None  # the images of this process, if there are others
         self._digests: dict[int, str] = {}
         self._samples, self._kept = FloatSamples(paths, plan), Kept()
@@ -77,22 +74,22 @@ class SampleStore:
     @property
     def resumable(self) -> bool:
         """Whether a stopped run leaves anything that a resume can use."""
-        return "images" in self._request.save or "samples" in self._request.save
+        return "images" in self._outputs.save or "samples" in self._outputs.save
 
-    def all_missing_groups(self, recorded: dict[str, Any] | None) -> list[Group] | None:
+    def all_missing_groups(self) -> list[Group] | None:
         """What all processes have to make, as the first one finds it; None in a complete run.
 
         Raises StorageError in a process that does not see the first one's folder.
         """
         ranks, found = self._ranks, list[Group]()
-        complete = ranks.first and self.is_complete(recorded)
+        complete = ranks.first and self.is_complete()
         if complete:
             self.paths.remove_parts()
         elif ranks.first:
             found = list(self.missing_groups())
-            if "samples" in self._request.save:
+            if "samples" in self._outputs.save:
                 self._samples.make()
-            ranks.add("all steps", len(found) * len(self._plan.tau))
+            ranks.add("all steps", len(found) * len(self._plan.timesteps))
             ranks.add("images", self._plan.count - sum(len(group.images) for group in found))
         complete, self._smaller, groups = share_work(
             ranks, self.paths.of("manifest"), complete, self._smaller, found
@@ -109,7 +106,7 @@ class SampleStore:
 
     def missing_groups(self, images: range | None = None) -> Iterator[Group]:
         """The batch groups of which anything is not yet on disk, among those images or all."""
-        again = "trajectory" in self._request.save and not self.paths.of("trajectory").exists()
+        again = "trajectory" in self._outputs.save and not self.paths.of("trajectory").exists()
         for group in batch_groups(self._plan.count, self._plan.batch_size, self._smaller):
             start = group.images.start
             if (images is None or start in images) and (
@@ -138,9 +135,9 @@ class SampleStore:
 
     def shown(self, images: range, index: int) -> int:
         """Of how many of the images, its first, the animation shows the step with this index."""
-        if "trajectory" not in self._request.save:
+        if "trajectory" not in self._outputs.save:
             return 0
-        return shown_images(images, index, len(self._plan.tau))
+        return shown_images(images, index, len(self._plan.timesteps))
 
     def keep_step(self, images: range, index: int, pixels: Tensor) -> None:
         """Remember the pixels (k, H, W, C) of the x_0 predicted in a step, of the k images shown."""
@@ -149,12 +146,12 @@ class SampleStore:
     def keep(self, images: range, pixels: Tensor, x: Tensor) -> None:
         """Store a group's finished samples x (n, C, H, W) and their pixels (n, H, W, C), both on the
         CPU; encoding happens elsewhere."""
-        if "samples" in self._request.save:
+        if "samples" in self._outputs.save:
             self._samples.keep(images, x)
         for i, picture in zip(images, pixels, strict=True):
             if i < GRID_LIMIT:
                 self._kept.pixels[i] = picture
-            if "images" in self._request.save:
+            if "images" in self._outputs.save:
                 self._writer.submit(self._write_image, i, picture)
 
     def check(self) -> None:
@@ -177,7 +174,7 @@ class SampleStore:
         self._smaller = with_parts(self._smaller, self.paths.smaller_parts())
         for part in self.paths.pictures_parts():
             self._kept.take_over(part)
-        save, plan = self._request.save, self._plan
+        save, plan = self._outputs.save, self._plan
         if "images" in save:
             sync_files([self._image_path(i) for i in range(plan.count)])
         self._draw()
@@ -191,15 +188,15 @@ class SampleStore:
         self.paths.remove_parts()
 
     def _draw(self) -> None:
-        request, layout, paths = self._request, self._layout, self.paths
+        outputs, layout, paths = self._outputs, self._layout, self.paths
         said = captions(self._plan, self._checkpoint, layout)
         everything = range(self._plan.count)
-        if "grid" in request.save:
+        if "grid" in outputs.save:
             first = list(map(self._picture, everything[:GRID_LIMIT]))
-            write_bytes(paths.of("grid"), draw_grid(first, request, said, self._text(None)))
-        if "trajectory" in request.save and self._kept.frames:
+            write_bytes(paths.of("grid"), draw_grid(first, outputs, said, self._text(None)))
+        if "trajectory" in outputs.save and self._kept.frames:
             path = paths.of("trajectory")
-            write_bytes(path, draw_animation(self._kept.frames, request, said, path.suffix[1:]))
+            write_bytes(path, draw_animation(self._kept.frames, outputs, said, path.suffix[1:]))
         if layout.video:
             frames = list(map(self._picture, everything))
             content = encode_video(frames, layout.video, layout.fps, layout.loop)
@@ -209,30 +206,31 @@ class SampleStore:
         """Every output's path by its kind."""
         videos = ("video",) if self._layout.video else ()
         names = {"images": self._layout.images}
-        kinds = (*self._request.save, *videos, "manifest")
+        kinds = (*self._outputs.save, *videos, "manifest")
         return {names.get(kind, kind): self.paths.of(kind) for kind in kinds}
 
-    def is_complete(self, recorded: dict[str, Any] | None) -> bool:
+    def is_complete(self) -> bool:
         """Whether the recorded run had ended and all that it made is still there.
 
         Never with a video, which another request may want otherwise: it is made again.
         """
+        recorded = self._recorded
         if recorded is None or not recorded.get("complete") or self._layout.video:
             return False
-        images = range(self._plan.count) if "images" in self._request.save else ()
+        images = range(self._plan.count) if "images" in self._outputs.save else ()
         return all(
             path.exists() for path in (*self.outputs().values(), *map(self._image_path, images))
         )
 
     def _is_stored(self, i: int) -> bool:
-        save = self._request.save
+        save = self._outputs.save
         if "samples" in save and not self._samples.has(i):
             return False
         return self.resumable and ("images" not in save or looks_whole(self._image_path(i)))
 
     def _manifest(self, images: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         return make_manifest(
-            self._request,
+            self._outputs,
             self._plan,
             self._checkpoint,
             self._layout,
@@ -243,7 +241,7 @@ class SampleStore:
 
     def _finished_record(self, i: int) -> dict[str, Any]:
         record = image_record(self._plan, self._checkpoint, self._layout, i)
-        if "images" in self._request.save:
+        if "images" in self._outputs.save:
             path = self._image_path(i)
             record["file"] = f"{path.parent.name}/{path.name}"
             with storage_errors(path):
@@ -251,7 +249,7 @@ class SampleStore:
         return record
 
     def _write_image(self, i: int, pixels: Tensor) -> None:
-        content = encode_image(pixels, self._request.format, self._text(i))
+        content = encode_image(pixels, self._outputs.format, self._text(i))
         self._digests[i] = sha256_hex(content)
         write_bytes(self._image_path(i), content, sync=False)
 
@@ -259,13 +257,13 @@ class SampleStore:
         """The pixels (H, W, C) of a finished image, from the disk where they were not kept."""
         if i in self._kept.pixels:
             return self._kept.pixels[i]
-        if "images" not in self._request.save:
+        if "images" not in self._outputs.save:
             return to_uint8(self._samples.values[i : i + 1])[0]
         return picture_pixels(read_picture(self._image_path(i), self._plan.shape[0]))
 
     def _text(self, i: int | None) -> dict[str, str] | None:
         """The text chunk of a picture: one JSON object under the program's name."""
-        if not self._request.metadata:
+        if not self._outputs.metadata:
             return None
         return {"ddimctl": json.dumps(image_text(self._plan, self._checkpoint, i))}
 
@@ -275,26 +273,19 @@ class SampleStore:
 
 @contextmanager
 def open_store(
-    request: SampleRequest,
-    plan: Plan,
-    checkpoint: Checkpoint,
-    device: str,
-    layout: Layout,
-    recorded: dict[str, Any] | None,
-    ranks: Ranks,
+    run: RunFolder, plan: Plan, checkpoint: Checkpoint, device: str, ranks: Ranks
 ) -> Iterator[SampleStore]:
     """The store of a run, its manifest begun by the first process; waits for writes under way.
 
-    request.out: the run's own folder (run_folder). recorded: the manifest to go on from. Raises
-    RequestError when it is of another run, StorageError also where space will clearly not do.
+    Raises RequestError when the recorded run is another, StorageError also where space will clearly
+    not do.
     """
-    if "samples" in request.save and ranks.machines:
+    if "samples" in run.outputs.save and ranks.machines:
         raise RequestError(
             "--save: float samples are collected from the processes of one machine only.",
             "Leave samples out, or use one machine.",
         )
-    paths = OutputPaths(request.out or Path(), layout, request.format)
     if ranks.first:
-        begin_run(request, plan, checkpoint, device, paths, recorded)
+        begin_run(run, plan, checkpoint, device)
     with BackgroundWriter(places=max(32, 2 * plan.batch_size)) as writer:
-        yield SampleStore(request, plan, checkpoint, device, layout, paths, writer, recorded, ranks)
+        yield SampleStore(run, plan, checkpoint, device, writer, ranks)

@@ -3,14 +3,23 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal, get_args
 
-from ddimctl.diffusion.objective import WEIGHTINGS
-from ddimctl.diffusion.predictions import PREDICTIONS
 from ddimctl.errors import RequestError, brief
-from ddimctl.files.event_log import check_event_log
+from ddimctl.jobs import parse
+from ddimctl.jobs.option import argument, finite, flag
+from ddimctl.jobs.requests import COMPILE, DEVICE_NAME, MAIN, PRECISION, Precision, SavedPrecision
 
-LOGS: Final = ("tensorboard",)
+DATA: Final = "Data"
+TRAINING: Final = "Training"
+RUN: Final = "Run"
+
+Prediction = Literal["eps", "x_0", "v"]
+ScheduleKind = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
+Weighting = Literal["simple", "min-snr"]
+Decay = Literal["cosine", "constant"]
+LogKind = Literal["tensorboard"]
+
 # What may change when a run goes on; everything else decides the weights.
 FREE_ON_RESUME: Final = frozenset(
     (
@@ -28,53 +37,237 @@ FREE_ON_RESUME: Final = frozenset(
 class TrainRequest:
     """What to train, on what, and for how long.
 
-    Several processes share each update's pictures.
+    Several processes share each update's images.
 
-    data: a folder or zip of pictures.  out: the run's folder.
-    batch_size: pictures in one update, which grad_accum splits into that many passes (each
+    data: a folder or zip of images.  out: the run's folder.
+    batch_size: images in one update, which grad_accum splits into that many passes (each
     process's share, where there are several).
-    log: None or a word of LOGS, what shows the run besides its own files.
+    log: None or a word of LogKind, what shows the run besides its own files.
     clip_grad: largest norm of the gradient; 0 does not clip.
-    model: a name in ARCHITECTURES or a config.json; init: a checkpoint to go on from instead.
-    image_size: (H, W), or None for the pictures' own.  time_limit: seconds, or None.
+    model: a name in ARCHITECTURES or a config.json; init: a checkpoint to continue from instead.
+    image_size: (H, W), or None for the images' own.  time_limit: seconds, or None.
     """
 
-    data: Path
-    out: Path
-    steps: int = 100_000
-    batch_size: int = 64
-    grad_accum: int = 1
-    lr: float = 2e-4
-    warmup: int = 500
-    lr_decay: str = "cosine"
-    weight_decay: float = 0.0
-    clip_grad: float = 1.0
-    ema: float = 0.9999
-    seed: int = 0
-    model: str | None = None
-    init: str | None = None
-    schedule: str | None = None
-    prediction: str | None = None
-    loss_weighting: str = "simple"
-    image_size: tuple[int, int] | None = None
-    channels: int = 3
-    background: tuple[int, ...] = (0, 0, 0)
-    flip: bool = False
-    class_conditional: bool = False
-    label_dropout: float = 0.1
-    holdout: float = 0.0
-    strict: bool = False
-    precision: str = "auto"
-    device: str = "auto"
-    compile: bool = False
-    weights_dtype: str = "fp32"
-    time_limit: float | None = None
-    save_every: int = 1000
-    sample_every: int = 1000
-    log_every: int = 50
-    log: str | None = None
-    resume: bool = False
-    force: bool = False
+    data: Annotated[Path, argument("DATA", "Folder or zip of images: PNG, JPEG, WebP.")]
+    out: Annotated[Path, flag("--out", "-o", help="Folder of the run.", panel=MAIN, metavar="RUN")]
+    model: Annotated[
+        str | None,
+        flag(
+            "--model",
+            help="Network: tiny, small, cifar10, celebahq256, or a config.json of a UNet2DModel.",
+            panel=MAIN,
+            metavar="NAME|FILE",
+            default="small",
+        ),
+    ] = None
+    init: Annotated[
+        str | None,
+        flag(
+            "--init",
+            help="Checkpoint to fine-tune instead of a new network.",
+            panel=MAIN,
+            metavar="CKPT",
+        ),
+    ] = None
+    steps: Annotated[
+        int, flag("--steps", help="Number of updates.", panel=MAIN, low=1, metavar="N")
+    ] = 100_000
+    batch_size: Annotated[
+        int, flag("--batch-size", help="Images per update.", panel=MAIN, low=1, metavar="B")
+    ] = 64
+    lr: Annotated[
+        float,
+        flag(
+            "--lr", help="Learning rate (AdamW).", panel=MAIN, low=0, check=finite, metavar="RATE"
+        ),
+    ] = 2e-4
+    prediction: Annotated[
+        Prediction | None,
+        flag(
+            "--prediction",
+            help="Prediction target: noise (eps), image (x_0) or velocity (v).",
+            panel=TRAINING,
+            default="eps, or --init's",
+        ),
+    ] = None
+    schedule: Annotated[
+        ScheduleKind | None,
+        flag(
+            "--schedule",
+            help="Noise schedule: linear, scaled_linear, cosine or sigmoid.",
+            panel=TRAINING,
+            metavar="KIND",
+            default="linear, or --init's",
+        ),
+    ] = None
+    grad_accum: Annotated[
+        int,
+        flag(
+            "--grad-accum",
+            help="Gradient accumulation: split each batch into N parts.",
+            panel=TRAINING,
+            low=1,
+            metavar="N",
+        ),
+    ] = 1
+    lr_decay: Annotated[
+        Decay, flag("--lr-decay", help="Learning-rate schedule after warm-up.", panel=TRAINING)
+    ] = "cosine"
+    warmup: Annotated[
+        int,
+        flag(
+            "--warmup",
+            help="Warm-up: updates until the learning rate reaches --lr.",
+            panel=TRAINING,
+            low=0,
+            metavar="N",
+        ),
+    ] = 500
+    weight_decay: Annotated[
+        float,
+        flag(
+            "--weight-decay",
+            help="Weight decay (AdamW).",
+            panel=TRAINING,
+            low=0,
+            check=finite,
+            metavar="W",
+        ),
+    ] = 0.0
+    clip_grad: Annotated[
+        float,
+        flag(
+            "--clip-grad",
+            help="Largest gradient norm; 0 is no clipping.",
+            panel=TRAINING,
+            low=0,
+            check=finite,
+            metavar="NORM",
+        ),
+    ] = 1.0
+    loss_weighting: Annotated[
+        Weighting,
+        flag(
+            "--loss-weighting",
+            help="Weight of timesteps in the loss: simple (the paper's) or min-SNR.",
+            panel=TRAINING,
+        ),
+    ] = "simple"
+    ema: Annotated[
+        float,
+        flag(
+            "--ema",
+            help="Decay of the moving average (EMA) of the weights, which the checkpoint holds.",
+            panel=TRAINING,
+            low=0,
+            high=1,
+            check=finite,
+            metavar="DECAY",
+        ),
+    ] = 0.9999
+    seed: Annotated[
+        int, flag("--seed", help="Seed of all random numbers.", panel=TRAINING, low=0, metavar="K")
+    ] = 0
+    image_size: Annotated[
+        tuple[int, int] | None,
+        flag(
+            "--image-size",
+            help="Crop and resize the images to this size.",
+            panel=DATA,
+            metavar="HxW",
+            default="the images' own",
+            parse=parse.parse_size,
+        ),
+    ] = None
+    channels: Annotated[
+        int,
+        flag(
+            "--channels",
+            help="Colour channels: 3 is RGB, 1 is grey.",
+            panel=DATA,
+            metavar="1|3",
+            parse=parse.parse_channels,
+            words=("1", "3"),
+        ),
+    ] = 3
+    background: Annotated[
+        tuple[int, ...],
+        flag(
+            "--background",
+            help="Colour under transparent pixels: black, white, #rrggbb or r,g,b.",
+            panel=DATA,
+            metavar="COLOUR",
+            default="black",
+            parse=parse.parse_colour,
+        ),
+    ] = (0, 0, 0)
+    flip: Annotated[
+        bool, flag("--flip", help="Mirror half of the images at random.", panel=DATA)
+    ] = False
+    class_conditional: Annotated[
+        bool, flag("--class-conditional", help="Train on the folders as classes.", panel=MAIN)
+    ] = False
+    label_dropout: Annotated[
+        float,
+        flag(
+            "--label-dropout",
+            help="Share of labels replaced by the null class, for --guidance; 0.1 or 10%.",
+            panel=DATA,
+            metavar="SHARE",
+            parse=parse.parse_fraction,
+        ),
+    ] = 0.1
+    holdout: Annotated[
+        float,
+        flag(
+            "--holdout",
+            help="Share of images kept aside to measure the loss on; 0.02 or 2%.",
+            panel=DATA,
+            metavar="SHARE",
+            parse=parse.parse_fraction,
+        ),
+    ] = 0.0
+    strict: Annotated[bool, flag("--strict", help="Fail on an unreadable image.", panel=DATA)] = (
+        False
+    )
+    time_limit: Annotated[
+        float | None,
+        flag(
+            "--time-limit",
+            help="Stop after 90s, 30m, 2h30m or 1d; --resume continues.",
+            panel=RUN,
+            metavar="TIME",
+            parse=parse.parse_duration,
+        ),
+    ] = None
+    save_every: Annotated[
+        int,
+        flag("--save-every", help="Updates between saved states.", panel=RUN, low=1, metavar="N"),
+    ] = 1000
+    sample_every: Annotated[
+        int,
+        flag("--sample-every", help="Updates between sample grids.", panel=RUN, low=1, metavar="N"),
+    ] = 1000
+    log_every: Annotated[
+        int, flag("--log-every", help="Updates between metrics.", panel=RUN, low=1, metavar="N")
+    ] = 50
+    log: Annotated[
+        LogKind | None,
+        flag("--log", help="Also log curves and samples to RUN/tensorboard.", panel=RUN),
+    ] = None
+    weights_dtype: Annotated[
+        SavedPrecision, flag("--weights-dtype", help="Precision of the saved weights.", panel=RUN)
+    ] = "fp32"
+    resume: Annotated[
+        bool,
+        flag("--resume", help="Continue from the last state in RUN, if there is one.", panel=RUN),
+    ] = False
+    force: Annotated[
+        bool, flag("--force", help="Start again where RUN holds a run.", panel=RUN)
+    ] = False
+    device: Annotated[str, DEVICE_NAME] = "auto"
+    precision: Annotated[Precision | None, PRECISION] = None
+    compile: Annotated[bool, COMPILE] = False
 
 
 def check_request(request: TrainRequest, processes: int) -> None:
@@ -103,12 +296,12 @@ def check_request(request: TrainRequest, processes: int) -> None:
             f"--grad-accum {request.grad_accum}{among}."
         )
     choices = (
-        ("loss_weighting", WEIGHTINGS),
-        ("prediction", (None, *PREDICTIONS)),
-        ("lr_decay", ("cosine", "constant")),
+        ("loss_weighting", get_args(Weighting)),
+        ("prediction", (None, *get_args(Prediction))),
+        ("lr_decay", get_args(Decay)),
         ("channels", (1, 3)),
-        ("weights_dtype", ("fp32", "fp16")),
-        ("log", (None, *LOGS)),
+        ("weights_dtype", get_args(SavedPrecision)),
+        ("log", (None, *get_args(LogKind))),
     )
     for name, allowed in choices:
         if getattr(request, name) not in allowed:
@@ -116,6 +309,8 @@ def check_request(request: TrainRequest, processes: int) -> None:
             flag = name.replace("_", "-")
             raise RequestError(f"--{flag} must be one of {words}.")
     if request.log is not None:
+        from ddimctl.files.event_log import check_event_log
+
         check_event_log(request.out / "tensorboard")
     if request.precision == "fp16":
         raise RequestError("training in fp16 underflows.", "Use --precision bf16 or fp32.")

@@ -74,7 +74,7 @@ def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks, report: Rep
             )
 
     device = ranks.device(request.device)
-    precision = resolve_precision(request.precision, device)
+    precision = resolve_precision(request.precision or "auto", device)
     for folder in _FOLDERS if ranks.first else ():  # what a killed run was writing
         if (request.out / folder).is_dir():
             clean_temporaries(request.out / folder)

@@ -1,13 +1,12 @@
-"""Text of the command line into values: pure functions that raise RequestError and nothing else."""
+"""Texts of options into values: pure functions of (text, flag) that raise RequestError alone."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from ddimctl.cli.options.suggest import did_you_mean
 from ddimctl.diffusion.timesteps import AUTO, KINDS
-from ddimctl.errors import RequestError, brief
+from ddimctl.errors import RequestError, brief, did_you_mean
 
 MAX_SEED: Final = 2**63 - 1
 MAX_IMAGES: Final = 1_000_000
@@ -23,48 +22,39 @@ _DURATION = re.compile("".join(f"(?:(?P<{unit}>{_NUMBER}){unit})?" for unit in _
 _REPEATED: Final = "Name each seed once."
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
+def parse_seeds(text: str, option: str = "--seeds") -> tuple[int, ...]:
     """Seeds such as "0-63,70", ranges with both ends, in the order given, each once."""
     seeds: dict[int, None] = {}
     for item in text.split(","):
         match = re.fullmatch(rf"\s*({_INTEGER})(?:\s*-\s*({_INTEGER}))?\s*", item)
         if not match:
             raise RequestError(
-                f"--seeds: {brief(item)} is not a seed or a range.", "Write --seeds 0-63,70."
+                f"{option}: {brief(item)} is not a seed or a range.", "Write --seeds 0-63,70."
             )
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise RequestError(
-                f"--seeds: the range {brief(item)} runs backwards.", f"Write {last}-{first}."
+                f"{option}: the range {brief(item)} runs backwards.", f"Write {last}-{first}."
             )
         if last > MAX_SEED:
-            raise RequestError(f"--seeds: {brief(item)} is beyond 2^63 - 1.", "Name smaller ones.")
+            raise RequestError(f"{option}: {brief(item)} is beyond 2^63 - 1.", "Name smaller ones.")
         if len(seeds) + last - first + 1 > MAX_IMAGES:
             raise RequestError(
-                f"--seeds names more than {MAX_IMAGES:,} images.", "Split them over several runs."
+                f"{option} names more than {MAX_IMAGES:,} images.", "Split them over several runs."
             )
         for seed in range(first, last + 1):
             if seed in seeds:
-                raise RequestError(f"--seeds names {seed} twice.", _REPEATED)
+                raise RequestError(f"{option} names {seed} twice.", _REPEATED)
             seeds[seed] = None
     return tuple(seeds)
 
 
-def parse_tau(text: str, steps: int | None = None) -> str | tuple[int, ...]:
-    """A kind of timesteps, "auto", or explicit ones: "0,250,999", or the name of a file that holds them.
+def parse_timesteps(text: str, option: str = "--tau") -> str | tuple[int, ...]:
+    """A kind of timesteps, "auto", or explicit ones: "0,250,999", or the name of a file with them.
 
-    steps: how many --steps asks for, which a list must not contradict. Their range is checked
-    where the checkpoint's T is known.
+    Their range is checked where the checkpoint's T is known.
     """
-    if text in (*KINDS, AUTO):
-        return text
-    tau = _listed_timesteps(text)
-    if steps not in (None, len(tau)):
-        raise RequestError(
-            f"--steps {steps} contradicts --tau, which lists {len(tau)} timesteps.",
-            "Leave --steps out.",
-        )
-    return tau
+    return text if text in (*KINDS, AUTO) else _listed_timesteps(text, option)
 
 
 def parse_size(text: str, option: str) -> tuple[int, int]:
@@ -80,16 +70,16 @@ def parse_size(text: str, option: str) -> tuple[int, int]:
     return size
 
 
-def parse_classes(text: str) -> tuple[str, ...]:
+def parse_classes(text: str, option: str = "--class") -> tuple[str, ...]:
     """Class names or indices, as written; the checkpoint knows which exist."""
     names = tuple(name.strip() for name in text.split(","))
     if not all(names):
         raise RequestError(
-            f"--class: {brief(text)} has an empty name.", "Write names such as monster,item."
+            f"{option}: {brief(text)} has an empty name.", "Write names such as peep,pixel."
         )
     for name in names:
         if len(name) > MAX_CLASS:
-            raise RequestError(f"--class: {brief(name)} is too long for the name of a class.")
+            raise RequestError(f"{option}: {brief(name)} is too long for the name of a class.")
     return names
 
 
@@ -114,6 +104,11 @@ def parse_numbers(text: str, option: str, low: float, high: float) -> tuple[floa
                 f"Write {option} {low:g},{high:g}, for example.",
             )
     return tuple(dict.fromkeys(map(float, words)))
+
+
+def parse_channels(text: str, option: str = "--channels") -> int:
+    """1 or 3."""
+    return int(parse_choices(text, option, ("1", "3"))[0])
 
 
 def parse_choices(text: str, option: str, choices: Sequence[str]) -> tuple[str, ...]:
@@ -171,41 +166,41 @@ def parse_fraction(text: str, option: str) -> float:
     return share
 
 
-def parse_flags(texts: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
+def parse_flags(texts: Sequence[str], option: str = "--model-flag") -> tuple[tuple[str, str], ...]:
     """Names and values of "num_heads=4" and its like; the checkpoint's family knows which exist."""
     flags: dict[str, str] = {}
-    for text in texts or ():
+    for text in texts:
         name, sign, value = (part.strip() for part in text.partition("="))
         if not (name and sign and value):
             raise RequestError(
-                f"--model-flag: {brief(text)} is not a name and a value.",
+                f"{option}: {brief(text)} is not a name and a value.",
                 "Write --model-flag num_heads=4.",
             )
         if flags.get(name, value) != value:
-            raise RequestError(f"--model-flag names {brief(name)} twice.", "Name it once.")
+            raise RequestError(f"{option} names {brief(name)} twice.", "Name it once.")
         flags[name] = value
     return tuple(flags.items())
 
 
-def _listed_timesteps(text: str) -> tuple[int, ...]:
+def _listed_timesteps(text: str, option: str) -> tuple[int, ...]:
     if re.fullmatch(r"[0-9\s,]+", text):
-        return _integers(text, "--tau")
+        return _integers(text, option)
     try:
         if not Path(text).is_file():
             raise RequestError(
-                f"--tau: {brief(text)} is no kind of timesteps, no list and no file."
+                f"{option}: {brief(text)} is no kind of timesteps, no list and no file."
                 f"{did_you_mean(text, KINDS)}",
                 f"Choose {', '.join(KINDS)}, a list such as 0,250,999, or a file of integers.",
             )
         if Path(text).stat().st_size > MAX_TAU_BYTES:
-            raise RequestError(f"--tau: the file {brief(text)} is too large for a list.")
+            raise RequestError(f"{option}: the file {brief(text)} is too large for a list.")
         content = Path(text).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         if isinstance(error, RequestError):
             raise
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise RequestError(f"--tau: cannot read {brief(text)}: {reason}.") from error
-    return _integers(content, f"--tau {brief(text)}")
+        raise RequestError(f"{option}: cannot read {brief(text)}: {reason}.") from error
+    return _integers(content, f"{option} {brief(text)}")
 
 
 def _integers(text: str, where: str) -> tuple[int, ...]:

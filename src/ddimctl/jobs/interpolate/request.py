@@ -1,0 +1,151 @@
+"""What `ddimctl interpolate` is asked for."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from ddimctl.errors import RequestError
+from ddimctl.jobs import parse
+from ddimctl.jobs.option import argument, finite, flag
+from ddimctl.jobs.requests import (
+    COLUMNS,
+    MAIN,
+    NO_METADATA,
+    OUTPUT,
+    SCALE,
+    SIZE,
+    YES,
+    CheckpointOptions,
+    DeviceOptions,
+    OutputOptions,
+    StepOptions,
+)
+
+PATH: Final = "Path"
+DEFAULT_FRAMES: Final = 16
+
+PathKind = Literal["slerp", "lerp"]
+VideoFormat = Literal["gif", "webp", "mp4"]
+
+
+@dataclass(frozen=True)
+class EndOptions:
+    """What is between the ends. seeds: inputs after the files.  classes: one, of all frames."""
+
+    seeds: Annotated[
+        tuple[int, ...],
+        flag(
+            "--seeds",
+            help="Seeds whose noise is used as inputs, after the files; such as 3,9.",
+            panel=MAIN,
+            metavar="LIST",
+            parse=parse.parse_seeds,
+        ),
+    ] = ()
+    classes: Annotated[
+        tuple[str, ...] | None,
+        flag(
+            "--class",
+            help="Class name or index of all frames.",
+            panel=MAIN,
+            metavar="NAME",
+            default="the inputs' own, if they agree",
+            parse=parse.parse_classes,
+        ),
+    ] = None
+    size: Annotated[tuple[int, int] | None, SIZE] = None
+    yes: Annotated[bool, YES] = False
+
+
+@dataclass(frozen=True)
+class TourOptions:
+    """The way through the inputs. frames: in all, every input included; None is 16.
+
+    grid: (rows, columns) between four inputs instead.  loop: back to the first input.
+    """
+
+    frames: Annotated[
+        int | None,
+        flag(
+            "--frames",
+            help="Number of frames, the inputs included.",
+            panel=MAIN,
+            low=2,
+            high=9999,
+            metavar="N",
+            default=str(DEFAULT_FRAMES),
+        ),
+    ] = None
+    path: Annotated[
+        PathKind,
+        flag("--path", help="Spherical (slerp) or linear (lerp) interpolation.", panel=PATH),
+    ] = "slerp"
+    loop: Annotated[bool, flag("--loop", help="Return to the first input.", panel=PATH)] = False
+    grid: Annotated[
+        tuple[int, int] | None,
+        flag(
+            "--grid",
+            help="Interpolate a grid between four corner inputs.",
+            panel=PATH,
+            metavar="ROWSxCOLUMNS",
+            parse=parse.parse_size,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class FrameOutputOptions(OutputOptions):
+    """What is made of the frames. video: of fps frames a second."""
+
+    video: Annotated[
+        VideoFormat | None,
+        flag(
+            "--video",
+            help="Also write a video of the frames; mp4 needs the extra 'video'.",
+            panel=OUTPUT,
+        ),
+    ] = None
+    fps: Annotated[
+        float,
+        flag("--fps", help="Frames per second.", panel=OUTPUT, check=finite, metavar="F"),
+    ] = 12.0
+    scale: Annotated[int | None, SCALE] = None
+    columns: Annotated[int | None, COLUMNS] = None
+    no_metadata: Annotated[bool, NO_METADATA] = False
+
+
+@dataclass(frozen=True)
+class InterpolateRequest:
+    """What to interpolate between, and how. files: latent files and input images, in order."""
+
+    files: Annotated[
+        tuple[Path, ...],
+        argument(
+            "FILE",
+            "Latent files (.pt, .safetensors; all latents in each) and input images, in order.",
+        ),
+    ] = ()
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    ends: EndOptions = field(default_factory=EndOptions)
+    tour: TourOptions = field(default_factory=TourOptions)
+    sampler: StepOptions = field(default_factory=StepOptions)
+    output: FrameOutputOptions = field(default_factory=FrameOutputOptions)
+    device: DeviceOptions = field(default_factory=DeviceOptions)
+
+    def __post_init__(self) -> None:
+        if not self.files and not self.ends.seeds:
+            raise RequestError(
+                "there is nothing to interpolate between.",
+                "Name two latents or images, or seeds with --seeds 3,9.",
+            )
+        if self.tour.grid is None:
+            return
+        given = {
+            "--frames": self.tour.frames is not None,
+            "--loop": self.tour.loop,
+            "--video": self.output.video is not None,
+        }
+        for option in (name for name, present in given.items() if present):
+            raise RequestError(
+                f"{option} is for a path, not for a --grid.", f"Leave {option} or --grid out."
+            )

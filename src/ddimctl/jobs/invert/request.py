@@ -1,0 +1,253 @@
+"""What `ddimctl invert` and `ddimctl reconstruct` are asked for."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Final, Literal, get_args
+
+from ddimctl.jobs import parse
+from ddimctl.jobs.option import above_zero, argument, flag, reachable
+from ddimctl.jobs.requests import (
+    BATCH_SIZE,
+    DETERMINISTIC,
+    DEVICE,
+    DEVICE_NAME,
+    DRY_RUN,
+    FORCE,
+    IMAGES,
+    MAIN,
+    OUT,
+    OUTPUT,
+    RESUME,
+    SIZE,
+    TIMESTEPS_HELP,
+    CheckpointOptions,
+    FixedKind,
+    check_steps,
+)
+
+INVERSION: Final = "Inversion"
+DEFAULT_STEPS: Final = 50
+
+Method = Literal["exact", "fixed-point", "naive"]
+Fit = Literal["crop", "pad", "stretch"]
+InversionPrecision = Literal["fp32", "bf16", "fp16"]
+
+_TOLERANCE: Final = flag(
+    "--tolerance",
+    help="Largest residual of a solved step; one level of 255 is 0.008.",
+    panel=INVERSION,
+    check=above_zero,
+    metavar="X",
+)
+
+
+@dataclass(frozen=True)
+class InversionDeviceOptions:
+    """What computes; exact inversion is in fp32."""
+
+    device: Annotated[str, DEVICE_NAME] = "auto"
+    precision: Annotated[
+        InversionPrecision,
+        flag("--precision", help="Compute precision; exact inversion needs fp32.", panel=DEVICE),
+    ] = "fp32"
+    batch_size: Annotated[int | None, BATCH_SIZE] = None
+    deterministic: Annotated[bool, DETERMINISTIC] = False
+
+
+@dataclass(frozen=True)
+class DatasetImageOptions:
+    """How the images of a data set are prepared. classes: one name or index; None is the null class."""
+
+    size: Annotated[tuple[int, int] | None, SIZE] = None
+    classes: Annotated[
+        tuple[str, ...] | None,
+        flag(
+            "--class",
+            help="Class name or index of the input images.",
+            panel=MAIN,
+            metavar="NAME",
+            default="the null class",
+            parse=parse.parse_classes,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class InputImageOptions(DatasetImageOptions):
+    """And of input images that need not be of one shape."""
+
+    fit: Annotated[
+        Fit, flag("--fit", help="How an input image of another shape is fitted.", panel=IMAGES)
+    ] = "crop"
+
+
+@dataclass(frozen=True)
+class InversionOptions:
+    """How images are inverted. timesteps: as StepOptions'."""
+
+    steps: Annotated[
+        int | None,
+        flag(
+            "--steps",
+            help="Number of sampling steps to invert; more are more accurate.",
+            panel=MAIN,
+            low=1,
+            metavar="S",
+            default="50, or the length of the --tau list",
+        ),
+    ] = None
+    timesteps: Annotated[
+        str | tuple[int, ...] | None,
+        flag(
+            "--tau",
+            help=TIMESTEPS_HELP.format(auto=""),
+            panel=INVERSION,
+            default="linspace",
+            metavar="KIND|LIST",
+            parse=parse.parse_timesteps,
+            words=get_args(FixedKind),
+        ),
+    ] = None
+    method: Annotated[
+        Method,
+        flag(
+            "--method",
+            help="How each step is inverted: exact (solved to --tolerance), fixed-point (plain "
+            "iteration), or naive (one evaluation).",
+            panel=INVERSION,
+        ),
+    ] = "exact"
+    tolerance: Annotated[float, _TOLERANCE] = 1e-6
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps, self.timesteps)
+
+
+@dataclass(frozen=True)
+class InversionOutputOptions:
+    """Where latents and comparisons go. out None: the current folder."""
+
+    out: Annotated[
+        Path | None,
+        flag(
+            "--out",
+            "-o",
+            help="Folder for NAME.pt and NAME.inversion.png.",
+            panel=MAIN,
+            check=reachable,
+            metavar="DIR",
+            default="the current folder",
+        ),
+    ] = None
+    resume: Annotated[bool, RESUME] = False
+    force: Annotated[bool, flag("--force", help="Overwrite existing files.", panel=OUTPUT)] = False
+    dry_run: Annotated[bool, DRY_RUN] = False
+
+
+@dataclass(frozen=True)
+class InvertRequest:
+    """What to invert and how. photos: files and folders."""
+
+    photos: Annotated[
+        tuple[Path, ...],
+        argument("IMAGE|DIR", "Input images, and folders of them.", check=reachable),
+    ]
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    images: InputImageOptions = field(default_factory=InputImageOptions)
+    inversion: InversionOptions = field(default_factory=InversionOptions)
+    output: InversionOutputOptions = field(default_factory=InversionOutputOptions)
+    device: InversionDeviceOptions = field(default_factory=InversionDeviceOptions)
+
+
+@dataclass(frozen=True)
+class ReconstructionOptions:
+    """How often, and in what, images are inverted and decoded.
+
+    decode_steps: S of the decodes, each of every inversion; None is the inversion's own.
+    limit: at most so many images.  holdout: only those that training with it keeps aside.
+    """
+
+    steps: Annotated[
+        tuple[int, ...],
+        flag(
+            "--steps",
+            help="Numbers of steps to compare.",
+            panel=MAIN,
+            metavar="LIST",
+            parse=parse.parse_counts,
+        ),
+    ] = (10, 20, 50, 100)
+    decode_steps: Annotated[
+        tuple[int, ...] | None,
+        flag(
+            "--decode-steps",
+            help="Numbers of steps to decode each latent in.",
+            panel=INVERSION,
+            metavar="LIST",
+            default="those of the inversion",
+            parse=parse.parse_counts,
+        ),
+    ] = None
+    timesteps: Annotated[
+        FixedKind,
+        flag(
+            "--tau",
+            help="Timesteps to visit: linspace, trailing, uniform or quadratic.",
+            panel=INVERSION,
+            metavar="KIND",
+        ),
+    ] = "linspace"
+    methods: Annotated[
+        tuple[Method, ...],
+        flag(
+            "--method",
+            help="Inversion methods, any of exact, fixed-point and naive.",
+            panel=INVERSION,
+            metavar="LIST",
+            parse=lambda text, option: parse.parse_choices(text, option, get_args(Method)),
+        ),
+    ] = ("exact", "naive")
+    tolerance: Annotated[float, _TOLERANCE] = 1e-6
+    limit: Annotated[
+        int | None,
+        flag(
+            "--limit",
+            help="Use at most this many images, drawn at random.",
+            panel=IMAGES,
+            low=1,
+            high=parse.MAX_IMAGES,
+            metavar="N",
+            default="all",
+        ),
+    ] = None
+    holdout: Annotated[
+        float | None,
+        flag(
+            "--holdout",
+            help="Use only the images that `train --holdout` with this share keeps aside.",
+            panel=IMAGES,
+            metavar="SHARE",
+            parse=parse.parse_fraction,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class TableOutputOptions:
+    """Where the table goes. out None: the next numbered folder under runs/."""
+
+    out: Annotated[Path | None, OUT] = None
+    force: Annotated[bool, FORCE] = False
+    dry_run: Annotated[bool, DRY_RUN] = False
+
+
+@dataclass(frozen=True)
+class ReconstructRequest:
+    """What to reconstruct, and how often. data: a folder or a zip."""
+
+    data: Annotated[Path, argument("DATA", "Folder or zip of images.")]
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    images: DatasetImageOptions = field(default_factory=DatasetImageOptions)
+    reconstruction: ReconstructionOptions = field(default_factory=ReconstructionOptions)
+    output: TableOutputOptions = field(default_factory=TableOutputOptions)
+    device: InversionDeviceOptions = field(default_factory=InversionDeviceOptions)

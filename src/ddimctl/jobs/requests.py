@@ -1,0 +1,442 @@
+"""The option groups that commands share. Each option is declared once, as a field of a group.
+
+A request is a frozen dataclass of groups; the command line is made from it, and the job receives
+it. None means: the latents' own setting, else the default that the help names.
+The words of each Literal are those of the layer that implements them; a test compares the two.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal, get_args
+
+from ddimctl.errors import RequestError
+from ddimctl.jobs import parse
+from ddimctl.jobs.option import finite, flag, reachable
+
+MAIN: Final = "Main options"
+CHECKPOINT: Final = "Checkpoint"
+IMAGES: Final = "Images"
+SAMPLER: Final = "Sampler"
+OUTPUT: Final = "Output"
+DEVICE: Final = "Device"
+
+DEFAULT_COUNT: Final = 16
+
+Weights = Literal["auto", "ema", "raw"]
+SavedPrecision = Literal["fp32", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Variance = Literal["eta", "large", "learned"]
+Clip = Literal["none", "static", "dynamic"]
+Solver = Literal["ddim", "ipndm", "dpm++2m"]
+ImageFormat = Literal["png", "webp"]
+FixedKind = Literal["linspace", "trailing", "uniform", "quadratic"]
+Kind = Literal[FixedKind, "auto"]
+Output = Literal["grid", "images", "latents", "samples", "trajectory"]
+
+CKPT_HELP: Final = "Checkpoint: a folder, a file, a hub id, or 'bundled'."
+CKPT_DEFAULT: Final = "$DDIMCTL_CKPT, else the bundled one"
+
+
+@dataclass(frozen=True)
+class CheckpointName:
+    """Which checkpoint. ckpt None: the latents', else the default."""
+
+    ckpt: Annotated[
+        str | None,
+        flag("--ckpt", help=CKPT_HELP, panel=MAIN, metavar="CKPT", default=CKPT_DEFAULT),
+    ] = None
+
+
+@dataclass(frozen=True)
+class CheckpointFileOptions:
+    """Which of a checkpoint's files, and what they do not say."""
+
+    revision: Annotated[
+        str | None,
+        flag(
+            "--revision",
+            help="Branch, tag or commit of a hub id.",
+            panel=CHECKPOINT,
+            metavar="REV",
+        ),
+    ] = None
+    variant: Annotated[
+        str | None,
+        flag(
+            "--variant",
+            help="Weight files of this variant, such as fp16.",
+            panel=CHECKPOINT,
+            metavar="NAME",
+        ),
+    ] = None
+    weights: Annotated[
+        Weights,
+        flag(
+            "--weights",
+            help="Averaged (ema) or raw weights; auto prefers averaged ones.",
+            panel=CHECKPOINT,
+        ),
+    ] = "auto"
+    model_flags: Annotated[
+        tuple[tuple[str, str], ...],
+        flag(
+            "--model-flag",
+            help="Network setting that the files do not hold, such as num_heads=4; may be repeated.",
+            panel=CHECKPOINT,
+            metavar="NAME=VALUE",
+            parse=parse.parse_flags,
+            repeat=True,
+        ),
+    ] = ()
+    allow_nonfinite: Annotated[
+        bool,
+        flag(
+            "--allow-nonfinite",
+            help="Accept weights that are NaN or infinite.",
+            panel=CHECKPOINT,
+        ),
+    ] = False
+
+
+@dataclass(frozen=True)
+class CheckpointOptions(CheckpointFileOptions, CheckpointName):  # the last base's fields come first
+    """Which checkpoint, which of its files, and what they do not say."""
+
+
+SIZE: Final = flag(
+    "--size",
+    help="Image size in pixels; one number is a square.",
+    panel=IMAGES,
+    metavar="HxW",
+    default="the checkpoint's",
+    parse=parse.parse_size,
+)
+CLASSES: Final = flag(
+    "--class",
+    help="Class names or indices; several are assigned to the images by seed.",
+    panel=MAIN,
+    metavar="LIST",
+    default="drawn by seed",
+    parse=parse.parse_classes,
+)
+SEED: Final = flag(
+    "--seed", help="Seed of the first image.", panel=IMAGES, low=0, metavar="K", default="0"
+)
+YES: Final = flag(
+    "--yes",
+    help="Allow downloading the recorded checkpoint from the hub.",
+    panel=CHECKPOINT,
+)
+NUM: Final = flag(
+    "-n",
+    "--num",
+    help="Number of images, with consecutive seeds from --seed.",
+    panel=MAIN,
+    low=1,
+    high=parse.MAX_IMAGES,
+    metavar="N",
+    default=str(DEFAULT_COUNT),
+)
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """Which images: of seeds, of consecutive seeds, or of latents.
+
+    classes: names or indices; image i gets classes[seed mod length].  size: (H, W).
+    """
+
+    num: Annotated[int | None, NUM] = None
+    seed: Annotated[int | None, SEED] = None
+    seeds: Annotated[
+        tuple[int, ...] | None,
+        flag(
+            "--seeds",
+            help="Seeds and ranges of seeds, one image each, such as 0-63,70.",
+            panel=IMAGES,
+            metavar="LIST",
+            parse=parse.parse_seeds,
+        ),
+    ] = None
+    classes: Annotated[tuple[str, ...] | None, CLASSES] = None
+    latents: Annotated[
+        Path | None,
+        flag(
+            "--latents",
+            help="File of latents x_T to decode instead of seeds; its recorded settings are used.",
+            panel=IMAGES,
+            metavar="FILE",
+        ),
+    ] = None
+    size: Annotated[tuple[int, int] | None, SIZE] = None
+    yes: Annotated[bool, YES] = False
+
+    def __post_init__(self) -> None:
+        if self.latents is not None and (self.seeds, self.num, self.seed) != (None, None, None):
+            raise RequestError(
+                "--latents holds its own images; --seeds, -n and --seed name others.",
+                "Leave one of the two out.",
+            )
+        if self.seeds is not None and (self.num, self.seed) != (None, None):
+            raise RequestError(
+                "--seeds names every image; -n and --seed name consecutive ones.",
+                "Leave one of the two out.",
+            )
+        check_last_seed(self.seed or 0, self.num or DEFAULT_COUNT)
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """One seed per image, without latents."""
+        if self.seeds is not None:
+            return self.seeds
+        return consecutive_seeds(self.seed, self.num or DEFAULT_COUNT)
+
+
+def consecutive_seeds(first: int | None, count: int) -> tuple[int, ...]:
+    """That many seeds from the first (0) on."""
+    return tuple(range(first or 0, (first or 0) + count))
+
+
+def check_last_seed(first: int, count: int) -> None:
+    """Raise RequestError where consecutive seeds pass the largest one."""
+    if first + count - 1 > parse.MAX_SEED:
+        raise RequestError(f"--seed {first}: seeds end at 2^63 - 1.", "Start at a smaller seed.")
+
+
+STEPS: Final = flag(
+    "--steps",
+    help="Number of sampling steps: network evaluations per image.",
+    panel=MAIN,
+    low=1,
+    metavar="S",
+    default="20, or the length of the --tau list",
+)
+TIMESTEPS_HELP: Final = (
+    "Timesteps to visit: linspace, trailing, uniform, quadratic, {auto}a list such as 0,250,999, "
+    "or a file with a list."
+)
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    """Of any deterministic sampling."""
+
+    guidance: Annotated[
+        float | None,
+        flag(
+            "--guidance",
+            help="Classifier-free guidance scale; 1 is off.",
+            panel=MAIN,
+            check=finite,
+            metavar="W",
+            default="1",
+        ),
+    ] = None
+    solver: Annotated[
+        Solver | None,
+        flag(
+            "--solver",
+            help="ddim, or a higher-order solver (more accurate with few steps, eta 0 only).",
+            panel=SAMPLER,
+            default="ddim",
+        ),
+    ] = None
+    clip: Annotated[
+        Clip | None,
+        flag(
+            "--clip",
+            help="Clip the predicted x_0 to [-1, 1] at each step: static, or dynamic thresholding.",
+            panel=SAMPLER,
+            default="none",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class StepOptions(SolverOptions):
+    """With one list of timesteps: a kind of them, "auto", or the timesteps themselves, ascending."""
+
+    steps: Annotated[int | None, STEPS] = None
+    timesteps: Annotated[
+        str | tuple[int, ...] | None,
+        flag(
+            "--tau",
+            help=TIMESTEPS_HELP.format(auto="auto (optimised for the checkpoint), "),
+            panel=SAMPLER,
+            default="linspace",
+            metavar="KIND|LIST",
+            parse=parse.parse_timesteps,
+            words=get_args(Kind),
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps, self.timesteps)
+
+
+def check_steps(steps: int | None, timesteps: str | tuple[int, ...] | None) -> None:
+    """Raise RequestError where --steps contradicts a list of timesteps."""
+    if isinstance(timesteps, tuple) and steps not in (None, len(timesteps)):
+        raise RequestError(
+            f"--steps {steps} contradicts --tau, which lists {len(timesteps)} timesteps.",
+            "Leave --steps out.",
+        )
+
+
+@dataclass(frozen=True)
+class SamplerOptions(StepOptions):
+    """With noise in each step: eta of eq. 16, or another variance."""
+
+    eta: Annotated[
+        float | None,
+        flag(
+            "--eta",
+            help="Stochasticity: 0 is DDIM (deterministic), 1 is DDPM.",
+            panel=SAMPLER,
+            low=0,
+            high=1,
+            check=finite,
+            metavar="X",
+            default="0, or 1 with --variance large or learned",
+        ),
+    ] = None
+    variance: Annotated[
+        Variance | None,
+        flag(
+            "--variance",
+            help="Variance of the noise that each step adds: set by --eta, large (the paper's "
+            "sigma-hat), or learned by the network.",
+            panel=SAMPLER,
+            default="eta",
+        ),
+    ] = None
+
+
+OUT: Final = flag(
+    "--out",
+    "-o",
+    help="Output folder.",
+    panel=MAIN,
+    check=reachable,
+    metavar="DIR",
+    default="the next numbered folder in runs/",
+)
+FORCE: Final = flag("--force", help="Overwrite existing output.", panel=OUTPUT)
+DRY_RUN: Final = flag("--dry-run", help="Print the settings of the run and stop.", panel=OUTPUT)
+RESUME: Final = flag(
+    "--resume",
+    help="Continue the stopped run in --out, or start it if there is none.",
+    panel=OUTPUT,
+)
+SCALE: Final = flag(
+    "--scale",
+    help="Enlarge the grid's images K times.",
+    panel=OUTPUT,
+    low=1,
+    high=64,
+    metavar="K",
+    default="by image size",
+)
+COLUMNS: Final = flag(
+    "--columns",
+    help="Images in a row of the grid.",
+    panel=OUTPUT,
+    low=1,
+    metavar="N",
+    default="nearly square",
+)
+NO_METADATA: Final = flag(
+    "--no-metadata", help="Do not write the settings into the images.", panel=OUTPUT
+)
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where a run goes. out None: the next numbered folder under runs/."""
+
+    out: Annotated[Path | None, OUT] = None
+    resume: Annotated[bool, RESUME] = False
+    force: Annotated[bool, FORCE] = False
+    dry_run: Annotated[bool, DRY_RUN] = False
+
+
+@dataclass(frozen=True)
+class ImageOutputOptions(OutputOptions):
+    """What a sampling run writes. save: which outputs.  scale, columns: None chooses."""
+
+    save: Annotated[
+        tuple[str, ...],
+        flag(
+            "--save",
+            help=f"Outputs to write, any of {', '.join(get_args(Output))}.",
+            panel=OUTPUT,
+            metavar="LIST",
+            parse=lambda text, option: parse.parse_choices(text, option, get_args(Output)),
+        ),
+    ] = ("grid", "images", "latents")
+    scale: Annotated[int | None, SCALE] = None
+    columns: Annotated[int | None, COLUMNS] = None
+    format: Annotated[
+        ImageFormat, flag("--format", help="File format of the images.", panel=OUTPUT)
+    ] = "png"
+    no_metadata: Annotated[bool, NO_METADATA] = False
+
+
+DEVICE_NAME: Final = flag(
+    "--device",
+    help="Device: auto (CUDA if available), cpu, cuda or cuda:1.",
+    panel=DEVICE,
+    metavar="NAME",
+)
+BATCH_SIZE: Final = flag(
+    "--batch-size",
+    help="Images per batch.",
+    panel=DEVICE,
+    low=1,
+    metavar="B",
+    default="chosen for the device",
+)
+DETERMINISTIC: Final = flag(
+    "--deterministic",
+    help="Deterministic CUDA kernels: the same bytes every time; slower.",
+    panel=DEVICE,
+)
+
+
+PRECISION: Final = flag(
+    "--precision",
+    help="Compute precision; auto is bf16 on CUDA, fp32 elsewhere.",
+    panel=DEVICE,
+    default="auto",
+)
+COMPILE: Final = flag(
+    "--compile", help="Compile the network with torch.compile; for long runs.", panel=DEVICE
+)
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """What computes, and how. precision None: auto, or the latents' own.  batch_size None: by device."""
+
+    device: Annotated[str, DEVICE_NAME] = "auto"
+    precision: Annotated[Precision | None, PRECISION] = None
+    batch_size: Annotated[int | None, BATCH_SIZE] = None
+    deterministic: Annotated[bool, DETERMINISTIC] = False
+    compile: Annotated[bool, COMPILE] = False
+
+
+@dataclass(frozen=True)
+class TrainedSize:
+    """size: (H, W) of the training images."""
+
+    size: Annotated[
+        tuple[int, int] | None,
+        flag(
+            "--size",
+            help="Size of the training images, where the files do not hold it.",
+            panel=CHECKPOINT,
+            metavar="HxW",
+            default="from the files",
+            parse=parse.parse_size,
+        ),
+    ] = None
