@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.untrusted.paths import check_plain_file, no_permission, reason
+from ddimctl.files.untrusted.guards import check_plain_file, no_permission, reason
 
 FORMATS: Final = ("png", "webp")
 FITS: Final = ("crop", "pad", "stretch")

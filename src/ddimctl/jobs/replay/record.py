@@ -13,7 +13,7 @@ from torch import Tensor
 from ddimctl.errors import DataError
 from ddimctl.files.latents import SUFFIXES, load_latents, plain_metadata
 from ddimctl.files.pictures.images import FORMATS, read_image_text
-from ddimctl.files.untrusted.paths import check_plain_file, is_folder
+from ddimctl.files.untrusted.guards import check_plain_file, is_folder
 from ddimctl.jobs.sample.batches import Smaller, read_smaller
 from ddimctl.jobs.sample.manifest import NAME, load_manifest
 from ddimctl.jobs.sample.records import latent_sha256, sha256_hex

@@ -12,7 +12,7 @@ import torch
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError, brief
-from ddimctl.files.untrusted.paths import check_plain_file
+from ddimctl.files.untrusted.guards import check_plain_file
 from ddimctl.jobs.sample.batches import Smaller, read_smaller
 from ddimctl.jobs.sample.plan import Plan, SampleRequest
 from ddimctl.jobs.sample.records import latent_sha256

@@ -1,4 +1,4 @@
-"""Files of torch.save from strangers, read without running anything in them."""
+"""The one reader of untrusted tensor files, of torch.save and safetensors: nothing in them runs."""
 
 import io
 import math
@@ -6,20 +6,21 @@ import pickle
 import struct
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ddimctl.errors import CheckpointError
-from ddimctl.files.untrusted.content import check_content
-from ddimctl.files.untrusted.memory import check_memory
+from ddimctl.errors import brief
+from ddimctl.files.untrusted.content import check_kind, sniff
+from ddimctl.files.untrusted.guards import check_memory
 from ddimctl.files.untrusted.pickle_calls import Storage
-from ddimctl.files.untrusted.pickle_scan import GET_PLAIN, MAX_BYTES, scan_pickle
-from ddimctl.files.untrusted.zip_members import stored_members
+from ddimctl.files.untrusted.pickle_scan import MAX_BYTES, scan_pickle
+from ddimctl.files.untrusted.guards import Refused, damaged
+from ddimctl.files.untrusted.safetensors_file import read_safetensors
+from ddimctl.files.untrusted.zip_members import check_sums, stored_members
 
 _MAX_DEPTH: Final = 100
-_MAX_VISITS: Final = 10_000_000
 _LEAVES: Final = (
     *(str, bytes, int, float, bool, type(None)),
     *(torch.Size, torch.device, torch.dtype),
@@ -31,92 +32,103 @@ _READING_ERRORS: Final = (
 )
 
 
-def read_torch(path: Path, where: str) -> Any:
+class TensorFile(NamedTuple):
+    """content: dicts, lists, tuples, plain values and tensors; of a safetensors file a dict of its
+    tensors. metadata: the texts in a safetensors header, else empty."""
+
+    content: Any
+    metadata: dict[str, str]
+
+
+def read_tensor_file(path: Path) -> TensorFile:
+    """What a file of torch.save or safetensors holds, whatever its name. Raises as read_torch."""
+    kind = sniff(path)
+    if kind == "safetensors":
+        return TensorFile(*read_safetensors(path))
+    return TensorFile(read_torch(path), {})
+
+
+def read_torch(path: Path, behind: int = 0, max_pickle: int = MAX_BYTES) -> Any:
     """What a file of torch.save holds: dicts, lists, tuples, plain values and tensors on the CPU.
 
     An argparse.Namespace comes as a dict, a numpy scalar as a number. Tensors are dense, are no
     larger than what the file holds for them, and are mapped from a zip file, not copied. The tree
-    is finite: it can be walked without care. where: the file, for messages.
+    is finite: it can be walked without care. A zip file has the checksums that it records.
 
-    Raises CheckpointError for all other files: damaged, of another format, or such that they would
-    call anything that a state dict does not need, which is then named.
+    behind: bytes of the file behind a zip archive, which is then read into memory. max_pickle:
+    bytes of what the file holds besides the numbers of its tensors. Raises Refused for all other
+    files: damaged, of another format, or such that they would call anything that plain values and
+    tensors do not need, which is then named. Raises OSError.
     """
-    kind = check_content(path, where)
-    try:
-        if kind == "torch":
-            _check_zip(path, where)
-        elif kind == "legacy":
-            _check_legacy(path, where)
-        elif kind == "pickle":
-            with path.open("rb") as file:
-                scan_pickle(file, where)
-            raise CheckpointError(f"{where} is a bare pickle, not a file of torch.save.", GET_PLAIN)
-        else:
-            raise CheckpointError(
-                f"{where} is damaged, or not a weight file at all.", "Get the file again."
-            )
-    except OSError as error:
-        raise CheckpointError(f"{where} cannot be read: {error.strerror}.") from error
-    tree = _load(path, where, zipped=kind == "torch")
-    _measure(tree, where)
+    kind = sniff(path)
+    check_kind(kind)
+    if kind == "torch":
+        _check_zip(path, behind, max_pickle)
+    elif kind == "legacy":
+        _check_legacy(path)
+    elif kind == "pickle":
+        with path.open("rb") as file:
+            scan_pickle(file)
+        raise Refused("is a bare pickle, not a file of torch.save.")
+    else:
+        raise Refused(
+            "cannot be read: it is damaged, or not a file of tensors.", "Get the file again."
+        )
+    # torch.load goes by the suffix
+    tree = _load(path, mapped=kind == "torch" and not behind and path.suffix != ".safetensors")
+    _measure(tree, max_pickle)
     return tree
 
 
-def _check_zip(path: Path, where: str) -> None:
-    members = stored_members(path, where)
+def _check_zip(path: Path, behind: int, max_pickle: int) -> None:
+    members = stored_members(path, behind)
     found = members.get("data.pkl")
-    if found is None or found.size > MAX_BYTES:
-        raise CheckpointError(f"{where} is no archive of weights.", GET_PLAIN)
+    if found is None or found.size > max_pickle:
+        raise Refused("is no archive of tensors.")
     with path.open("rb") as file:
         file.seek(found.offset)
         content = io.BytesIO(file.read(found.size))
-    for storage in scan_pickle(content, where).storages.values():
+    for storage in scan_pickle(content, max_pickle).storages.values():
         member = members.get(f"data/{storage.key}")
         if member is None or member.size != storage.nbytes:
-            raise CheckpointError(
-                f"{where} is damaged: the weights {storage.key!r} do not have the size announced.",
-                "Get the file again.",
-            )
+            raise _wrong_size(storage)
+    check_sums(path, members)
 
 
-def _check_legacy(path: Path, where: str) -> None:
+def _check_legacy(path: Path) -> None:
     """The old format: three pickles of headers, the object, a list of storages, then their bytes."""
     size = path.stat().st_size
     with path.open("rb") as file:
         for _ in range(3):
-            scan_pickle(file, where)
-        storages = scan_pickle(file, where).storages
-        keys = scan_pickle(file, where).value
+            scan_pickle(file)
+        storages = scan_pickle(file).storages
+        keys = scan_pickle(file).value
         known = type(keys) is list and all(type(key) is str for key in keys)
         if not known or len(keys) != len(storages) or set(keys) != storages.keys():
-            raise CheckpointError(
-                f"{where} is damaged: its list of weights is wrong.", "Get the file again."
-            )
+            raise damaged("its list of tensors is wrong")
         for key in keys:
-            _skip_storage(file, storages[key], size, where)
-    check_memory(sum(storage.nbytes for storage in storages.values()), where)
+            count = int.from_bytes(file.read(8), "little")
+            if count != storages[key].numel or file.tell() + storages[key].nbytes > size:
+                raise _wrong_size(storages[key])
+            file.seek(storages[key].nbytes, io.SEEK_CUR)
+        if file.tell() != size:
+            raise damaged("it goes on behind its tensors")
+    check_memory(sum(storage.nbytes for storage in storages.values()))
 
 
-def _skip_storage(file: io.BufferedReader, storage: Storage, size: int, where: str) -> None:
-    count = int.from_bytes(file.read(8), "little")
-    if count != storage.numel or file.tell() + storage.nbytes > size:
-        raise CheckpointError(
-            f"{where} is damaged: the weights {storage.key!r} do not have the size announced.",
-            "Get the file again.",
-        )
-    file.seek(storage.nbytes, io.SEEK_CUR)
+def _wrong_size(storage: Storage) -> Refused:
+    return damaged(f"the numbers of {brief(storage.key)} do not have the size announced")
 
 
-def _load(path: Path, where: str, *, zipped: bool) -> Any:
-    mapped = zipped and path.suffix != ".safetensors"  # torch.load would go by that name
+def _load(path: Path, mapped: bool) -> Any:
     try:
         with torch.serialization.safe_globals(_SAFE), path.open("rb") as file:
             return torch.load(
                 path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped
             )
     except _READING_ERRORS as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise CheckpointError(f"{where} cannot be read: {reason}.", GET_PLAIN) from error
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise Refused(f"cannot be read: {why.rstrip('.')}.") from error
 
 
 class _Namespace(dict[str, Any]):
@@ -154,7 +166,7 @@ _SAFE: Final[list[Any]] = [
 ]
 
 
-def _measure(tree: Any, where: str) -> None:
+def _measure(tree: Any, max_visits: int) -> None:
     """Refuse all but plain values and tensors, and trees without an end: deep, cyclic, or a few
     containers that hold each other so often that a walk would never finish.
     """
@@ -163,23 +175,21 @@ def _measure(tree: Any, where: str) -> None:
     def extent(value: Any, level: int) -> tuple[int, int]:
         """(height, visits of a walk that remembers nothing) of what hangs on value."""
         if isinstance(value, Tensor):
-            _check_tensor(value, where)
+            _check_tensor(value)
             return 0, 1
         kind = type(value)
         if kind in _LEAVES:
             return 0, 1
         if kind not in (dict, OrderedDict, list, tuple, _Namespace):
-            raise CheckpointError(
-                f"{where} holds a {kind.__name__}, which is not supported.", GET_PLAIN
-            )
+            raise Refused(f"holds a {kind.__name__}, which is not supported.")
         height, visits = known.get(id(value), (0, 0))
         if not visits and level <= _MAX_DEPTH:
             children = [extent(child, level + 1) for child in _children(value)]
             height = 1 + max((height for height, _ in children), default=0)
             visits = 1 + sum(visits for _, visits in children)
             known[id(value)] = height, visits
-        if level + height > _MAX_DEPTH or visits > _MAX_VISITS:
-            raise CheckpointError(f"{where} is nested too deeply for a checkpoint.", GET_PLAIN)
+        if level + height > _MAX_DEPTH or visits > max_visits:
+            raise Refused("is nested too deeply.")
         return height, visits
 
     extent(tree, 0)
@@ -190,7 +200,7 @@ def _children(value: Any) -> list[Any]:
     return inside + list(getattr(value, "__dict__", {}).values())  # a state dict's _metadata
 
 
-def _check_tensor(tensor: Tensor, where: str) -> None:
+def _check_tensor(tensor: Tensor) -> None:
     if (
         type(tensor) not in (Tensor, nn.Parameter)
         or tensor.layout != torch.strided
@@ -200,4 +210,4 @@ def _check_tensor(tensor: Tensor, where: str) -> None:
         or tensor._backward_hooks
         or math.prod(tensor.shape) * tensor.itemsize > tensor.untyped_storage().nbytes()
     ):
-        raise CheckpointError(f"{where} holds a tensor that is not plain and dense.", GET_PLAIN)
+        raise Refused("holds a tensor that is not plain and dense.")

@@ -1,0 +1,139 @@
+"""Untrusted settings, read as plain values: JSON files, JSON texts inside others, and YAML files."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Final
+
+from ddimctl.files.untrusted.content import check_kind, sniff
+from ddimctl.files.untrusted.guards import Refused, reason
+
+MAX_JSON_BYTES: Final = 8 * 2**20  # in memory twenty times as much
+_MAX_YAML_BYTES: Final = 2**16
+_MAX_DEPTH: Final = 100
+_NAMESPACE: Final = "tag:yaml.org,2002:python/object:argparse.Namespace"
+_CORRECT: Final = "Correct it, or get the file again."
+
+
+def read_json(
+    path: Path, max_bytes: int = MAX_JSON_BYTES, *, infinite: bool = False
+) -> dict[str, Any]:
+    """The object in a JSON file. Raises Refused as parse_json, for files that are too large or hold
+    anything else, and OSError.
+    """
+    check_kind(sniff(path))
+    if path.stat().st_size > max_bytes:
+        raise Refused("is too large for a file of settings.")
+    found = parse_json(path.read_bytes(), infinite=infinite)
+    if not isinstance(found, dict):
+        raise Refused("does not hold a JSON object.", _CORRECT)
+    return found
+
+
+def parse_json(text: str | bytes, *, infinite: bool = False) -> Any:
+    """The plain values of a JSON text in UTF-8.
+
+    Raises Refused where it is none, names a value twice, or holds what only Python takes: NaN,
+    infinities (unless infinite), integers beyond 64 bits, lone surrogates; and where it is nested
+    beyond 100 levels.
+    """
+    try:
+        text = text if isinstance(text, str) else text.decode("utf-8")
+        found = json.loads(text, object_pairs_hook=_unique)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise Refused(f"is not valid JSON: {reason(error)}.", _CORRECT) from error
+    except ValueError as error:  # thousands of digits
+        raise Refused("holds an integer of more than 64 bits.", _CORRECT) from error
+    except RecursionError as error:
+        raise Refused("is nested too deeply.", _CORRECT) from error
+    _check_values(found, infinite)
+    return found
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings of all sections of a YAML or JSON file in one level; empty where there is none.
+
+    Python objects in it are never made: namespaces, which ermongroup/ddim writes, are read as their
+    settings, any other as None. Raises Refused for what parse_json refuses, for aliases, with which
+    a small file can fill the memory, and for damaged files. Raises OSError.
+    """
+    if not path.is_file():
+        return {}
+    check_kind(sniff(path))
+    if path.stat().st_size > _MAX_YAML_BYTES:
+        raise Refused("is too large for a file of settings.")
+    found = _parse_yaml(path.read_bytes())
+    if not isinstance(found, dict):
+        raise Refused("does not hold settings by name.", _CORRECT)
+    settings: dict[str, Any] = {}
+    for key, value in found.items():
+        settings |= value if isinstance(value, dict) else {key: value}
+    return {str(key): value for key, value in settings.items()}
+
+
+def _parse_yaml(text: bytes) -> Any:
+    import yaml  # only such checkpoints need it
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("it has aliases (*name)")
+            return super().compose_node(parent, index)
+
+    def _namespace(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+        return loader.construct_mapping(node, deep=True)
+
+    Loader.add_constructor(_NAMESPACE, _namespace)
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, tag, node: None)
+    try:
+        found = yaml.load(text.decode("utf-8"), Loader)
+    except yaml.YAMLError as error:
+        raise Refused(f"cannot be read: {reason(error)}.", _CORRECT) from error
+    except _DAMAGE as error:  # wrong values of known tags make SafeLoader raise any of them
+        why = str(error).partition("\n")[0]
+        raise Refused(f"cannot be read: {why}.", _CORRECT) from error
+    _check_values(found)
+    return found
+
+
+_DAMAGE: Final = (
+    *(ValueError, LookupError, ArithmeticError, AttributeError, TypeError, RecursionError),
+)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # readers differ in which of the two they take
+        raise Refused("names a value twice.", _CORRECT)
+    return found
+
+
+def _check_values(found: Any, infinite: bool = False) -> None:
+    level: list[Any] = [found]
+    for _ in range(_MAX_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += value.keys()
+                inner += value.values()
+            elif isinstance(value, list | tuple | set):
+                inner += value
+            elif why := _fault(value, infinite):
+                raise Refused(f"holds {why}.", _CORRECT)
+        if not inner:
+            return
+        level = inner
+    raise Refused("is nested too deeply.", _CORRECT)
+
+
+def _fault(value: Any, infinite: bool) -> str:
+    """What is wrong with a value; empty where nothing is."""
+    if isinstance(value, str):
+        lone = not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value)
+        return "a text with half a character (a lone surrogate)" if lone else ""
+    if isinstance(value, float):
+        fine = math.isfinite(value) or (infinite and math.isinf(value))
+        return "" if fine else "a number that is not finite"
+    if isinstance(value, int):
+        return "" if -(2**63) <= value < 2**63 else "an integer of more than 64 bits"
+    return ""
