@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ddimctl.errors import DataError, RequestError, brief
 from ddimctl.files.atomic import open_atomic
-from ddimctl.files.untrusted.reader import read_tensor_file
 from ddimctl.files.untrusted.guards import Refused, refusals
+from ddimctl.files.untrusted.reader import read_tensor_file
 from ddimctl.files.untrusted.settings import parse_json
 
 SUFFIXES: Final = (".pt", ".safetensors")
@@ -60,8 +60,11 @@ def load_latents(path: Path, key: str = LATENTS) -> LatentFile:
         if not isinstance(content, dict):
             raise Refused(f"holds a {type(content).__name__}, not {_SHAPE}.")
         latents = _checked(_pick(key, content))
-        metadata = parse_json(texts["ddimctl"]) if "ddimctl" in texts else content.get("metadata")
-    return LatentFile(latents, plain_metadata(path, {} if metadata is None else metadata))
+    if texts is None:
+        return LatentFile(latents, plain_metadata(path, content.get("metadata", {})))
+    with refusals(f"{path}: its metadata", DataError):
+        metadata = parse_json(texts.get("ddimctl", "{}"))
+    return LatentFile(latents, plain_metadata(path, metadata))
 
 
 def plain_metadata(path: Path, metadata: Any) -> dict[str, Any]:
@@ -145,7 +148,8 @@ def _checked(tensor: Any) -> Tensor:
         raise Refused(f"has the shape {tuple(tensor.shape)}, not (N, C, H, W).")
     if tensor.numel() == 0:
         raise Refused(f"holds no latent: its shape is {tuple(tensor.shape)}.")
-    latents = tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    plain = torch.contiguous_format
+    latents: Tensor = tensor.detach().to(torch.float32, copy=True, memory_format=plain)
     for index, latent in enumerate(latents):
         if not bool(latent.isfinite().all()):
             raise Refused(f"has values in latent {index} that are not finite.")

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from ddimctl.checkpoints.source import Source, read_json
 from ddimctl.errors import CheckpointError
-from ddimctl.files.untrusted.guards import check_memory
+from ddimctl.files.untrusted.guards import check_memory, refusals
 from ddimctl.files.untrusted.reader import read_tensor_file
-from ddimctl.files.untrusted.guards import refusals
 
 STEM: Final = "diffusion_pytorch_model"
 

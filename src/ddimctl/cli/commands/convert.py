@@ -33,10 +33,7 @@ def convert(
     config: o.Config = None,
     debug: o.Debug = False,
 ) -> None:
-    """Write a checkpoint of any family as a folder that diffusers reads.
-
-    Where a cases.safetensors with recorded outputs lies beside SRC, the network is compared with it.
-    """
+    """Write a checkpoint of any family as a folder that diffusers reads."""
     flags = parse.parse_flags(model_flags)
     trained = parse.parse_size(size, "--size") if size is not None else None
     from ddimctl.jobs.convert import ConvertRequest
@@ -55,9 +52,5 @@ def convert(
         force=force,
     )
     result = run_job(job, request)
-    record = {
-        "out": str(result.out),
-        "compared": result.errors,
-        "checkpoint": result.checkpoint,
-    }
+    record = {"out": str(result.out), "checkpoint": result.checkpoint}
     print_result([str(result.out)], record, json)

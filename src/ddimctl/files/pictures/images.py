@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.untrusted.guards import check_plain_file, no_permission, reason
+from ddimctl.files.untrusted.guards import check_plain_file, reason
 
 FORMATS: Final = ("png", "webp")
 FITS: Final = ("crop", "pad", "stretch")
@@ -281,7 +281,7 @@ def _too_large(cause: str) -> DataError:
 
 def _unreadable(name: str, error: BaseException) -> DataError:
     if isinstance(error, PermissionError):
-        return no_permission(name)
+        return DataError(f"{name}: no permission to read it.", "Check its owner and permissions.")
     if isinstance(error, UnidentifiedImageError):
         return DataError(
             f"{name} is not a picture of a known format.", "Convert it to PNG or JPEG."

@@ -80,11 +80,6 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def no_permission(path: Path | str) -> DataError:
-    """What is said of a file that another user's permissions protect."""
-    return DataError(f"{path}: no permission to read it.", "Check its owner and permissions.")
-
-
 def reason(error: BaseException) -> str:
     """Why, in a few words on one line, without a full stop."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -114,7 +114,7 @@ def set_state(target: Any, state: Any) -> None:
 
 def _tensor(*arguments: Any) -> Made:
     """_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata)."""
-    if not 4 <= len(arguments) <= 7 or any(arguments[6:]):
+    if not 4 <= len(arguments) <= 7 or any(arguments[5:]):
         raise damaged("a tensor is not described as torch.save does it")
     storage, offset, size, stride = arguments[:4]
     if (
@@ -133,7 +133,7 @@ def _tensor(*arguments: Any) -> Made:
 
 
 def _parameter(*arguments: Any) -> Made:
-    if len(arguments) != 3 or type(arguments[0]) is not Made:
+    if len(arguments) != 3 or type(arguments[0]) is not Made or arguments[2]:
         raise damaged("a parameter has no tensor")
     return Made()
 

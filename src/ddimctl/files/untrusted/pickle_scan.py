@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
 
 from ddimctl.errors import brief
+from ddimctl.files.untrusted.guards import Refused, damaged
 from ddimctl.files.untrusted.pickle_calls import (
     CALLS,
     KNOWN,
@@ -23,7 +24,6 @@ from ddimctl.files.untrusted.pickle_calls import (
     set_state,
     storage_of,
 )
-from ddimctl.files.untrusted.guards import Refused, damaged
 
 MAX_BYTES: Final = 32 * 2**20  # of a pickle, which the numbers of the tensors are not in
 _BYTES_PER_INSTRUCTION: Final = 32  # allows a million; a tensor takes about 40

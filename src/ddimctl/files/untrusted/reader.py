@@ -1,7 +1,6 @@
 """The one reader of untrusted tensor files, of torch.save and safetensors: nothing in them runs."""
 
 import io
-import math
 import pickle
 import struct
 from collections import OrderedDict
@@ -13,17 +12,16 @@ from torch import Tensor, nn
 
 from ddimctl.errors import brief
 from ddimctl.files.untrusted.content import check_kind, sniff
-from ddimctl.files.untrusted.guards import check_memory
+from ddimctl.files.untrusted.guards import Refused, check_memory, damaged
 from ddimctl.files.untrusted.pickle_calls import Storage
 from ddimctl.files.untrusted.pickle_scan import MAX_BYTES, scan_pickle
-from ddimctl.files.untrusted.guards import Refused, damaged
 from ddimctl.files.untrusted.safetensors_file import read_safetensors
 from ddimctl.files.untrusted.zip_members import check_sums, stored_members
 
 _MAX_DEPTH: Final = 100
 _LEAVES: Final = (
     *(str, bytes, int, float, bool, type(None)),
-    *(torch.Size, torch.device, torch.dtype),
+    *(Tensor, nn.Parameter, torch.Size, torch.device, torch.dtype),
 )
 # What torch.load raises on damaged files.
 _READING_ERRORS: Final = (
@@ -33,19 +31,18 @@ _READING_ERRORS: Final = (
 
 
 class TensorFile(NamedTuple):
-    """content: dicts, lists, tuples, plain values and tensors; of a safetensors file a dict of its
-    tensors. metadata: the texts in a safetensors header, else empty."""
+    """content: what read_torch gives, or the tensors of a safetensors file by name. texts: those in
+    a safetensors header; None for other files."""
 
     content: Any
-    metadata: dict[str, str]
+    texts: dict[str, str] | None = None
 
 
 def read_tensor_file(path: Path) -> TensorFile:
     """What a file of torch.save or safetensors holds, whatever its name. Raises as read_torch."""
-    kind = sniff(path)
-    if kind == "safetensors":
+    if sniff(path) == "safetensors":
         return TensorFile(*read_safetensors(path))
-    return TensorFile(read_torch(path), {})
+    return TensorFile(read_torch(path))
 
 
 def read_torch(path: Path, behind: int = 0, max_pickle: int = MAX_BYTES) -> Any:
@@ -174,9 +171,6 @@ def _measure(tree: Any, max_visits: int) -> None:
 
     def extent(value: Any, level: int) -> tuple[int, int]:
         """(height, visits of a walk that remembers nothing) of what hangs on value."""
-        if isinstance(value, Tensor):
-            _check_tensor(value)
-            return 0, 1
         kind = type(value)
         if kind in _LEAVES:
             return 0, 1
@@ -198,16 +192,3 @@ def _measure(tree: Any, max_visits: int) -> None:
 def _children(value: Any) -> list[Any]:
     inside = list(dict.values(value)) if isinstance(value, dict) else list(value)
     return inside + list(getattr(value, "__dict__", {}).values())  # a state dict's _metadata
-
-
-def _check_tensor(tensor: Tensor) -> None:
-    if (
-        type(tensor) not in (Tensor, nn.Parameter)
-        or tensor.layout != torch.strided
-        or tensor.device.type != "cpu"
-        or tensor.is_quantized
-        or tensor.is_nested
-        or tensor._backward_hooks
-        or math.prod(tensor.shape) * tensor.itemsize > tensor.untyped_storage().nbytes()
-    ):
-        raise Refused("holds a tensor that is not plain and dense.")

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -70,5 +70,5 @@ def _place(name: str, entry: Any) -> tuple[int, int]:
     return place[0], place[1]
 
 
-def _are_sizes(values: Any) -> bool:
+def _are_sizes(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(n) is int and 0 <= n < 2**48 for n in values)

@@ -114,9 +114,7 @@ def _fault(member: zipfile.ZipInfo) -> str:
     return ""
 
 
-def _check_layout(
-    end: int, directory: list[zipfile.ZipInfo], found: dict[str, Member]
-) -> None:
+def _check_layout(end: int, directory: list[zipfile.ZipInfo], found: dict[str, Member]) -> None:
     """One folder, each name once (PyTorch's reader ignores case), each byte in one member at most."""
     folders = {name.partition("/")[0] for name in found}
     names = {name.lower() for name in found}
