@@ -63,7 +63,7 @@ def load_latents(path: Path, key: str = LATENTS) -> LatentFile:
     if texts is None:
         return LatentFile(latents, plain_metadata(path, content.get("metadata", {})))
     with refusals(f"{path}: its metadata", DataError):
-        metadata = parse_json(texts.get("ddimctl", "{}"))
+        metadata = parse_json(texts.get("ddimctl", "{}"), paths=True)
     return LatentFile(latents, plain_metadata(path, metadata))
 
 
@@ -92,7 +92,7 @@ def _plain(values: Any) -> Any:
                 raise Refused("is too large.")
     except (TypeError, ValueError, RecursionError) as error:
         raise Refused("is not plain values.") from error
-    return parse_json("".join(chunks))
+    return parse_json("".join(chunks), paths=True)
 
 
 def _save(path: Path, key: str, tensor: Tensor, metadata: Mapping[str, Any]) -> None:

@@ -49,7 +49,7 @@ def load_reference(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DataError(f"{path} is too large for a reference file.", _REMEDY)
     with refusals(f"the reference file {path}", DataError, _REMEDY):
         tensors, texts = read_safetensors(path)
-        facts = parse_json(texts.get("ddimctl", "null"))
+        facts = parse_json(texts.get("ddimctl", "null"), paths=True)
     if not isinstance(facts, dict) or facts.get("kind") != "reference":
         raise DataError(f"{path} is no reference file.", _REMEDY)
     for name, tensor in tensors.items():

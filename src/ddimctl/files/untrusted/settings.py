@@ -16,7 +16,7 @@ _CORRECT: Final = "Correct it, or get the file again."
 
 
 def read_json(
-    path: Path, max_bytes: int = MAX_JSON_BYTES, *, infinite: bool = False
+    path: Path, max_bytes: int = MAX_JSON_BYTES, *, infinite: bool = False, paths: bool = False
 ) -> dict[str, Any]:
     """The object in a JSON file. Raises Refused as parse_json, for files that are too large or hold
     anything else, and OSError.
@@ -24,18 +24,18 @@ def read_json(
     check_kind(sniff(path))
     if path.stat().st_size > max_bytes:
         raise Refused("is too large for a file of settings.")
-    found = parse_json(path.read_bytes(), infinite=infinite)
+    found = parse_json(path.read_bytes(), infinite=infinite, paths=paths)
     if not isinstance(found, dict):
         raise Refused("does not hold a JSON object.", _CORRECT)
     return found
 
 
-def parse_json(text: str | bytes, *, infinite: bool = False) -> Any:
+def parse_json(text: str | bytes, *, infinite: bool = False, paths: bool = False) -> Any:
     """The plain values of a JSON text in UTF-8.
 
     Raises Refused where it is none, names a value twice, or holds what only Python takes: NaN,
-    infinities (unless infinite), integers beyond 64 bits, lone surrogates; and where it is nested
-    beyond 100 levels.
+    infinities (unless infinite), integers beyond 64 bits, lone surrogates (unless paths: then those
+    that stand in Python for bytes of file names); and where it is nested beyond 100 levels.
     """
     try:
         text = text if isinstance(text, str) else text.decode("utf-8")
@@ -46,7 +46,7 @@ def parse_json(text: str | bytes, *, infinite: bool = False) -> Any:
         raise Refused("holds an integer of more than 64 bits.", _CORRECT) from error
     except RecursionError as error:
         raise Refused("is nested too deeply.", _CORRECT) from error
-    _check_values(found, infinite)
+    _check_values(found, infinite, "surrogateescape" if paths else "strict")
     return found
 
 
@@ -108,7 +108,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_values(found: Any, infinite: bool = False) -> None:
+def _check_values(found: Any, infinite: bool = False, surrogates: str = "strict") -> None:
     level: list[Any] = [found]
     for _ in range(_MAX_DEPTH):
         inner: list[Any] = []
@@ -118,7 +118,7 @@ def _check_values(found: Any, infinite: bool = False) -> None:
                 inner += value.values()
             elif isinstance(value, list | tuple | set):
                 inner += value
-            elif why := _fault(value, infinite):
+            elif why := _fault(value, infinite, surrogates):
                 raise Refused(f"holds {why}.", _CORRECT)
         if not inner:
             return
@@ -126,14 +126,15 @@ def _check_values(found: Any, infinite: bool = False) -> None:
     raise Refused("is nested too deeply.", _CORRECT)
 
 
-def _fault(value: Any, infinite: bool) -> str:
+def _fault(value: Any, infinite: bool, surrogates: str) -> str:
     """What is wrong with a value; empty where nothing is."""
     if isinstance(value, str):
-        lone = not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value)
-        return "a text with half a character (a lone surrogate)" if lone else ""
-    if isinstance(value, float):
-        fine = math.isfinite(value) or (infinite and math.isinf(value))
-        return "" if fine else "a number that is not finite"
-    if isinstance(value, int):
-        return "" if -(2**63) <= value < 2**63 else "an integer of more than 64 bits"
+        try:
+            value.encode("utf-8", surrogates)
+        except UnicodeEncodeError:
+            return "a text with half a character (a lone surrogate)"
+    elif isinstance(value, float) and not math.isfinite(value):
+        return "" if infinite and math.isinf(value) else "a number that is not finite"
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "an integer of more than 64 bits"
     return ""
