@@ -138,13 +138,13 @@ def test_a_bare_tensor_is_accepted_and_gets_a_batch_dimension(tmp_path: Path) ->
         ([torch.zeros(1, 1, 2, 2)], "holds a list"),
         (7, "holds a int"),
         ({"latents": "text"}, "not a plain tensor"),
-        ({"latents": torch.zeros(1, 1, 2, 2).to_sparse()}, "not a plain tensor"),
+        ({"latents": torch.zeros(1, 1, 2, 2).to_sparse()}, "holds a sparse tensor"),
         (torch.zeros(4, 4), r"shape \(4, 4\)"),
         (torch.zeros(1, 1, 1, 4, 4), "not \\(N, C, H, W\\)"),
         (torch.zeros(0, 3, 4, 4), "holds no latent"),
         (torch.zeros(1, 1, 2, 2, dtype=torch.int64), "torch.int64"),
         (torch.zeros(1, 1, 2, 2, dtype=torch.complex64), "torch.complex64"),
-        (torch.zeros(1).expand(1000, 3, 100, 100), "claims more numbers"),
+        (torch.zeros(1).expand(1000, 3, 100, 100), "larger than its storage"),
         (torch.tensor([0.0, 1.0, float("nan")]).view(3, 1, 1, 1), "latent 2 .* not finite"),
         (torch.full((2, 1, 1, 1), 1e300, dtype=torch.float64), "latent 0 .* not finite"),
         ({"latents": torch.zeros(1, 1, 1, 1), "metadata": [1]}, "no table"),
@@ -161,12 +161,15 @@ def test_what_is_no_latent_is_refused_with_the_reason(
     assert raised.value.cause.startswith(str(tmp_path / "a.pt"))
 
 
-def test_metadata_that_unfolds_without_end_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("levels", "words"), [(7, "too large"), (9, "nested too deeply")])
+def test_metadata_that_unfolds_without_end_is_refused(
+    tmp_path: Path, levels: int, words: str
+) -> None:
     folded: list[object] = []
-    for _ in range(9):
+    for _ in range(levels):
         folded = [folded] * 10
     torch.save({"latents": torch.zeros(1, 1, 1, 1), "metadata": {"a": folded}}, tmp_path / "a.pt")
-    with pytest.raises(DataError, match="too large"):
+    with pytest.raises(DataError, match=words):
         load_latents(tmp_path / "a.pt")
 
 
@@ -185,7 +188,7 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool) -
     canary, path = tmp_path / "canary", tmp_path / "a.pt"
     content = {"latents": torch.zeros(1, 1, 2, 2), "metadata": Hostile(canary)}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(DataError, match="other than plain tensors and values"):
+    with pytest.raises(DataError, match=r"would call [\w.]+, so it was not read"):
         load_latents(path)
     assert not canary.exists()
     torch.load(path, weights_only=False)  # it would have been run
@@ -222,7 +225,7 @@ def test_a_compressed_file_is_refused_before_it_is_unpacked(tmp_path: Path) -> N
         (b"<html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
         (b"hello", "cannot be read"),
-        (b"PK\x03\x04 and no more", "cannot be read"),
+        (b"PK\x03\x04 and no more", "is a zip archive"),
         (struct.pack("<Q", 2**60) + b"{}", "cannot be read"),
     ],
 )
@@ -282,7 +285,7 @@ def test_other_suffixes_and_shapes_are_not_written(tmp_path: Path) -> None:
         ("eta", "1"),
         ("guidance", None),
         ("labels", 3),
-        ("seeds", [2**63]),
+        ("seeds", [-1]),
         ("precision", 32),
         ("tau", []),
         ("checkpoint", "google/ddpm"),

@@ -26,7 +26,7 @@ from ddimctl.files.untrusted.pickle_calls import (
 )
 
 MAX_BYTES: Final = 32 * 2**20  # of a pickle, which the numbers of the tensors are not in
-_BYTES_PER_INSTRUCTION: Final = 32  # allows a million; a tensor takes about 40
+_BYTES_PER_INSTRUCTION: Final = 40  # allows 800,000; a tensor takes about 40
 _MAX_LINE: Final = 4096
 _MAX_NAME: Final = 100
 _MAX_INDEX: Final = 2**32  # of what a pickle remembers; larger ones could have colliding hashes

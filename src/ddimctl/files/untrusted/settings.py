@@ -2,9 +2,11 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
+from ddimctl.errors import brief
 from ddimctl.files.untrusted.content import check_kind, sniff
 from ddimctl.files.untrusted.guards import Refused, reason
 
@@ -104,22 +106,23 @@ _DAMAGE: Final = (
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):  # readers differ in which of the two they take
-        raise Refused("names a value twice.", _CORRECT)
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise Refused(f"names {brief(twice)} twice.", _CORRECT)
     return found
 
 
 def _check_values(found: Any, infinite: bool = False, surrogates: str = "strict") -> None:
-    level: list[Any] = [found]
+    level = [("", found)]  # (the name that a value stands under, the value)
     for _ in range(_MAX_DEPTH):
-        inner: list[Any] = []
-        for value in level:
+        inner = list[tuple[Any, Any]]()
+        for name, value in level:
             if isinstance(value, dict):
-                inner += value.keys()
-                inner += value.values()
+                inner += [(key, key) for key in value]
+                inner += value.items()
             elif isinstance(value, list | tuple | set):
-                inner += value
+                inner += [(name, item) for item in value]
             elif why := _fault(value, infinite, surrogates):
-                raise Refused(f"holds {why}.", _CORRECT)
+                raise Refused(f"holds {why}, in {brief(name)}.", _CORRECT)
         if not inner:
             return
         level = inner

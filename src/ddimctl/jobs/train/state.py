@@ -154,13 +154,14 @@ def remove_states(folder: Path) -> None:
 
 def restore(learner: Learner, state: dict[str, Any]) -> None:
     """Put a saved state back, bit for bit. Raises DataError where it is of another network."""
-    moments, weights = state["optimizer"].get("state"), list[Tensor](learner.unet.parameters())
-    # of the optimizer's state only the moments: its settings are the request's
+    saved, weights = state["optimizer"], list[Tensor](learner.unet.parameters())
+    # its settings are the request's, but for the learning rate of the last update
     groups = learner.optimizer.state_dict()["param_groups"]
-    parts = state | {"optimizer": {"state": moments, "param_groups": groups}}
     try:
-        if not _fit(moments, weights):
+        if not _fit(saved.get("state"), weights):
             raise ValueError("the moments are of other weights")
+        groups[0]["lr"] = float(saved["param_groups"][0]["lr"])
+        parts = state | {"optimizer": {"state": saved["state"], "param_groups": groups}}
         for name in _MODULES:
             getattr(learner, name).load_state_dict(parts[name])
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
