@@ -73,16 +73,11 @@ def test_settings_of_real_networks_pass(name: str, tmp_path: Path) -> None:
         ('{"trained_betas": [' + "0.01, " * 10**6 + "0.01]}", "1,000,001 numbers"),
         ('{"trained_betas": [' + "0.01, " * 2 * 10**6 + "0.01]}", "too large"),
         ('{"trained_betas": [NaN, 0.1]}', "not finite, in 'trained_betas'"),
-        ('{"trained_betas": [Infinity, 0.1]}', "betas"),
         ('{"trained_betas": [' + "9" * 400 + "]}", "64 bits, in 'trained_betas'"),
         ('{"trained_betas": {"0": 0.1}}', "not a list of numbers"),
         ('{"beta_start": ' + "9" * 400 + "}", "64 bits, in 'beta_start'"),
         ('{"num_train_timesteps": ' + "9" * 4000 + "}", "64 bits"),
         ('{"num_train_timesteps": ' + "9" * 5000 + "}", "64 bits"),
-        ('{"prediction_type": "\\ud800"}', "lone surrogate"),
-        ('{"a": ' + "[" * 200 + "]" * 200 + "}", "nested too deeply"),
-        ('{"beta_start": 0.1, "beta_start": 0.1}', "names 'beta_start' twice"),
-        ('{"clip_sample_range": NaN}', "not finite"),
     ],
 )
 def test_impossible_schedules_are_refused(tmp_path: Path, settings: str, said: str) -> None:
