@@ -17,6 +17,7 @@ from peak import IMPORT_PEAK
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Duplicate name"),
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor"),
+    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),
 ]
 MEASURE = f"""
 from pathlib import Path

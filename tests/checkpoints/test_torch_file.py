@@ -265,3 +265,29 @@ def test_the_length_of_a_safetensors_header_may_look_like_another_format(
     (tmp_path / "a").write_bytes(length.to_bytes(8, "little") + header + bytes(4))
     assert check_content(tmp_path / "a", "a") == "safetensors"
     assert torch.equal(read_file(tmp_path / "a", "a")["a"], torch.zeros(1))
+
+
+def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:
+    saved = {"a": torch.arange(64.0), "b": [torch.ones(3, dtype=torch.int64), "text", 1.5]}
+    torch.save(saved, path := tmp_path / "a.pt")
+    whole, refused = path.read_bytes(), 0
+    for place in range(0, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        try:
+            found = read_file(path, "a.pt")
+        except CheckpointError:
+            refused += 1
+            continue
+        assert found.keys() == saved.keys()
+        assert torch.equal(found["a"], saved["a"])
+        assert torch.equal(found["b"][0], saved["b"][0])
+        assert found["b"][1:] == saved["b"][1:]
+    assert refused > 200
+
+
+def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        assert _round_trip(tmp_path / "a.pt", {"a": torch.ones(3)}, True)["a"].sum() == 3
+    finally:
+        torch.serialization.set_crc32_options(True)

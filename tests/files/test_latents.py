@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import pickle
 import struct
 import warnings
@@ -297,3 +298,34 @@ def test_settings_of_a_wrong_type_are_refused_by_name(tmp_path, name, value, suf
     save_latents(path, torch.zeros(1, 3, 4, 4), {name: value})
     with pytest.raises(DataError, match=f"impossible '{name}'"):
         load_latents(path)
+
+
+def test_names_that_are_not_utf_8_stay_readable(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    for suffix in SUFFIXES:
+        save_latents(path := tmp_path / f"a{suffix}", torch.ones(1, 1, 2, 2), {"picture": name})
+        assert load_latents(path).metadata == {"picture": name}
+    save_latents(path := tmp_path / f"{name}.pt", torch.ones(1, 1, 2, 2), {})
+    assert torch.equal(load_latents(path).latents, torch.ones(1, 1, 2, 2))
+    torch.save({"latents": torch.ones(1, 1, 2, 2), "metadata": {"picture": "\ud800"}}, path)
+    with pytest.raises(DataError, match="half a character"):
+        load_latents(path)
+
+
+def test_what_is_read_is_a_copy_that_no_change_of_the_file_reaches(tmp_path: Path) -> None:
+    for suffix in SUFFIXES:
+        save_latents(path := tmp_path / f"a{suffix}", torch.ones(1, 3, 64, 64), {})
+        found = load_latents(path).latents
+        path.write_bytes(bytes(path.stat().st_size))
+        assert torch.equal(found, torch.ones(1, 3, 64, 64))
+
+
+def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:
+    save_latents(tmp_path / "a.pt", torch.ones(1, 1, 2, 2), {"eta": 0.5})
+    save_latents(tmp_path / "b.safetensors", torch.ones(1, 1, 2, 2), {"eta": 0.5})
+    (tmp_path / "a.pt").rename(tmp_path / "c.safetensors")
+    (tmp_path / "b.safetensors").rename(tmp_path / "d.pt")
+    for name in ("c.safetensors", "d.pt"):
+        found = load_latents(tmp_path / name)
+        assert torch.equal(found.latents, torch.ones(1, 1, 2, 2))
+        assert found.metadata == {"eta": 0.5}

@@ -80,6 +80,15 @@ def is_folder(path: Path) -> bool:
         return False
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether libraries in Rust and C++ can open the path, which may hold any bytes on Linux."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def reason(error: BaseException) -> str:
     """Why, in a few words on one line, without a full stop."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)

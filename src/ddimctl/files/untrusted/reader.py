@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ddimctl.errors import brief
 from ddimctl.files.untrusted.content import check_kind, sniff
-from ddimctl.files.untrusted.guards import Refused, check_memory, damaged
+from ddimctl.files.untrusted.guards import Refused, check_memory, damaged, is_utf8
 from ddimctl.files.untrusted.pickle_calls import Storage
 from ddimctl.files.untrusted.pickle_scan import MAX_BYTES, scan_pickle
 from ddimctl.files.untrusted.safetensors_file import read_safetensors
@@ -72,7 +72,8 @@ def read_torch(path: Path, behind: int = 0, max_pickle: int = MAX_BYTES) -> Any:
             "cannot be read: it is damaged, or not a file of tensors.", "Get the file again."
         )
     # torch.load goes by the suffix
-    tree = _load(path, mapped=kind == "torch" and not behind and path.suffix != ".safetensors")
+    mappable = kind == "torch" and path.suffix != ".safetensors" and is_utf8(path)
+    tree = _load(path, mapped=mappable and not behind)
     _measure(tree, max_pickle)
     return tree
 

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ddimctl.errors import brief
-from ddimctl.files.untrusted.guards import damaged, reason
+from ddimctl.files.untrusted.guards import Refused, damaged, is_utf8, reason
 from ddimctl.files.untrusted.settings import parse_json
 
 _MAX_HEADER: Final = 5 * 2**20  # bytes; a tensor takes about 120
@@ -27,6 +27,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises Refused where the header does not describe the rest of the file exactly, and OSError.
     """
+    if not is_utf8(path):
+        raise Refused("cannot be read: its path is not UTF-8.", "Rename the file or its folder.")
     texts = _check_header(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
