@@ -15,6 +15,10 @@ _MAX_YAML_BYTES: Final = 2**16
 _MAX_DEPTH: Final = 100
 _NAMESPACE: Final = "tag:yaml.org,2002:python/object:argparse.Namespace"
 _CORRECT: Final = "Correct it, or get the file again."
+# What SafeLoader raises besides its own errors, on wrong values of known tags.
+_DAMAGE: Final = (
+    *(ValueError, LookupError, ArithmeticError, AttributeError, TypeError, RecursionError),
+)
 
 
 def read_json(
@@ -89,18 +93,10 @@ def _parse_yaml(text: bytes) -> Any:
     Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, tag, node: None)
     try:
         found = yaml.load(text.decode("utf-8"), Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *_DAMAGE) as error:
         raise Refused(f"cannot be read: {reason(error)}.", _CORRECT) from error
-    except _DAMAGE as error:  # wrong values of known tags make SafeLoader raise any of them
-        why = str(error).partition("\n")[0]
-        raise Refused(f"cannot be read: {why}.", _CORRECT) from error
     _check_values(found)
     return found
-
-
-_DAMAGE: Final = (
-    *(ValueError, LookupError, ArithmeticError, AttributeError, TypeError, RecursionError),
-)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -122,7 +118,8 @@ def _check_values(found: Any, infinite: bool = False, surrogates: str = "strict"
             elif isinstance(value, list | tuple | set):
                 inner += [(name, item) for item in value]
             elif why := _fault(value, infinite, surrogates):
-                raise Refused(f"holds {why}, in {brief(name)}.", _CORRECT)
+                where = f", in {brief(name)}" if name else ""
+                raise Refused(f"holds {why}{where}.", _CORRECT)
         if not inner:
             return
         level = inner

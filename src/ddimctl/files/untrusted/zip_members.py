@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ddimctl.errors import brief
-from ddimctl.files.untrusted.guards import Refused, damaged
+from ddimctl.files.untrusted.guards import Refused, damaged, reason
 
 _LARGEST_DIRECTORY: Final = 8 * 2**20  # bytes: names of about 80,000 members
 _END: Final = struct.Struct("<4s4H2LH")
@@ -55,7 +55,7 @@ def stored_members(path: Path, behind: int = 0) -> dict[str, Member]:
                 name, extra = _LOCAL.unpack(file.read(_LOCAL.size))
                 offsets.append(member.header_offset + _LOCAL.size + name + extra)
     except _ERRORS as error:
-        raise damaged(str(error)) from error
+        raise damaged(reason(error)) from error
     for member in directory:
         if why := _fault(member):
             raise Refused(
