@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 from pickle_parts import (
     OS,
+    TENSOR,
     call,
     group,
     look_up,
@@ -119,6 +120,13 @@ class _Harmless:
     pass
 
 
+def _hooked() -> bytes:
+    """A tensor with a hook that is called in the backward pass."""
+    hooks = ORDERED + b"(" + number(1) + b"Nu"
+    parts = [storage(4), number(0), group(number(4)), group(number(1)), b"\x89", hooks]
+    return call(TENSOR, *parts)
+
+
 def _laughs() -> bytes:
     """Thirty lists, each of which holds the one before it ten times."""
     body = b"]" + b"q\x00"
@@ -135,6 +143,31 @@ def _patched(path: Path, signature: bytes, at: int, form: str, *values: int) -> 
         struct.pack_into(form, data, start + at, *values)
         start = data.find(signature, start + 1)
     path.write_bytes(data)
+
+
+def _flipped(path: Path) -> None:
+    """One bit of a number, which only the archive's checksum tells."""
+    write_zip(path, program(state_dict()), b"\x00\x00\x80\x3f" * 4)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"\x80\x3f", b"\x80\x3e", 1))
+
+
+def _renamed(path: Path) -> None:
+    """A member's name in capitals, which PyTorch's reader finds and a careless scan does not."""
+    write_zip(path, program(_unfolding()))
+    path.write_bytes(path.read_bytes().replace(b"archive/data.pkl", b"archive/DATA.PKL"))
+
+
+def _unfolding(rounds: int = 21) -> bytes:
+    """A text of 1 KB, written in hexadecimal over and over: 2 GB."""
+    encode, spell = look_up("_codecs", "encode"), text("hex") + b"\x86R"
+    return encode * (rounds + 1) + text("a" * 1024) + text("utf-8") + b"\x86R" + spell * rounds
+
+
+def _with_zip_behind(path: Path) -> None:
+    write_legacy(path, program(call(("__builtin__", "bytearray"), number(2**32))))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x", "y")
 
 
 def _encrypted(path: Path) -> None:
@@ -201,6 +234,11 @@ BROKEN: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
         r"builtins\.bytearray",
     ),
     "tensor-class": (_pickled(call(("torch", "FloatTensor"), number(BIG))), r"torch\.FloatTensor"),
+    "tensor-of-a-size": (
+        _pickled(mapping(latents=call(("torch", "Tensor"), *map(number, (1, 1, 20_000, 30_000))))),
+        r"would call torch\.Tensor",
+    ),
+    "unfolding": (_pickled(_unfolding()), "bytes are spelled"),
     "object": (_saved({"a": _Harmless()}), r"would call copy_reg\._reconstructor|_Harmless"),
     "numpy-array": (
         _pickled(look_up("numpy.core.multiarray", "_reconstruct")),
@@ -235,6 +273,11 @@ BROKEN: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
     ),
     # unusual tensors
     "sparse": (_saved({"a": torch.eye(3).to_sparse()}), "a sparse tensor"),
+    "nested": (
+        _saved({"latents": torch.nested.nested_tensor([torch.ones(3, 8, 8)] * 2)}),
+        "a nested tensor",
+    ),
+    "with-hooks": (_pickled(_hooked(), FOUR), "not described"),
     "quantized": (
         lambda path: torch.save(
             torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), path
@@ -249,10 +292,14 @@ BROKEN: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
     "cycle": (_pickled(b"}q\x00" + text("a") + b"h\x00s"), "nested too deeply"),
     "laughs": (_pickled(_laughs()), "nested too deeply"),
     "objects": (_pickled(b"(" + b"}" * 10**6 + b"t"), "too many objects"),
-    "long-text": (_pickled(text("x" * (33 * 2**20))), "no archive of weights"),
+    "long-text": (_pickled(text("x" * (33 * 2**20))), "no archive of tensors"),
     "colliding-keys": (
-        _pickled(b"}(" + b"".join(number(k * (2**61 - 1)) + b"N" for k in range(1, 99)) + b"u"),
+        _pickled(b"}(" + b"".join(number(k * (2**61 - 1)) + b"N" for k in range(1, 60_000)) + b"u"),
         "neither names nor numbers",
+    ),
+    "colliding-memo": (
+        _pickled(b"}" + b"".join(b"p%d\n" % (k * (2**61 - 1)) for k in range(1, 60_000))),
+        "no number",
     ),
     "hidden-methods": (
         _pickled(ORDERED + mapping(items=b"N") + b"b"),
@@ -287,6 +334,8 @@ BROKEN: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
         ),
         "damaged",
     ),
+    "capitals": (_renamed, "is a zip archive"),
+    "flipped-bit": (_flipped, "do not have their checksum"),
     "zip-cut": (_cut(_pickled(state_dict(), FOUR), 200), "damaged"),
     "bare": (lambda path: path.write_bytes(pickle.dumps([1], 2)), "a bare pickle"),
     # the old format
@@ -296,18 +345,25 @@ BROKEN: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
     "legacy-cut-early": (_cut(_legacy(state_dict(legacy=True), FOUR), 60), "ends too early"),
     "legacy-unlisted": (
         _legacy(state_dict(legacy=True), FOUR, keys=pickle.dumps([], 2)),
-        "list of weights",
+        "list of tensors",
+    ),
+    "legacy-with-zip-behind": (_with_zip_behind, r"would call builtins\.bytearray"),
+    "legacy-with-more-behind": (
+        lambda path: path.write_bytes(
+            write_legacy(path, program(state_dict(legacy=True)), FOUR).read_bytes() + b"PK"
+        ),
+        "goes on behind",
     ),
     "legacy-expanded": (
         _legacy(tensor(4, (10**9,), (0,), legacy=True), FOUR),
         "larger than its storage",
     ),
     # safetensors
-    "st-length": (header(b"{}", length=2**62), "damaged, or not a weight file"),
+    "st-length": (header(b"{}", length=2**62), "damaged, or not a file of tensors"),
     "st-cut": (header(b'{"a": ', length=2**20), "ends within its header"),
     "st-long": (header(b"{" + b" " * 5 * 2**20 + b"}", b""), "bytes long"),
-    "st-text": (header(b"{no json"), "cannot be read"),
-    "st-deep": (header(b'{"a":' + b"[" * 10**5), "cannot be read"),
+    "st-text": (header(b"{no json"), "not valid JSON"),
+    "st-deep": (header(b'{"a":' + b"[" * 10**5), "nested too deeply"),
     "st-twice": (
         header(b'{"a": {"dtype": "F32", "dtype": "F16", "shape": [4], "data_offsets": [0, 16]}}'),
         "twice",
@@ -318,7 +374,11 @@ BROKEN: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
     "st-negative": (_entries(_entry(shape=(-4,))), "impossible shape"),
     "st-fraction": (_entries(_entry(shape=(4.0,))), "impossible shape"),
     "st-overflow": (_entries(_entry(shape=(2**33, 2**33))), "size of its shape"),
-    "st-huge": (_entries(_entry(shape=(2**70, 0), place=(0, 0)), data=b""), "impossible shape"),
+    "st-huge": (_entries(_entry(shape=(2**50, 0), place=(0, 0)), data=b""), "impossible shape"),
+    "st-digits": (_entries(_entry(shape=(10**400,))), "more than 64 bits"),
+    "st-nan": (_entries(_entry(shape=(float("nan"),))), "not finite"),
+    "st-surrogate": (header(b'{"__metadata__": {"a": "\\ud800"}}', b""), "half a character"),
+    "st-metadata": (header(b'{"__metadata__": {"a": [1]}}', b""), "header is not one"),
     "st-larger": (_entries(_entry(shape=(5,))), "size of its shape"),
     "st-place": (_entries(_entry(place=(0, 16, 16))), "impossible shape"),
     "st-overlap": (_entries(_entry(), _entry(shape=(2,), place=(8, 16))), "overlap"),
@@ -329,15 +389,22 @@ BROKEN: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
 
 
 def read(path: Path) -> object:
-    """As the reader of weights does."""
+    """As weights."""
     from ddimctl.checkpoints.build.weights import read_weights
 
     return read_weights([path], "folder")
 
 
+def read_latents(path: Path) -> object:
+    """As latents."""
+    from ddimctl.files.latents import load_latents
+
+    return load_latents(path)
+
+
 def measure(folder: Path) -> None:
-    """Read them all and print by how many MiB each raised the peak of memory, as JSON."""
-    from ddimctl.errors import CheckpointError
+    """Read them all in both ways and print by how many MiB each raised the peak of memory, as JSON."""
+    from ddimctl.errors import CheckpointError, DataError
 
     grown = {}
     torch.save({"a": torch.ones(3)}, plain := folder / "plain")
@@ -346,8 +413,9 @@ def measure(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         forget_peak()
         before = peak()
-        try:
-            read(path)
-        except CheckpointError:
-            grown[path.name] = peak() - before
+        for reader, error in ((read, CheckpointError), (read_latents, DataError)):
+            try:
+                reader(path)
+            except error:
+                grown[path.name] = peak() - before
     print(json.dumps(grown))

@@ -68,12 +68,12 @@ def test_impossible_schedules_are_refused(tmp_path: Path) -> None:
     for settings, said in (
         ('{"trained_betas": [' + "0.01, " * 10**6 + "0.01]}", "1,000,001 numbers"),
         ('{"trained_betas": [' + "0.01, " * 2 * 10**6 + "0.01]}", "too large"),
-        ('{"trained_betas": [NaN, 0.1]}', "betas"),
-        ('{"trained_betas": [' + "9" * 400 + "]}", "not a list of numbers"),
+        ('{"trained_betas": [NaN, 0.1]}', "not finite, in 'trained_betas'"),
+        ('{"trained_betas": [' + "9" * 400 + "]}", "64 bits, in 'trained_betas'"),
         ('{"trained_betas": {"0": 0.1}}', "not a list of numbers"),
-        ('{"beta_start": ' + "9" * 400 + "}", "beta_start"),
-        ('{"num_train_timesteps": ' + "9" * 4000 + "}", "num_train_timesteps"),
-        ('{"num_train_timesteps": ' + "9" * 5000 + "}", "not valid JSON"),
+        ('{"beta_start": ' + "9" * 400 + "}", "64 bits, in 'beta_start'"),
+        ('{"num_train_timesteps": ' + "9" * 4000 + "}", "64 bits"),
+        ('{"num_train_timesteps": ' + "9" * 5000 + "}", "64 bits"),
     ):
         (tmp_path / "scheduler_config.json").write_text(settings)
         with pytest.raises(CheckpointError, match=said) as caught:
@@ -112,7 +112,7 @@ def test_links_and_pipes_are_neither_waited_for_nor_shown(tmp_path: Path) -> Non
 def test_control_characters_of_a_config_do_not_reach_the_terminal(
     tmp_path: Path, run_forked
 ) -> None:
-    write_json(tmp_path / "model/config.json", _class_name="\x1b[2J\ud800\x07evil")
+    write_json(tmp_path / "model/config.json", _class_name="\x1b[2J\x07evil")
     ran = run_forked("info", tmp_path / "model")
     assert ran.code == 1
     assert "evil" in ran.stderr

@@ -187,7 +187,7 @@ def test_a_safetensors_header_that_names_a_weight_twice_is_refused(tmp_path: Pat
     entry = '"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
     header = f"{{{entry}, {entry}}}".encode()
     (tmp_path / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(CheckpointError, match="names a weight twice"):
+    with pytest.raises(CheckpointError, match="names 'a' twice"):
         load_checkpoint(tmp_path)
 
 

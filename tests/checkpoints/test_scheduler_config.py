@@ -1,10 +1,11 @@
 """scheduler_config.json becomes the schedule that diffusers' own scheduler has."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from tiny_unets import tiny_unet, write_flat, write_json
 
 from ddimctl.checkpoints import load_checkpoint
@@ -119,3 +120,15 @@ def test_explicit_betas_are_written_and_read() -> None:
     config = scheduler_config(schedule, "v")
     assert torch.equal(read_diffusion(config, "x").schedule.alpha_bar, schedule.alpha_bar)
     assert len(DDIMScheduler.from_config(config).alphas_cumprod) == 3
+
+
+def test_a_bound_of_minus_infinity_is_none(tmp_path: Path) -> None:
+    """As diffusers writes the DPM-Solver schedulers' lambda_min_clipped."""
+    theirs = DPMSolverMultistepScheduler()
+    write_flat(tmp_path, tiny_unet())
+    theirs.save_pretrained(tmp_path)
+    assert "-Infinity" in (tmp_path / "scheduler_config.json").read_text()
+    found = load_checkpoint(tmp_path)
+    assert "lambda_min_clipped" not in found.ignored
+    assert found.ignored["solver_order"] == 2
+    json.dumps(dict(found.ignored), allow_nan=False)

@@ -14,12 +14,10 @@ import torch
 from pickle_parts import call, look_up, number, program, state_dict, text, write_zip
 from safetensors.torch import save_file
 
-from ddimctl.checkpoints.build.weights import check_finite
+from ddimctl.checkpoints.build.weights import check_finite, read_file
+from ddimctl.checkpoints.identify import check_content
 from ddimctl.errors import CheckpointError
-from ddimctl.files.untrusted import memory
-from ddimctl.files.untrusted.content import check_content
-from ddimctl.files.untrusted.safetensors_file import read_safetensors
-from ddimctl.files.untrusted.torch_file import read_torch
+from ddimctl.files.untrusted import guards
 from ddimctl.files.untrusted.zip_members import stored_members
 
 FORMS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -27,7 +25,7 @@ FORMS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 
 def _round_trip(path: Path, value: Any, zipped: bool) -> Any:
     torch.save(value, path, _use_new_zipfile_serialization=zipped)
-    return read_torch(path, path.name)
+    return read_file(path, path.name)
 
 
 def _trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -93,7 +91,7 @@ def test_a_numpy_scalar_comes_as_a_number_without_numpy(tmp_path: Path, package:
     dtype += b"(K\x03" + text("<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     data = call(("_codecs", "encode"), text("\x00\x00\x00\x00\x00\x00ø?"), text("latin1"))
     write_zip(tmp_path / "a.pt", program(call((package, "scalar"), dtype, data)))
-    assert read_torch(tmp_path / "a.pt", "a.pt") == 1.5
+    assert read_file(tmp_path / "a.pt", "a.pt") == 1.5
 
 
 def test_what_numpy_itself_writes_is_read(tmp_path: Path) -> None:
@@ -113,17 +111,17 @@ def test_the_allowance_for_a_file_ends_with_its_reading(tmp_path: Path) -> None:
 
 def test_the_tensors_of_a_zip_file_are_mapped_not_copied(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(300), "b": torch.ones(2)}, path := tmp_path / "a.pt")
-    places = stored_members(path, "a.pt")
-    found = read_torch(path, "a.pt")
+    places = stored_members(path)
+    found = read_file(path, "a.pt")
     apart = places["data/1"].offset - places["data/0"].offset
     assert found["b"].data_ptr() - found["a"].data_ptr() == apart
 
 
 def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(3)}, tmp_path / "model.safetensors")
-    assert torch.equal(read_torch(tmp_path / "model.safetensors", "x")["a"], torch.ones(3))
+    assert torch.equal(read_file(tmp_path / "model.safetensors", "x")["a"], torch.ones(3))
     save_file({"a": torch.ones(3)}, tmp_path / "model.pt")
-    assert torch.equal(read_safetensors(tmp_path / "model.pt", "x")["a"], torch.ones(3))
+    assert torch.equal(read_file(tmp_path / "model.pt", "x")["a"], torch.ones(3))
 
 
 def test_forcing_both_ways_at_once_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,14 +134,14 @@ def test_forcing_both_ways_at_once_is_told(tmp_path: Path, monkeypatch: pytest.M
 def test_the_old_format_needs_memory_which_is_asked_for_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "available_memory", lambda: 100)
+    monkeypatch.setattr(guards, "available_memory", lambda: 100)
     assert _round_trip(tmp_path / "a.pt", {"a": torch.ones(30)}, True)
     with pytest.raises(CheckpointError, match=r"needs .* of memory"):
         _round_trip(tmp_path / "a.pt", {"a": torch.ones(30)}, False)
 
 
 def test_available_memory_is_less_than_a_machine_has() -> None:
-    available = memory.available_memory()
+    available = guards.available_memory()
     assert available is not None
     assert 2**24 < available <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -151,13 +149,13 @@ def test_available_memory_is_less_than_a_machine_has() -> None:
 def test_a_container_has_what_its_limit_leaves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
+    monkeypatch.setattr(guards, "_CONTAINER", tmp_path)
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("700\n")
     (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 150\nactive_file 50\n")
-    assert memory.available_memory() == 450
+    assert guards.available_memory() == 450
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory.available_memory() > 2**24
+    assert guards.available_memory() > 2**24
 
 
 @pytest.mark.parametrize(
@@ -216,13 +214,13 @@ def _tar(name: str) -> bytes:
         (b"Rar!\x1a\x07\x01", "rar", "Unpack"),
         (_tar("readme"), "tar archive", "Unpack"),
         (_tar("storages"), r"PyTorch 0\.1", "Save it again"),
-        (b"\x89PNG\r\n\x1a\n", "picture", "--ckpt"),
-        (b"\xff\xd8\xff\xe0", "picture", "--ckpt"),
-        (b"RIFF\x00\x00\x00\x00WEBPVP8 ", "picture", "--ckpt"),
+        (b"\x89PNG\r\n\x1a\n", "an image", "--ckpt"),
+        (b"\xff\xd8\xff\xe0", "an image", "--ckpt"),
+        (b"RIFF\x00\x00\x00\x00WEBPVP8 ", "an image", "--ckpt"),
         (_onnx(), "ONNX", "PyTorch"),
-        (b"GGUF\x03\x00\x00\x00", "GGUF", "diffusers"),
+        (b"GGUF\x03\x00\x00\x00", "GGUF", "diffusers folder"),
         (b"\x89HDF\r\n\x1a\n", "Keras", "PyTorch"),
-        (b"\x93NUMPY\x01\x00", "numpy", "diffusers"),
+        (b"\x93NUMPY\x01\x00", "numpy", "diffusers folder"),
         (b"x" * 40 + b"\x57\xfb\x80\x8b\x24\x75\x47\xdb", "TensorFlow", "PyTorch"),
         (_torchscript(), "TorchScript", "state dict"),
     ],
@@ -232,27 +230,29 @@ def test_files_of_other_programs_are_named(
 ) -> None:
     (path := tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=what) as caught:
-        read_torch(path, "model.pt")
+        check_content(path, "model.pt")
     assert remedy in caught.value.remedy
+    with pytest.raises(CheckpointError, match=what):
+        read_file(path, "model.pt")
 
 
 @pytest.mark.timeout(20)
 def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, what in [
-        (tmp_path / "pipe", "a device or a pipe"),
-        (Path(os.devnull), "a device or a pipe"),
+        (tmp_path / "pipe", "a pipe or a device"),
+        (Path(os.devnull), "a pipe or a device"),
         (tmp_path, "a folder"),
     ]:
         with pytest.raises(CheckpointError, match=what):
-            read_torch(path, path.name)
-    with pytest.raises(CheckpointError, match="cannot be read: No such file"):
+            read_file(path, path.name)
+    with pytest.raises(CheckpointError, match="nothing: there is no such file"):
         check_content(tmp_path / "nothing", "nothing")
 
 
 def test_a_pickle_may_name_types_without_calling_them(tmp_path: Path) -> None:
     body = b"](" + look_up("torch", "float16") + number(3) + state_dict() + b"e"
-    found = read_torch(write_zip(tmp_path / "a.pt", program(body), bytes(16)), "a.pt")
+    found = read_file(write_zip(tmp_path / "a.pt", program(body), bytes(16)), "a.pt")
     assert found[:2] == [torch.float16, 3]
     assert torch.equal(found[2]["a"], torch.zeros(4))
 
@@ -264,4 +264,30 @@ def test_the_length_of_a_safetensors_header_may_look_like_another_format(
     header = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'.ljust(length)
     (tmp_path / "a").write_bytes(length.to_bytes(8, "little") + header + bytes(4))
     assert check_content(tmp_path / "a", "a") == "safetensors"
-    assert torch.equal(read_safetensors(tmp_path / "a", "a")["a"], torch.zeros(1))
+    assert torch.equal(read_file(tmp_path / "a", "a")["a"], torch.zeros(1))
+
+
+def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:
+    saved = {"a": torch.arange(64.0), "b": [torch.ones(3, dtype=torch.int64), "text", 1.5]}
+    torch.save(saved, path := tmp_path / "a.pt")
+    whole, refused = path.read_bytes(), 0
+    for place in range(0, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        try:
+            found = read_file(path, "a.pt")
+        except CheckpointError:
+            refused += 1
+            continue
+        assert found.keys() == saved.keys()
+        assert torch.equal(found["a"], saved["a"])
+        assert torch.equal(found["b"][0], saved["b"][0])
+        assert found["b"][1:] == saved["b"][1:]
+    assert refused > 200
+
+
+def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        assert _round_trip(tmp_path / "a.pt", {"a": torch.ones(3)}, True)["a"].sum() == 3
+    finally:
+        torch.serialization.set_crc32_options(True)

@@ -1,16 +1,16 @@
 """`ddimctl convert`, and files of other families on the command line of the other commands."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 
 from ddimctl.checkpoints import load_checkpoint
-from ddimctl.errors import CheckpointError
 from ddimctl.jobs.convert import ConvertRequest, convert
 
 DATA = Path(__file__).parents[1] / "data"
@@ -28,21 +28,50 @@ def flags(said):
     return [word for flag in said for word in ("--model-flag", flag)]
 
 
-def test_a_converted_folder_computes_the_same(run_forked, tmp_path):
+def worst_error(folder, recorded):
+    """Of the folder's network: the largest relative error against outputs that a peer recorded."""
+    network, x = load_checkpoint(folder).network, recorded["x_T"]
+    errors = []
+    with torch.inference_mode():
+        for t in (0, 1, 500, 999):
+            ours = network(x, torch.full((len(x),), t), recorded.get("y"))
+            theirs = recorded[f"out.t{t}"]
+            errors.append(float((ours - theirs).norm() / theirs.norm()))
+    return max(errors)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "output"),
+    [
+        ("ermongroup_tiny", "ema", "eps"),
+        ("ermongroup_tiny", "raw", "raw_eps"),
+        ("improved_diffusion_tiny", "auto", "out"),
+        ("guided_diffusion_tiny", "auto", "out"),
+        ("guided_diffusion_tiny_class", "auto", "out"),
+    ],
+)
+def test_a_converted_folder_computes_what_the_peer_recorded(tmp_path, name, weights, output):
+    convert(ConvertRequest(str(DATA / name), tmp_path / "out", weights=weights))
+    cases = load_file(DATA / name / "cases.safetensors")
+    outputs = {key.replace(f"{output}.", "out."): tensor for key, tensor in cases.items()}
+    assert worst_error(tmp_path / "out", outputs) < 1e-5
+
+
+def test_a_network_with_a_wrong_flag_computes_something_else(tmp_path):
+    source = DATA / "guided_diffusion_tiny"
+    wrong = (("use_new_attention_order", "true"),)
+    convert(ConvertRequest(str(source), tmp_path / "out", flags=wrong))
+    assert worst_error(tmp_path / "out", load_file(source / "cases.safetensors")) > 1e-2
+
+
+def test_a_converted_folder_says_what_the_source_was(run_forked, tmp_path):
     source = DATA / "guided_diffusion_tiny_class"
     ran = run_forked("convert", source, "folder", "--json")
     assert ran.code == 0, ran.stderr
     told = json.loads(ran.stdout)
+    assert set(told) == {"out", "checkpoint"}
     assert told["out"] == "folder"
-    assert set(told["compared"]) == {"out.t0", "out.t1", "out.t500", "out.t999"}
-    assert max(told["compared"].values()) < 1e-5
-    assert "relative error at most" in ran.stderr
     ours, theirs = load_checkpoint(tmp_path / "folder"), load_checkpoint(source)
-    x, t, y = torch.randn(2, 3, 16, 16), torch.tensor([3, 900]), torch.tensor([0, 9])
-    with torch.inference_mode():
-        torch.testing.assert_close(
-            ours.network(x, t, y), theirs.network(x, t, y), rtol=1e-5, atol=1e-5
-        )
     assert ours.schedule.settings == theirs.schedule.settings
     assert ours.num_classes == 10
     sidecar = json.loads((tmp_path / "folder" / "ddimctl.json").read_text())
@@ -50,13 +79,12 @@ def test_a_converted_folder_computes_the_same(run_forked, tmp_path):
     assert str(tmp_path) not in json.dumps(sidecar)
 
 
-def test_recorded_cases_that_disagree_stop_it(run_forked, tmp_path):
-    source = tmp_path / "source"
-    shutil.copytree(DATA / "guided_diffusion_tiny", source)
-    ran = run_forked("convert", source, "folder", "--model-flag", "use_new_attention_order=true")
-    assert ran.code == 1
-    assert "does not compute what cases.safetensors records" in ran.stderr
-    assert not (tmp_path / "folder").exists()
+def test_a_file_whose_name_is_not_utf_8_is_converted(tmp_path):
+    source = tmp_path / os.fsdecode(b"caf\xe9.pt")
+    shutil.copy(DATA / "guided_diffusion_tiny" / "model.pt", source)
+    shutil.copy(DATA / "guided_diffusion_tiny" / "flags.json", tmp_path)
+    convert(ConvertRequest(str(source), tmp_path / "out"))  # whose ddimctl.json names it
+    assert load_checkpoint(tmp_path / "out").provenance.family == "diffusers"
 
 
 def test_an_existing_folder_is_left_alone(run_forked, tmp_path):
@@ -134,25 +162,6 @@ def test_latents_keep_their_network_when_the_settings_beside_it_change(run_forke
         pictures = [Image.open(tmp_path / run / "images/000000.png") for run in ("first", out)]
         assert pictures[0].tobytes() == pictures[1].tobytes()
         (source / "flags.json").unlink(missing_ok=True)
-
-
-def test_cases_are_compared_whatever_the_file_s_name_says(run_forked, tmp_path):
-    source = tmp_path / "source"
-    shutil.copytree(DATA / "guided_diffusion_tiny", source)
-    (source / "model.pt").rename(source / "model123456.pt")  # their name for raw weights
-    ran = run_forked("convert", source, "out", "--model-flag", "use_new_attention_order=true")
-    assert ran.code == 1
-    assert "does not compute what cases.safetensors records" in ran.stderr
-
-
-@pytest.mark.parametrize("shape", [(1, 3, 512, 512), (100, 3, 16, 16), (2, 4, 16, 16)])
-def test_cases_of_another_shape_are_not_run(tmp_path, shape):
-    source = tmp_path / "source"
-    shutil.copytree(DATA / "guided_diffusion_tiny", source)
-    save_file({"x_T": torch.zeros(shape), "out.t1": torch.zeros(1)}, source / "cases.safetensors")
-    with pytest.raises(CheckpointError, match="does not fit the network"):
-        list(convert(ConvertRequest(str(source), tmp_path / "out")))
-    assert not (tmp_path / "out").exists()
 
 
 def test_averaged_weights_of_another_checkpoint_are_not_left_beside_new_ones(run_forked, tmp_path):

@@ -207,7 +207,7 @@ def test_a_suffix_that_lies_does_not_matter(tmp_path, name, suffix):
 def test_a_pickle_that_would_unfold_is_refused(tmp_path, latents, bomb, method):
     path = tmp_path / "a.pt"
     path.write_bytes(with_pickle(latents["new.pt"], pickle_bombs()[bomb], method))
-    with pytest.raises(DataError, match=f"{bomb}.*not loaded|compressed"):
+    with pytest.raises(DataError, match=r"are spelled|call builtins\.bytearray|is compressed"):
         load_latents(path)
 
 
@@ -215,7 +215,7 @@ def test_a_pickle_that_would_unfold_is_refused(tmp_path, latents, bomb, method):
 @pytest.mark.parametrize("name", ["eta", "guidance"])
 def test_numbers_that_no_float_holds_are_refused(tmp_path, suffix, name):
     save_latents(tmp_path / f"a{suffix}", torch.zeros(1, 3, 2, 2), {name: 10**400})
-    with pytest.raises(DataError, match=f"impossible '{name}'"):
+    with pytest.raises(DataError, match=f"more than 64 bits, in '{name}'"):
         load_latents(tmp_path / f"a{suffix}")
 
 

@@ -1,6 +1,8 @@
 """What a machine does to a long training: damaged files, signals, full memory and disks, NaN."""
 
 import errno
+import hashlib
+import io
 import json
 import os
 import pickle
@@ -151,22 +153,102 @@ class Stranger:
         return print, ("this must never run",)
 
 
-def test_states_of_other_formats_and_of_strangers_are_refused(finish, copied, request_for, capsys):
+def seal(path, content):
+    path.write_bytes(content + b"ddimstat" + hashlib.sha256(content).digest())
+
+
+def forge(path, content, **how):
+    """A sealed state with this content."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **how)
+    seal(path, buffer.getvalue())
+
+
+def test_states_of_other_formats_and_of_strangers_are_refused(copied, capsys):
     path = copied / "state" / "step-00000004.pt"
-
-    def forge(content, **how):
-        with path.open("wb") as file:
-            hashed = training_state._HashedFile(file)
-            torch.save(content, hashed, **how)
-            file.write(training_state._SEAL.pack(b"ddimstat", hashed.sha256.digest()))
-
-    forge({"format_version": 99})
+    forge(path, {"format_version": 99})
     with pytest.raises(DataError, match=r"step-00000004\.pt has the format version 99, not 2"):
-        finish(train, request_for(resume=True))
-    forge({"format_version": 2, "step": Stranger()}, pickle_module=pickle)
-    with pytest.raises(DataError, match="is not a state of ddimctl train"):
-        finish(train, request_for(resume=True))
+        training_state.load_newest_state(copied / "state")
+    forge(path, {"format_version": 2, "step": Stranger()}, pickle_module=pickle)
+    with pytest.raises(DataError, match="is not a state of ddimctl train: it would call"):
+        training_state.load_newest_state(copied / "state")
     assert "never" not in capsys.readouterr().out
+
+
+def test_a_sealed_state_has_the_checksums_of_its_archive(copied):
+    path = copied / "state" / "step-00000004.pt"
+    content = path.read_bytes()[:-40]
+    weights = training_state.load_newest_state(copied / "state")[0]["unet"]["conv_in.weight"]
+    content = bytearray(content)
+    content[content.find(weights.numpy().tobytes())] ^= 4
+    seal(path, bytes(content))
+    with pytest.raises(DataError, match=r"it is damaged: the bytes of .* do not have their check"):
+        training_state.load_newest_state(copied / "state")
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_no_state(copied):
+    path = copied / "state" / "step-00000004.pt"
+    path.unlink()
+    os.mkfifo(path)
+    state, problems = training_state.load_newest_state(copied / "state")
+    assert state["step"] == 2
+    assert problems == [f"{path} is a pipe or a device, not a file."]
+
+
+WRONG_VALUES = [
+    ("step", None),
+    ("step", -1),
+    ("step", 2**70),
+    ("skipped", "0"),
+    ("loss_sum", "1"),
+    ("loss_count", 1.5),
+    ("metrics", {}),
+    ("metrics", [1]),
+    ("metrics", [{"loss": 1.0}]),
+    ("metrics", [{"step": 2, "loss": float("nan")}]),
+    ("metrics", [{"step": 2, "loss": "low"}]),
+    ("run", None),
+    ("run", {}),
+    ("run", {"settings": {1: 2}, "network": {}, "data": {}, "steps": 4}),
+    ("unet", []),
+    ("optimizer", torch.ones(2)),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_VALUES, ids=str)
+def test_a_sealed_state_with_other_content_is_refused(copied, name, value):
+    path = copied / "state" / "step-00000004.pt"
+    state = training_state.load_newest_state(copied / "state")[0]
+    for content in (state | {name: value}, {k: v for k, v in state.items() if k != name}):
+        forge(path, content)
+        with pytest.raises(
+            DataError, match=r"00004\.pt is not a state of ddimctl train\."
+        ) as error:
+            training_state.load_newest_state(copied / "state")
+        assert error.value.remedy
+
+
+def test_a_state_of_another_network_is_refused(finish, copied, request_for):
+    path = copied / "state" / "step-00000004.pt"
+    state = training_state.load_newest_state(copied / "state")[0]
+    weight, moments = next(iter(state["unet"])), state["optimizer"]["state"]
+    short = moments[0] | {"exp_avg": torch.zeros(3)}
+    for part, content in (
+        ("unet", state["unet"] | {weight: torch.zeros(2)}),
+        ("unet", state["unet"] | {weight: "text"}),
+        ("unet", state["unet"] | {"another": torch.zeros(2)}),
+        ("ema", {}),
+        ("optimizer", {}),
+        ("optimizer", state["optimizer"] | {"state": moments | {0: short}}),
+        ("optimizer", state["optimizer"] | {"state": moments | {0: {}}}),
+        ("optimizer", state["optimizer"] | {"state": {len(moments): moments[0]}}),
+        ("optimizer", state["optimizer"] | {"param_groups": []}),
+    ):
+        forge(path, state | {part: content})
+        with pytest.raises(DataError, match="the state of step 4 is of another network") as error:
+            finish(train, request_for(resume=True))
+        assert error.value.remedy
 
 
 # what may change on resume

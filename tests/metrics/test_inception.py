@@ -1,5 +1,6 @@
 """The wrapper around torch-fidelity, with a small stand-in of the same shape in its place."""
 
+import os
 import sys
 from types import ModuleType
 
@@ -95,6 +96,18 @@ def test_other_files_are_refused(content, library, tmp_path):
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(DataError, match="cannot be used"):
         load_inception(tmp_path / "other.pth", CPU)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_weights_go_through_the_reader_of_untrusted_files(library, tmp_path):
+    nested = torch.nested.nested_tensor([torch.ones(3)] * 2)
+    torch.save({"fc.weight": nested}, tmp_path / "nested.pth")
+    with pytest.raises(DataError, match="the file holds a nested tensor"):
+        load_inception(tmp_path / "nested.pth", CPU)
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(DataError, match="the file is a pipe"):
+        load_inception(tmp_path / "pipe.pth", CPU)
 
 
 def test_missing_or_damaged_weights_are_refused(library, tmp_path):

@@ -5,9 +5,21 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from ddimctl.errors import CheckpointError
-from ddimctl.files.untrusted.content import SUPPORTED, check_content
+from ddimctl.files.untrusted.content import check_kind, sniff
+from ddimctl.files.untrusted.guards import Refused, refusals
 from ddimctl.files.untrusted.zip_members import stored_members
 
+SUPPORTED: Final = (
+    "Pass a diffusers folder of a UNet2DModel, a file of ermongroup/ddim or OpenAI, "
+    "or a hub id such as google/ddpm-cifar10-32."
+)
+# What to do with a file of this kind that was to be a checkpoint.
+_REMEDIES: Final = {
+    "image": "--ckpt takes the model; images go elsewhere.",
+    "onnx": "Pass the PyTorch weights that it was made from.",
+    "tensorflow": "Pass a version of it for diffusers, or for PyTorch.",
+    "hdf5": "Pass a version of it for PyTorch.",
+}
 _EXCERPT: Final = 4 * 2**20
 
 # Names of weights or of pickled classes that tell a family, the most specific first.
@@ -47,11 +59,19 @@ _SCHEDULERS: Final = {
 }
 
 
-def refuse_foreign(path: Path, kind: str) -> None:
-    """Raise CheckpointError for a file that is no weight file, or one of a network of another kind.
-
-    kind: as sniff says.
+def check_content(path: Path, where: str) -> str:
+    """The file's kind: torch, legacy, safetensors, pickle or unknown. Raises CheckpointError for all
+    others: what a failed download leaves, and files of other programs. where: the file, for messages.
     """
+    with refusals(where, CheckpointError, SUPPORTED):
+        kind = sniff(path)
+        check_kind(kind, _REMEDIES.get(kind, ""))
+    return kind
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise CheckpointError for a file that is no weight file, or one of a network of another kind."""
+    kind = check_content(path, path.name)
     if kind not in ("torch", "legacy", "safetensors") or _mark(path, kind):
         refuse_file(path)
 
@@ -141,7 +161,7 @@ def _excerpt(path: Path, kind: str) -> bytes:
     try:
         with path.open("rb") as file:
             if kind == "torch":
-                file.seek(stored_members(path, path.name)["data.pkl"].offset)
+                file.seek(stored_members(path)["data.pkl"].offset)
             return file.read(_EXCERPT)
-    except (CheckpointError, KeyError, OSError):
+    except (Refused, KeyError, OSError):
         return b""

@@ -11,11 +11,10 @@ import torch
 from ddimctl.checkpoints.build.assemble import Options
 from ddimctl.checkpoints.families.diffusers_folder import load_diffusers
 from ddimctl.checkpoints.families.single_file import load_file, weight_files
-from ddimctl.checkpoints.identify import refuse_file
+from ddimctl.checkpoints.identify import SUPPORTED, refuse_file
 from ddimctl.checkpoints.model import Checkpoint
 from ddimctl.checkpoints.source import Source, folder_source
 from ddimctl.errors import CheckpointError, RequestError
-from ddimctl.files.untrusted.content import SUPPORTED
 
 BUNDLED: Final = Path(__file__).parent / "bundled"
 BUNDLED_NAME: Final = "bundled"

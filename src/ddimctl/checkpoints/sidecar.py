@@ -96,7 +96,8 @@ def sidecar_bytes(sidecar: Sidecar) -> bytes:
         "network": sidecar.patches.settings(),
         "training": dict(sidecar.training),
     }
-    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "replace")  # a folder's name may not be UTF-8
 
 
 def _is_level(value: Any, top: int) -> bool:

@@ -1,15 +1,13 @@
 """Where a checkpoint's files come from: a folder or the hub, asked for by relative name."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from ddimctl.errors import CheckpointError
-from ddimctl.files.untrusted.content import check_content
-
-MAX_JSON_BYTES: Final = 8 * 2**20  # in memory twenty times as much
+from ddimctl.files.untrusted import settings
+from ddimctl.files.untrusted.guards import refusals
 
 
 @dataclass(frozen=True)
@@ -45,26 +43,13 @@ def folder_source(folder: Path) -> Source:
     return Source(name, get)
 
 
-def read_json(source: Source, relative: str) -> dict[str, Any] | None:
-    """The object in a JSON file, or None where there is no such file.
+def read_json(source: Source, relative: str, *, infinite: bool = False) -> dict[str, Any] | None:
+    """The object in a JSON file, or None where there is no such file. infinite: as in parse_json.
 
     Raises CheckpointError for anything else than one JSON object.
     """
     path = source.get(relative)
     if path is None:
         return None
-    where = f"{source.name}/{relative}"
-    check_content(path, where)
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise CheckpointError(f"{where} is too large for a settings file.")
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{where} is not valid JSON: {error}.", "Get the file again."
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"{where} cannot be read: {error.strerror}.") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{where} does not hold a JSON object.", "Get the file again.")
-    return found
+    with refusals(f"{source.name}/{relative}", CheckpointError):
+        return settings.read_json(path, infinite=infinite)

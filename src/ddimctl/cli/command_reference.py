@@ -67,7 +67,7 @@ _PICTURES: Final = {
     ),
     "reference": ("reference.png", "statistics of 4,723 tiles, and 256 samples scored with them"),
     "info": ("info.png", "what info prints of the bundled checkpoint"),
-    "convert": ("convert.png", "an OpenAI checkpoint, compared, written and sampled from"),
+    "convert": ("convert.png", "an OpenAI checkpoint, converted and sampled from"),
     "train": ("loss.png", "loss.png of a run"),
     "replay": ("replay.png", "grid.png of a replay, with the same bytes as that of the run"),
 }

@@ -1,21 +1,18 @@
 """The latent file: one tensor (N, C, H, W) and plain values about it, as .pt or .safetensors."""
 
 import json
-import mmap
-import pickle
-import struct
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ddimctl.errors import DataError, RequestError
+from ddimctl.errors import DataError, RequestError, brief
 from ddimctl.files.atomic import open_atomic
-from ddimctl.files.untrusted.paths import check_plain_file, no_permission, reason
+from ddimctl.files.untrusted.guards import Refused, refusals
+from ddimctl.files.untrusted.reader import read_tensor_file
+from ddimctl.files.untrusted.settings import parse_json
 
 SUFFIXES: Final = (".pt", ".safetensors")
 LATENTS: Final = "latents"
@@ -24,16 +21,9 @@ SAMPLES: Final = "samples"
 _MEANINGS: Final = {LATENTS: "starting noise x_T", SAMPLES: "finished samples x_0"}
 _DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHAPE: Final = "a dict with the key 'latents', or a tensor (N, C, H, W)"
+_REMEDY: Final = f"Give a latent file: {_SHAPE}."
 _LARGEST_METADATA: Final = 2**22  # characters of JSON
 _BLOCK: Final = 2**24  # bytes written at once
-# Of what torch.load calls while it reads, as pickles name it.
-_MAKERS: Final = (b"c_codecs\nencode\n", b"c__builtin__\nbytearray\n", b"cbuiltins\nbytearray\n")
-# What torch.load raises on files that are damaged, hostile, or something else.
-_READING_ERRORS: Final = (
-    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError),
-    *(AttributeError, ArithmeticError, AssertionError, MemoryError, OSError, struct.error),
-    *(zipfile.BadZipFile, SafetensorError),
-)
 
 
 class LatentFile(NamedTuple):
@@ -58,45 +48,51 @@ def save_samples(path: Path, samples: Tensor, metadata: Mapping[str, Any]) -> No
 
 
 def load_latents(path: Path, key: str = LATENTS) -> LatentFile:
-    """Read a stranger's latent file (key SAMPLES: a samples file); nothing in it is executed.
+    """Read an untrusted latent file (key SAMPLES: a samples file); nothing in it is executed.
 
     A bare tensor is accepted, and one of (C, H, W) gets a batch dimension. Raises DataError,
     naming the file and what is wrong with it.
     """
-    _sniff(path)
-    safe = path.suffix.lower() == ".safetensors"
-    try:
-        tensor, metadata = _read_safetensors(path, key) if safe else _read_pt(path, key)
-    except _READING_ERRORS as error:
-        why = "it is damaged, or of another format"
-        if isinstance(error, pickle.UnpicklingError):
-            why += ", or holds objects other than plain tensors and values, which are not loaded"
-        raise DataError(
-            f"{path} cannot be read: {why}.", f"Give a latent file: {_SHAPE}."
-        ) from error
-    return LatentFile(_checked(path, tensor), plain_metadata(path, metadata))
+    with refusals(str(path), DataError, _REMEDY):
+        content, texts = read_tensor_file(path)
+        if isinstance(content, Tensor):
+            content = {key: content}
+        if not isinstance(content, dict):
+            raise Refused(f"holds a {type(content).__name__}, not {_SHAPE}.")
+        latents = _checked(_pick(key, content))
+    if texts is None:
+        return LatentFile(latents, plain_metadata(path, content.get("metadata", {})))
+    with refusals(f"{path}: its metadata", DataError):
+        metadata = parse_json(texts.get("ddimctl", "{}"), paths=True)
+    return LatentFile(latents, plain_metadata(path, metadata))
 
 
 def plain_metadata(path: Path, metadata: Any) -> dict[str, Any]:
-    """A stranger's settings, of a latent file or a manifest, if they are plain values of the right
+    """Untrusted settings, of a latent file or a manifest, if they are plain values of the right
     types; anything else in them is not for us to carry on. Raises DataError naming the file.
     """
+    with refusals(f"{path}: its metadata", DataError):
+        plain = _plain(metadata)
+        if not isinstance(plain, dict):
+            raise Refused("is no table of names and values.")
+        for name, is_right in _KNOWN.items():
+            if name in plain and not is_right(plain[name]):
+                raise Refused(f"has an impossible '{name}'.")
+    return plain
+
+
+def _plain(values: Any) -> Any:
+    """The values as JSON has them: tuples as lists, all names as texts."""
     size, chunks = 0, []
     try:
-        for chunk in json.JSONEncoder(allow_nan=False).iterencode(metadata):
+        for chunk in json.JSONEncoder(allow_nan=False).iterencode(values):
             chunks.append(chunk)
             size += len(chunk)
             if size > _LARGEST_METADATA:  # a few bytes of pickle can stand for terabytes
-                raise DataError(f"{path}: its metadata is too large.")
+                raise Refused("is too large.")
     except (TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: its metadata is not plain values.") from error
-    if not isinstance(metadata, dict):
-        raise DataError(f"{path}: its metadata is no table of names and values.")
-    known = cast(dict[str, Any], json.loads("".join(chunks)))
-    for name, is_right in _KNOWN.items():
-        if name in known and not is_right(known[name]):
-            raise DataError(f"{path}: its metadata has an impossible '{name}'.")
-    return known
+        raise Refused("is not plain values.") from error
+    return parse_json("".join(chunks), paths=True)
 
 
 def _save(path: Path, key: str, tensor: Tensor, metadata: Mapping[str, Any]) -> None:
@@ -130,93 +126,33 @@ def _write_safetensors(
         write(values[start : start + _BLOCK // 4].numpy().astype("<f4", copy=False).tobytes())
 
 
-def _sniff(path: Path) -> None:
-    """Refuse what is plainly something else than a file of tensors."""
-    check_plain_file(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(512)
-    except PermissionError as error:
-        raise no_permission(path) from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {reason(error)}.", "Check the disk.") from error
-    if not start:
-        raise DataError(f"{path} is empty.", "Write or download it again.")
-    if start.startswith(b"version https://git-lfs"):
-        raise DataError(f"{path} is a Git LFS pointer, not the file itself.", "Run git lfs pull.")
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise DataError(f"{path} is a web page, not a latent file.", "Download the file itself.")
-
-
-def _read_pt(path: Path, key: str) -> tuple[Any, Any]:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            claimed = sum(entry.file_size for entry in entries)
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-            if packed or claimed > path.stat().st_size:  # torch never compresses
-                raise DataError(f"{path} is compressed: it would unpack to {claimed} bytes.")
-            for entry in entries:
-                if entry.filename.endswith("data.pkl"):
-                    _check_pickle(path, archive.read(entry))
-    else:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as old:
-            _check_pickle(path, old)
-    content = torch.load(path, weights_only=True, map_location="cpu")
-    if isinstance(content, Tensor):
-        return content, {}
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds a {type(content).__name__}, not {_SHAPE}.")
-    return _pick(path, key, content), content.get("metadata", {})
-
-
-def _check_pickle(path: Path, content: bytes | mmap.mmap) -> None:
-    """Refuse what makes gigabytes of a few bytes; no plain value is made with it."""
-    for maker in _MAKERS:
-        if content.find(maker) >= 0:
-            name = ".".join(maker[1:].decode().split())
-            raise DataError(
-                f"{path} holds objects other than plain tensors and values ({name}), which are "
-                "not loaded.",
-                f"Give a latent file: {_SHAPE}.",
-            )
-
-
-def _read_safetensors(path: Path, key: str) -> tuple[Any, Any]:
-    with safe_open(path, framework="pt") as file:
-        _pick(path, key, dict.fromkeys(file.keys()))
-        text = (file.metadata() or {}).get("ddimctl", "{}")
-        return file.get_tensor(key), json.loads(text)
-
-
-def _pick(path: Path, key: str, content: Mapping[Any, Any]) -> Any:
+def _pick(key: str, content: Mapping[Any, Any]) -> Any:
     if key in content:
         return content[key]
     for other, meaning in _MEANINGS.items():
         if other in content:
-            raise DataError(f"{path} holds {meaning}, not {_MEANINGS[key]}.")
-    found = ", ".join(repr(name) for name in list(content)[:3]) or "nothing"
-    raise DataError(f"{path} has no '{key}'; it holds {found}.", f"Give a latent file: {_SHAPE}.")
+            raise Refused(f"holds {meaning}, not {_MEANINGS[key]}.")
+    found = ", ".join(map(brief, list(content)[:3])) or "nothing"
+    raise Refused(f"has no '{key}'; it holds {found}.")
 
 
-def _checked(path: Path, tensor: Any) -> Tensor:
-    """A stranger's tensor as (N, C, H, W), float32 and finite."""
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
-        raise DataError(f"{path}: the latents are not a plain tensor.")
+def _checked(tensor: Any) -> Tensor:
+    """The tensor of a file as (N, C, H, W), float32 and finite, in memory."""
+    if not isinstance(tensor, Tensor):
+        raise Refused("has latents that are not a plain tensor.")
     if tensor.dtype not in _DTYPES:
-        raise DataError(f"{path} holds numbers of type {tensor.dtype}, not floating-point ones.")
+        raise Refused(f"holds numbers of type {tensor.dtype}, not floating-point ones.")
     if tensor.ndim == 3:
         tensor = tensor[None]
     if tensor.ndim != 4:
-        raise DataError(f"{path} has the shape {tuple(tensor.shape)}, not (N, C, H, W).")
+        raise Refused(f"has the shape {tuple(tensor.shape)}, not (N, C, H, W).")
     if tensor.numel() == 0:
-        raise DataError(f"{path} holds no latent: its shape is {tuple(tensor.shape)}.")
-    if tensor.untyped_storage().nbytes() < tensor.nbytes:  # strides of 0 claim without holding
-        raise DataError(f"{path} claims more numbers than it holds.")
-    latents: Tensor = tensor.detach().to(torch.float32).contiguous()
+        raise Refused(f"holds no latent: its shape is {tuple(tensor.shape)}.")
+    plain = torch.contiguous_format
+    latents: Tensor = tensor.detach().to(torch.float32, copy=True, memory_format=plain)
     for index, latent in enumerate(latents):
         if not bool(latent.isfinite().all()):
-            raise DataError(f"{path}: latent {index} has values that are not finite.")
+            raise Refused(f"has values in latent {index} that are not finite.")
     return latents
 
 

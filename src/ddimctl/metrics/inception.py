@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ddimctl.diffusion.float32 import ieee_float32
 from ddimctl.errors import DataError, RequestError
+from ddimctl.files.untrusted.guards import Refused, reason
+from ddimctl.files.untrusted.reader import read_torch
 
 DIMENSIONS: Final = 2048
 _LAYER: Final = "2048"  # the pooled features before the last layer
@@ -68,12 +70,13 @@ def _read_weights(path: Path | None, url: str) -> dict[str, Tensor]:
         if path is None:
             state = torch.hub.load_state_dict_from_url(url, progress=False, weights_only=True)
         else:
-            state = torch.load(path, weights_only=True, map_location="cpu")
+            state = read_torch(path)
     except FileNotFoundError as error:
         raise RequestError(f"--inception {path}: there is no such file.") from error
+    except Refused as refused:
+        raise _wrong(path, f"the file {refused.cause.rstrip('.')}") from refused
     except _READING_ERRORS as error:
-        why = "the file is damaged, or holds more than plain tensors"
-        raise _wrong(path, why if path else " ".join(str(error).split())) from error
+        raise _wrong(path, reason(error)) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise _wrong(path, "they are no table of tensors")
     return state

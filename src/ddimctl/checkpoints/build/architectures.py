@@ -1,6 +1,5 @@
 """The networks that `ddimctl train` can start from."""
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,6 +7,8 @@ from torch import nn
 
 from ddimctl.checkpoints.build.unet_config import check_unet_config
 from ddimctl.errors import CheckpointError, RequestError
+from ddimctl.files.untrusted.guards import refusals
+from ddimctl.files.untrusted.settings import read_json
 
 # Ho et al. 2020, appendix B, as diffusers' UNet2DModel spells them; tiny and small are ours, for
 # CPUs and sprites: most of their channels work at low resolution, where arithmetic is cheap.
@@ -88,14 +89,13 @@ def _spell_out(short: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_config(path: str) -> dict[str, Any]:
-    try:
-        config = json.loads(Path(path).read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise RequestError(
-            f"--model {path} is neither a file nor one of {', '.join(ARCHITECTURES)}."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise RequestError(f"--model {path} cannot be read as JSON: {error}.") from error
-    if not isinstance(config, dict) or not isinstance(config.get("block_out_channels"), list):
+    with refusals(f"--model {path}", RequestError):
+        try:
+            config = read_json(Path(path))
+        except FileNotFoundError as error:
+            raise RequestError(
+                f"--model {path} is neither a file nor one of {', '.join(ARCHITECTURES)}."
+            ) from error
+    if not isinstance(config.get("block_out_channels"), list):
         raise RequestError(f"--model {path} is not a UNet2DModel config.json.")
     return {key: value for key, value in config.items() if not key.startswith("_")}

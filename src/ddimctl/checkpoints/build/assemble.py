@@ -10,10 +10,10 @@ from torch import Tensor
 from ddimctl.checkpoints.build.network import Built, compute_buffers
 from ddimctl.checkpoints.build.scheduler_config import Diffusion
 from ddimctl.checkpoints.build.weights import assign_weights, check_finite
+from ddimctl.checkpoints.identify import SUPPORTED
 from ddimctl.checkpoints.model import Checkpoint, Provenance
 from ddimctl.checkpoints.sidecar import Sidecar
 from ddimctl.errors import CheckpointError
-from ddimctl.files.untrusted.content import SUPPORTED
 
 _LARGEST_SIDE: Final = 65_536
 

@@ -2,10 +2,9 @@
 
 from typing import Any, Final, NamedTuple
 
-from ddimctl.checkpoints.identify import scheduler_refusal
+from ddimctl.checkpoints.identify import SUPPORTED, scheduler_refusal
 from ddimctl.diffusion.schedules import Schedule, from_betas, make_schedule
 from ddimctl.errors import CheckpointError, RequestError, brief
-from ddimctl.files.untrusted.content import SUPPORTED
 
 _KINDS: Final = {
     "linear": "linear",
@@ -14,6 +13,7 @@ _KINDS: Final = {
     "sigmoid": "sigmoid",
 }
 _PREDICTIONS: Final = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
+_NO_BOUND: Final = (None, float("inf"), -float("inf"))  # lambda_min_clipped of DPMSolver is -inf
 _READ: Final = (
     "num_train_timesteps",
     "beta_schedule",
@@ -74,7 +74,7 @@ def read_diffusion(config: dict[str, Any], where: str) -> Diffusion:
     ignored = {
         key: value
         for key, value in config.items()
-        if key not in _READ and not key.startswith("_") and value is not None
+        if key not in _READ and not key.startswith("_") and value not in _NO_BOUND
     }
     notes = []
     if config.get("variance_type") == "learned":

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from ddimctl.checkpoints.source import Source, read_json
 from ddimctl.errors import CheckpointError
-from ddimctl.files.untrusted.content import check_content
-from ddimctl.files.untrusted.safetensors_file import read_safetensors
-from ddimctl.files.untrusted.torch_file import read_torch
+from ddimctl.files.untrusted.guards import check_memory, refusals
+from ddimctl.files.untrusted.reader import read_tensor_file
 
 STEM: Final = "diffusion_pytorch_model"
 
@@ -29,6 +28,9 @@ _ATTENTION_NAMES: Final = {
     "proj_attn": "to_out.0",
 }
 
+_GET_PLAIN: Final = (
+    "Use a safetensors file, or a plain state dict, as torch.save(model.state_dict(), …) writes it."
+)
 _FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHOWN: Final = 5
 
@@ -71,6 +73,12 @@ def _shards(source: Source, prefix: str, where: str, index: dict[str, Any]) -> t
             )
         paths.append(path)
     return tuple(paths)
+
+
+def check_room(paths: Sequence[Path], name: str) -> None:
+    """Raise CheckpointError where the files are larger than the memory. name: the checkpoint's."""
+    with refusals(name, CheckpointError):
+        check_memory(sum(path.stat().st_size for path in paths))
 
 
 def sha256_of(paths: Iterable[Path]) -> str:
@@ -116,8 +124,8 @@ def read_file(path: Path, where: str) -> object:
 
     Raises CheckpointError for damaged or foreign files.
     """
-    kind = check_content(path, where)
-    return read_safetensors(path, where) if kind == "safetensors" else read_torch(path, where)
+    with refusals(where, CheckpointError, _GET_PLAIN):
+        return read_tensor_file(path).content
 
 
 def _present_name(key: str) -> str:

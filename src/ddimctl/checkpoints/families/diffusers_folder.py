@@ -11,14 +11,17 @@ from ddimctl.checkpoints.build.scheduler_config import (
     read_diffusion,
     sampler_note,
 )
-from ddimctl.checkpoints.build.weights import find_weights, read_weights, sha256_of
-from ddimctl.checkpoints.identify import refuse_network, refuse_parts, refuse_pipeline
+from ddimctl.checkpoints.build.weights import check_room, find_weights, read_weights, sha256_of
+from ddimctl.checkpoints.identify import (
+    SUPPORTED,
+    refuse_network,
+    refuse_parts,
+    refuse_pipeline,
+)
 from ddimctl.checkpoints.model import Checkpoint, Provenance
 from ddimctl.checkpoints.sidecar import Sidecar, read_sidecar
 from ddimctl.checkpoints.source import Source, read_json
 from ddimctl.errors import CheckpointError, RequestError
-from ddimctl.files.untrusted.content import SUPPORTED
-from ddimctl.files.untrusted.memory import check_memory
 
 CONFIG_REMEDY: Final = "Use the config.json that belongs to these weights."
 
@@ -54,7 +57,7 @@ def load_diffusers(source: Source, options: Options) -> Checkpoint:
     refuse_network(where, config)
     diffusion = _read_diffusion(source, index)
     files = find_weights(source, chosen.prefix, options.variant)
-    check_memory(sum(file.stat().st_size for file in files), source.name)
+    check_room(files, source.name)
 
     with ThreadPoolExecutor(1) as pool:  # the hash is ready by the time that diffusers is imported
         sha256 = pool.submit(sha256_of, files)
@@ -101,7 +104,7 @@ def _choose_unet(source: Source, wanted: str, sidecar: Sidecar) -> _Chosen:
 
 def _read_diffusion(source: Source, index: dict[str, Any] | None) -> Diffusion:
     for relative in ("scheduler/scheduler_config.json", "scheduler_config.json"):
-        config = read_json(source, relative)
+        config = read_json(source, relative, infinite=True)
         if config is not None:
             return read_diffusion(config, f"{source.name}/{relative}")
     if index and index.get("scheduler"):

@@ -12,16 +12,15 @@ from torch import Tensor
 
 from ddimctl.checkpoints.build.assemble import Options, assemble, check_wanted, fill
 from ddimctl.checkpoints.build.network import build_unet
-from ddimctl.checkpoints.build.weights import read_file, sha256_of
+from ddimctl.checkpoints.build.weights import check_room, read_file, sha256_of
 from ddimctl.checkpoints.families import ermongroup, openai
 from ddimctl.checkpoints.families.common import SIZE, Said
 from ddimctl.checkpoints.identify import refuse_file, refuse_foreign
 from ddimctl.checkpoints.model import Checkpoint, Provenance
 from ddimctl.checkpoints.sidecar import Sidecar
 from ddimctl.errors import CheckpointError
-from ddimctl.files.untrusted.content import check_content
-from ddimctl.files.untrusted.memory import check_memory
-from ddimctl.files.untrusted.settings_files import read_settings
+from ddimctl.files.untrusted.guards import refusals
+from ddimctl.files.untrusted.settings import read_yaml
 
 FAMILIES: Final[tuple[ModuleType, ...]] = (ermongroup, openai)
 SUFFIXES: Final = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
@@ -47,8 +46,8 @@ def load_file(path: Path, options: Options) -> Checkpoint:
     wrong.
     """
     name = path.name
-    refuse_foreign(path, check_content(path, name))
-    check_memory(path.stat().st_size, name)
+    refuse_foreign(path)
+    check_room([path], name)
     with ThreadPoolExecutor(1) as pool:
         sha256 = pool.submit(sha256_of, [path])
         found = _choose(read_file(path, name), options.weights, name)
@@ -56,10 +55,12 @@ def load_file(path: Path, options: Options) -> Checkpoint:
         if family is None:
             refuse_file(path)
         _check_tensors(found.weights, name)
+        with refusals(family.CONFIG, CheckpointError):
+            beside = read_yaml(path.parent / family.CONFIG)
         said = Said(
             name=name,
             flags=options.flags,
-            beside=read_settings(path.parent / family.CONFIG),
+            beside=beside,
             size=options.size,
             config=family.CONFIG,
         )

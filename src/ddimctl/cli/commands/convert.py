@@ -8,16 +8,9 @@ from ddimctl.jobs.checkpoint_requests import ConvertRequest
 def convert(
     request: ConvertRequest, json: Json = False, config: Config = None, debug: Debug = False
 ) -> None:
-    """Write a checkpoint of any family as a folder that diffusers reads.
-
-    Where a cases.safetensors with recorded outputs lies beside SRC, the network is compared with it.
-    """
+    """Write a checkpoint of any family as a folder that diffusers reads."""
     from ddimctl.jobs.convert import convert as job
 
     result = run_job(job, request)
-    record = {
-        "out": str(result.out),
-        "compared": result.errors,
-        "checkpoint": result.checkpoint,
-    }
+    record = {"out": str(result.out), "checkpoint": result.checkpoint}
     print_result([str(result.out)], record, json)

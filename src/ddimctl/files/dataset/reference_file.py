@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.atomic import write_bytes
+from ddimctl.files.untrusted.guards import refusals
+from ddimctl.files.untrusted.safetensors_file import read_safetensors
+from ddimctl.files.untrusted.settings import parse_json
 
 SUFFIX: Final = ".safetensors"
 _LARGEST: Final = 2**30  # bytes: many times what any metric keeps
@@ -37,7 +39,7 @@ def save_reference(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str
 
 
 def load_reference(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, finite, and the facts of a file that a stranger may have written.
+    """The tensors, finite, and the facts of an untrusted file.
 
     Raises RequestError where there is none, DataError for what is no reference file.
     """
@@ -45,12 +47,9 @@ def load_reference(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise RequestError(f"{path}: there is no such file.", _REMEDY)
     if path.stat().st_size > _LARGEST:
         raise DataError(f"{path} is too large for a reference file.", _REMEDY)
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("ddimctl", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as a reference file.", _REMEDY) from error
+    with refusals(f"the reference file {path}", DataError, _REMEDY):
+        tensors, texts = read_safetensors(path)
+        facts = parse_json(texts.get("ddimctl", "null"), paths=True)
     if not isinstance(facts, dict) or facts.get("kind") != "reference":
         raise DataError(f"{path} is no reference file.", _REMEDY)
     for name, tensor in tensors.items():

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.untrusted.paths import check_plain_file, is_folder
+from ddimctl.files.untrusted.guards import check_plain_file, is_folder
 
 SUFFIXES: Final = frozenset(
     (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")

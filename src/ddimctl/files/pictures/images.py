@@ -14,7 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.untrusted.paths import check_plain_file, no_permission, reason
+from ddimctl.files.untrusted.guards import Refused, check_plain_file, reason
+from ddimctl.files.untrusted.settings import parse_json
 
 FORMATS: Final = ("png", "webp")
 FITS: Final = ("crop", "pad", "stretch")
@@ -266,8 +267,8 @@ def _comment_text(comment: object) -> dict[str, str]:
     if not isinstance(comment, bytes) or not comment.startswith(_COMMENT_CODE):
         return {}
     try:
-        text = json.loads(comment.removeprefix(_COMMENT_CODE))
-    except (ValueError, RecursionError):
+        text = parse_json(comment.removeprefix(_COMMENT_CODE), paths=True)
+    except Refused:
         return {}  # another program's comment
     if not isinstance(text, dict):
         return {}
@@ -281,7 +282,7 @@ def _too_large(cause: str) -> DataError:
 
 def _unreadable(name: str, error: BaseException) -> DataError:
     if isinstance(error, PermissionError):
-        return no_permission(name)
+        return DataError(f"{name}: no permission to read it.", "Check its owner and permissions.")
     if isinstance(error, UnidentifiedImageError):
         return DataError(
             f"{name} is not a picture of a known format.", "Convert it to PNG or JPEG."

@@ -1,16 +1,10 @@
-"""What a file of a stranger is, by its first bytes, and which kinds are refused by name."""
+"""What a file is, by its first bytes, and which kinds are refused by name."""
 
-import stat
 from pathlib import Path
 from typing import Final
 
-from ddimctl.errors import CheckpointError
+from ddimctl.files.untrusted.guards import Refused, check_regular
 from ddimctl.files.untrusted.zip_members import zip_names
-
-SUPPORTED: Final = (
-    "Pass a diffusers folder of a UNet2DModel, a file of ermongroup/ddim or OpenAI, "
-    "or a hub id such as google/ddpm-cifar10-32."
-)
 
 _HEAD: Final = 512
 _LEGACY_TORCH: Final = (
@@ -31,10 +25,10 @@ _MAGIC: Final = (
     (0, b"7z\xbc\xaf\x27\x1c", "archive"),
     (0, b"Rar!\x1a\x07", "archive"),
     (257, b"ustar", "tar"),
-    (0, b"\x89PNG\r\n", "picture"),
-    (0, b"\xff\xd8\xff", "picture"),
-    (0, b"GIF8", "picture"),
-    (8, b"WEBP", "picture"),
+    (0, b"\x89PNG\r\n", "image"),
+    (0, b"\xff\xd8\xff", "image"),
+    (0, b"GIF8", "image"),
+    (8, b"WEBP", "image"),
     (0, b"GGUF", "gguf"),
     (0, b"\x89HDF\r\n", "hdf5"),
     (0, b"\x93NUMPY", "numpy"),
@@ -42,45 +36,46 @@ _MAGIC: Final = (
     *((0, bytes([8, version, 18]), "onnx") for version in range(2, 20)),  # ir_version, producer
 )
 
-# kind: (what it is, what to do).
+# kind: (what it is, what to do; "" where that depends on what the file was to be).
 _REFUSED: Final = {
     "empty": ("empty", "Get the file again."),
     "lfs": (
-        "a git-LFS pointer, not the file itself",
-        "Run `git lfs pull` in that clone, or pass the hub id.",
+        "a Git LFS pointer, not the file itself",
+        "Run `git lfs pull` in that clone, or download the file.",
     ),
-    "html": ("a web page, not a checkpoint", "Download the file itself (its raw link)."),
+    "html": ("a web page, not the file itself", "Download the file itself (its raw link)."),
     "compressed": ("compressed (gzip, bzip2, xz or zstd)", "Unpack it first."),
-    "archive": ("a 7z or rar archive", "Unpack it, and pass the checkpoint that is in it."),
-    "tar": ("a tar archive", "Unpack it, and pass the checkpoint that is in it."),
-    "zip": (
-        "a zip archive, not a checkpoint",
-        "Where a checkpoint is in it, unpack it and pass that.",
-    ),
+    "archive": ("a 7z or rar archive", "Unpack it, and pass the file that is in it."),
+    "tar": ("a tar archive", "Unpack it, and pass the file that is in it."),
+    "zip": ("a zip archive, not a file of torch.save", "Unpack it, and pass the file in it."),
     "old-torch": (
         "a file of PyTorch 0.1, whose format cannot be read safely",
         "Save it again with a newer PyTorch.",
     ),
     "torchscript": (
-        "a TorchScript program, not weights",
+        "a TorchScript program, not plain tensors",
         "Save the state dict of the model: torch.save(model.state_dict(), …).",
     ),
-    "picture": ("a picture, not a checkpoint", "--ckpt takes the model; pictures go elsewhere."),
-    "onnx": ("an ONNX model", "Pass the PyTorch weights that it was made from."),
-    "tensorflow": ("a TensorFlow model", "Pass a version of it for diffusers, or for PyTorch."),
-    "gguf": ("a GGUF file, of a language model or quantized weights", SUPPORTED),
-    "hdf5": ("an HDF5 file, as Keras writes it", "Pass a version of it for PyTorch."),
-    "numpy": ("a numpy array, not a checkpoint", SUPPORTED),
+    "image": ("an image", ""),
+    "onnx": ("an ONNX model", ""),
+    "tensorflow": ("a TensorFlow model", ""),
+    "gguf": ("a GGUF file, of a language model or quantized weights", ""),
+    "hdf5": ("an HDF5 file, as Keras writes it", ""),
+    "numpy": ("a numpy array", ""),
 }
 
 
 def sniff(path: Path) -> str:
-    """The kind of a regular file: torch, legacy, safetensors, pickle, a key of _REFUSED, unknown."""
+    """The kind of a file: torch, legacy, safetensors, pickle, a key of _REFUSED, unknown.
+
+    Raises Refused for what is no regular file, and OSError.
+    """
+    check_regular(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(_HEAD)
         file.seek(max(0, size - 8))
-        tail = file.read()
+        tail = file.read(8)
     if not head:
         return "empty"
     header = int.from_bytes(head[:8], "little")
@@ -106,22 +101,14 @@ def sniff(path: Path) -> str:
     return "unknown"
 
 
-def check_content(path: Path, where: str) -> str:
-    """sniff(path): torch, legacy, safetensors, pickle or unknown. Raises CheckpointError for all
-    other kinds: what a failed download leaves, and files of other programs.
+def check_kind(kind: str, remedy: str = "") -> None:
+    """Raise Refused for what a failed download leaves, and for files of other programs.
+
+    kind: as sniff says. remedy: instead of the general one.
     """
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
-            what = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
-            raise CheckpointError(f"{where} is {what}, not a file.", SUPPORTED)
-        kind = sniff(path)
-    except OSError as error:
-        raise CheckpointError(f"{where} cannot be read: {error.strerror}.") from error
     if kind in _REFUSED:
-        what, remedy = _REFUSED[kind]
-        raise CheckpointError(f"{where} is {what}.", remedy)
-    return kind
+        what, general = _REFUSED[kind]
+        raise Refused(f"is {what}.", remedy or general)
 
 
 def _kind_of_zip(head: bytes, names: list[str]) -> str:

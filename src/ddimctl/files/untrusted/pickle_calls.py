@@ -1,10 +1,12 @@
-"""What the pickle of a checkpoint may call, and stand-ins for what those calls make."""
+"""What a pickle of torch.save may call, and stand-ins for what those calls make."""
 
 import math
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import torch
+
+from ddimctl.files.untrusted.guards import damaged
 
 _MAX_DIMENSIONS: Final = 16
 _MAX_NUMBER: Final = 2**48
@@ -34,10 +36,6 @@ UNUSUAL_TENSORS: Final = {
     "torch._tensor._rebuild_from_type_v2": "a tensor of a class of its own",
     "torch._utils._rebuild_tensor_v3": "a tensor of an unusual number type",
 }
-
-
-class Malformed(Exception):  # noqa: N818, caught by the scan
-    """The file is not what torch.save writes; the text says in what."""
 
 
 class Storage(NamedTuple):
@@ -84,7 +82,7 @@ def storage_of(wanted: Any) -> Storage:
         or wanted[5:] not in ((), (None,))
         or not 0 <= wanted[4] < _MAX_NUMBER
     ):
-        raise Malformed("a storage is not described as torch.save does it")
+        raise damaged("a storage is not described as torch.save does it")
     return Storage(wanted[2], STORAGES[wanted[1]], wanted[4])
 
 
@@ -92,13 +90,13 @@ def checked_key(key: Any) -> Any:
     """A dict's key, where it is cheap to hash: a deeply nested tuple would overflow the stack."""
     if type(key) in (str, bytes, bool, type(None)) or (type(key) is int and abs(key) < _MAX_KEY):
         return key
-    raise Malformed("the keys of a dict in it are neither names nor numbers")
+    raise damaged("the keys of a dict in it are neither names nor numbers")
 
 
 def make_object(kind: Any, arguments: Any) -> Namespace:
     """A new object without __init__ being called."""
     if kind != "argparse.Namespace" or arguments != ():
-        raise Malformed("its pickle makes an object in an unknown way")
+        raise damaged("its pickle makes an object in an unknown way")
     return Namespace()
 
 
@@ -111,13 +109,13 @@ def set_state(target: Any, state: Any) -> None:
         (kind is Ordered and type(state) is dict and state.keys() <= {"_metadata"})
         or (kind is Dtype and type(state) is tuple)
     ):
-        raise Malformed("it sets attributes where torch.save would not")
+        raise damaged("it sets attributes where torch.save would not")
 
 
 def _tensor(*arguments: Any) -> Made:
     """_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata)."""
-    if not 4 <= len(arguments) <= 7 or any(arguments[6:]):
-        raise Malformed("a tensor is not described as torch.save does it")
+    if not 4 <= len(arguments) <= 7 or any(arguments[5:]):
+        raise damaged("a tensor is not described as torch.save does it")
     storage, offset, size, stride = arguments[:4]
     if (
         type(storage) is not Storage
@@ -126,17 +124,17 @@ def _tensor(*arguments: Any) -> Made:
         or len(size) > _MAX_DIMENSIONS
         or not all(type(n) is int and 0 <= n < _MAX_NUMBER for n in (offset, *size, *stride))
     ):
-        raise Malformed("a tensor is not described as torch.save does it")
+        raise damaged("a tensor is not described as torch.save does it")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     numel = math.prod(size)
     if numel > storage.numel or (numel and last >= storage.numel):
-        raise Malformed(f"a tensor of the shape {size} is larger than its storage")
+        raise damaged(f"a tensor of the shape {size} is larger than its storage")
     return Made()
 
 
 def _parameter(*arguments: Any) -> Made:
-    if len(arguments) != 3 or type(arguments[0]) is not Made:
-        raise Malformed("a parameter has no tensor")
+    if len(arguments) != 3 or type(arguments[0]) is not Made or arguments[2]:
+        raise damaged("a parameter has no tensor")
     return Made()
 
 
@@ -144,25 +142,25 @@ def _ordered(*arguments: Any) -> Ordered:
     """OrderedDict(), or OrderedDict(pairs) as Python 2 pickled it."""
     pairs = arguments[0] if len(arguments) == 1 else []
     if len(arguments) > 1 or type(pairs) is not list:
-        raise Malformed("an OrderedDict is made in an unknown way")
+        raise damaged("an OrderedDict is made in an unknown way")
     if not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs):
-        raise Malformed("an OrderedDict is made in an unknown way")
+        raise damaged("an OrderedDict is made in an unknown way")
     return Ordered((checked_key(key), value) for key, value in pairs)
 
 
 def _bytes(*arguments: Any) -> bytes:
     """_codecs.encode(text, "latin1") is how protocol 2 spells bytes."""
     if len(arguments) != 2 or type(arguments[0]) is not str or arguments[1] != "latin1":
-        raise Malformed("bytes are spelled in an unknown way")
+        raise damaged("bytes are spelled in an unknown way")
     try:
         return arguments[0].encode("latin-1")
     except UnicodeEncodeError as error:
-        raise Malformed("bytes are spelled in an unknown way") from error
+        raise damaged("bytes are spelled in an unknown way") from error
 
 
 def _size(*arguments: Any) -> tuple[int, ...]:
     if len(arguments) != 1 or type(arguments[0]) is not tuple:
-        raise Malformed("a torch.Size has no numbers")
+        raise damaged("a torch.Size has no numbers")
     return arguments[0]
 
 

@@ -10,12 +10,12 @@ import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
 
-from ddimctl.errors import CheckpointError
+from ddimctl.errors import brief
+from ddimctl.files.untrusted.guards import Refused, damaged
 from ddimctl.files.untrusted.pickle_calls import (
     CALLS,
     KNOWN,
     UNUSUAL_TENSORS,
-    Malformed,
     Name,
     Ordered,
     Storage,
@@ -26,13 +26,10 @@ from ddimctl.files.untrusted.pickle_calls import (
 )
 
 MAX_BYTES: Final = 32 * 2**20  # of a pickle, which the numbers of the tensors are not in
-_MAX_INSTRUCTIONS: Final = 500_000  # a tensor takes about 40
+_BYTES_PER_INSTRUCTION: Final = 40  # allows 800,000; a tensor takes about 40
 _MAX_LINE: Final = 4096
 _MAX_NAME: Final = 100
-
-GET_PLAIN: Final = (
-    "Use a safetensors file, or a plain state dict, as torch.save(model.state_dict(), …) writes it."
-)
+_MAX_INDEX: Final = 2**32  # of what a pickle remembers; larger ones could have colliding hashes
 
 
 class Scan(NamedTuple):
@@ -42,25 +39,22 @@ class Scan(NamedTuple):
     storages: dict[str, Storage]
 
 
-def scan_pickle(file: BinaryIO, where: str) -> Scan:
+def scan_pickle(file: BinaryIO, max_bytes: int = MAX_BYTES) -> Scan:
     """Run the pickle at the file's position on stand-ins; the position is behind it afterwards.
 
-    Raises CheckpointError where it asks for anything that weights do not need, by name; where a
-    tensor is larger than its storage; where it is damaged or unreasonably long.
+    Raises Refused where it asks for anything that tensors and plain values do not need, by name;
+    where a tensor is larger than its storage; where it is damaged or unreasonably long.
     """
-    machine = _Machine(file, where)
-    try:
-        for _ in range(_MAX_INSTRUCTIONS):
-            code = machine.take(1)
-            if code == b".":
-                return Scan(machine.result(), machine.storages)
-            step = _STEPS.get(code)
-            if step is None:
-                raise Malformed(f"it has the pickle instruction {ascii(code)[1:]}")
-            step(machine)
-    except Malformed as error:
-        raise CheckpointError(f"{where} is damaged: {error}.", "Get the file again.") from error
-    raise CheckpointError(f"{where} holds too many objects for a checkpoint.", GET_PLAIN)
+    machine = _Machine(file, max_bytes)
+    for _ in range(max_bytes // _BYTES_PER_INSTRUCTION):
+        code = machine.take(1)
+        if code == b".":
+            return Scan(machine.result(), machine.storages)
+        step = _STEPS.get(code)
+        if step is None:
+            raise damaged(f"it has the pickle instruction {ascii(code)[1:]}")
+        step(machine)
+    raise Refused("holds too many objects.")
 
 
 _MARK: Final = object()
@@ -70,27 +64,26 @@ _STARVED: Final = "its pickle takes what it never made"
 class _Machine:
     """The stack and memory of an unpickler."""
 
-    def __init__(self, file: BinaryIO, where: str) -> None:
-        self.file, self.where = file, where
+    def __init__(self, file: BinaryIO, max_bytes: int) -> None:
+        self.file, self.left = file, max_bytes
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
         self.protocol = 0
-        self.left = MAX_BYTES
 
     def take(self, count: int) -> bytes:
         self.left -= count
         if self.left < 0:
-            raise CheckpointError(f"{self.where} holds too much besides weights.", GET_PLAIN)
+            raise Refused("holds too much besides its tensors.")
         found = self.file.read(max(0, count))
         if len(found) < count:
-            raise Malformed("it ends too early")
+            raise damaged("it ends too early")
         return found
 
     def line(self) -> str:
         found = self.file.readline(_MAX_LINE)
         if not found.endswith(b"\n"):
-            raise Malformed("it ends too early")
+            raise damaged("it ends too early")
         self.left -= len(found)
         return _text(found[:-1])
 
@@ -102,7 +95,7 @@ class _Machine:
 
     def pop(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
-            raise Malformed(_STARVED)
+            raise damaged(_STARVED)
         return self.stack.pop()
 
     def pop_to_mark(self) -> list[Any]:
@@ -110,7 +103,7 @@ class _Machine:
         while self.stack and self.stack[-1] is not _MARK:
             found.append(self.stack.pop())
         if not self.stack:
-            raise Malformed(_STARVED)
+            raise damaged(_STARVED)
         self.stack.pop()
         return found[::-1]
 
@@ -123,30 +116,28 @@ class _Machine:
 
     def find_checkpoint(self, index: int) -> None:
         if index not in self.memo:
-            raise Malformed(_STARVED)
+            raise damaged(_STARVED)
         self.push(self.memo[index])
 
     def extend(self, items: list[Any]) -> None:
         self.push(target := self.pop())
         if type(target) is not list:
-            raise Malformed("its pickle appends to what is no list")
+            raise damaged("its pickle appends to what is no list")
         target.extend(items)
 
     def update(self, items: list[Any]) -> None:
         self.push(target := self.pop())
         if type(target) not in (dict, Ordered) or len(items) % 2:
-            raise Malformed("its pickle fills what is no dict")
+            raise damaged("its pickle fills what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[checked_key(key)] = value
 
     def look_up(self, module: Any, name: Any) -> None:
         if not type(module) is type(name) is str:
-            raise Malformed(_STARVED)
+            raise damaged(_STARVED)
         full = f"{module.replace('__builtin__', 'builtins')}.{name}"
         if full in UNUSUAL_TENSORS:
-            raise CheckpointError(
-                f"{self.where} holds {UNUSUAL_TENSORS[full]}, which is not supported.", GET_PLAIN
-            )
+            raise Refused(f"holds {UNUSUAL_TENSORS[full]}, which is not supported.")
         if full not in KNOWN:
             self.refuse(full)
         self.push(Name(full))
@@ -154,12 +145,12 @@ class _Machine:
     def refuse(self, full: str) -> NoReturn:
         if len(full) > _MAX_NAME or not full.isprintable():
             full = ascii(full[:_MAX_NAME])
-        raise CheckpointError(f"{self.where} would call {full}, so it was not read.", GET_PLAIN)
+        raise Refused(f"would call {full}, so it was not read.")
 
     def reduce(self) -> None:
         function, arguments = self.pop_some(2)
         if type(function) is not Name or type(arguments) is not tuple:
-            raise Malformed("its pickle calls what is no function")
+            raise damaged("its pickle calls what is no function")
         if function not in CALLS:
             self.refuse(function)
         self.push(CALLS[function](*arguments))
@@ -172,15 +163,15 @@ class _Machine:
     def storage(self) -> None:
         found = storage_of(self.pop())
         if self.storages.setdefault(found.key, found) != found:
-            raise Malformed(f"the storage {found.key!r} is described twice")
+            raise damaged(f"the storage {brief(found.key)} is described twice")
         self.push(found)
 
     def result(self) -> Any:
         value = self.pop()
         if self.protocol != 2:
-            raise CheckpointError(
-                f"{self.where} was saved with pickle protocol {self.protocol}, which torch reads "
-                "only by running the file's code.",
+            raise Refused(
+                f"was saved with pickle protocol {self.protocol}, which torch reads only by "
+                "running the file's code.",
                 "Save it again with torch.save's own pickle protocol, 2, or as safetensors.",
             )
         return value
@@ -190,7 +181,7 @@ def _text(found: bytes) -> str:
     try:
         return found.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:
-        raise Malformed("a text in it is no text") from error
+        raise damaged("a text in it is no text") from error
 
 
 def _long(machine: _Machine, count: int) -> None:
@@ -209,8 +200,8 @@ def _dict(machine: _Machine) -> None:
 
 def _index(machine: _Machine) -> int:
     text = machine.line()
-    if not (text.isascii() and text.isdecimal()):
-        raise Malformed("a number in it is no number")
+    if not (text.isascii() and text.isdecimal()) or int(text) >= _MAX_INDEX:
+        raise damaged("a number in it is no number")
     return int(text)
 
 

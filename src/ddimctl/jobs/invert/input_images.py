@@ -12,7 +12,7 @@ from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import RequestError
 from ddimctl.files.dataset.source import scan
 from ddimctl.files.pictures.images import FITS, fit_picture, picture_pixels, read_picture
-from ddimctl.files.untrusted.paths import is_folder
+from ddimctl.files.untrusted.guards import is_folder
 
 SHEET: Final = ".inversion.png"
 """How the sheets end that inversion makes, which are no pictures to invert."""

@@ -1,6 +1,5 @@
 """What a manifest or a picture's text says of how pictures were made, checked: strangers write them."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from torch import Tensor
 from ddimctl.errors import DataError
 from ddimctl.files.latents import SUFFIXES, load_latents, plain_metadata
 from ddimctl.files.pictures.images import FORMATS, read_image_text
-from ddimctl.files.untrusted.paths import check_plain_file, is_folder
+from ddimctl.files.untrusted.guards import Refused, check_plain_file, is_folder
+from ddimctl.files.untrusted.settings import parse_json
 from ddimctl.jobs.sample.batches import Smaller, read_smaller
 from ddimctl.jobs.sample.manifest import NAME, load_manifest
 from ddimctl.jobs.sample.records import latent_sha256, sha256_hex
@@ -109,8 +109,8 @@ def _from_manifest(path: Path) -> Record:
 def _from_picture(path: Path) -> Record:
     """One image: what it was drawn beside is not recorded in it."""
     try:
-        text = json.loads(read_image_text(path).get("ddimctl", "null"))
-    except (ValueError, RecursionError):
+        text = parse_json(read_image_text(path).get("ddimctl", "null"), paths=True)
+    except Refused:
         text = None
     if not isinstance(text, dict) or not ("seed" in text or "latent_sha256" in text):
         grid = isinstance(text, dict) and "seeds" in text

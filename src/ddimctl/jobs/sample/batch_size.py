@@ -6,7 +6,7 @@ from typing import Any, Final
 import torch
 
 from ddimctl.checkpoints import Checkpoint
-from ddimctl.files.untrusted.memory import available_memory
+from ddimctl.files.untrusted.guards import available_memory
 from ddimctl.runtime.ranks import number_in
 
 _ENOUGH: Final = {"cpu": 16, "cuda": 256}  # of 32x32: more of them are hardly faster

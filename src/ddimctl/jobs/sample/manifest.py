@@ -1,6 +1,5 @@
 """The manifest.json of an output folder: what was asked, how it was settled, what was made."""
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ import torch
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError, brief
-from ddimctl.files.untrusted.paths import check_plain_file
+from ddimctl.files.untrusted.guards import Refused
+from ddimctl.files.untrusted.settings import read_json
 from ddimctl.jobs.sample.batches import Smaller, read_smaller
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.records import latent_sha256
@@ -82,21 +82,17 @@ def read_manifest(
 def load_manifest(path: Path) -> dict[str, Any] | None:
     """A manifest with the parts that are read of it, or None: a stranger may have written it."""
     try:
-        check_plain_file(path)
-        if path.stat().st_size > _LARGEST:
-            return None
-        manifest = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError, DataError):
+        manifest = read_json(path, _LARGEST, paths=True)
+    except (Refused, OSError):
         return None
-    return dict(manifest) if _is_manifest(manifest) else None
+    return manifest if _is_manifest(manifest) else None
 
 
-def _is_manifest(found: Any) -> bool:
-    if not isinstance(found, dict) or not isinstance(found.get("command"), str):
-        return False
+def _is_manifest(found: dict[str, Any]) -> bool:
     settings, images = found.get("settings"), found.get("images")
     return (
-        isinstance(settings, dict)
+        isinstance(found.get("command"), str)
+        and isinstance(settings, dict)
         and type(settings.get("batch_size")) is int
         and settings["batch_size"] >= 1
         and isinstance(found.get("checkpoint"), dict)

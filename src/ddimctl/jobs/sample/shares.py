@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddimctl.errors import DataError, StorageError
 from ddimctl.files.atomic import open_atomic
-from ddimctl.files.untrusted.paths import check_plain_file
+from ddimctl.files.untrusted.guards import check_plain_file
 from ddimctl.jobs.sample.batches import Group, Smaller, merged, read_smaller
 from ddimctl.runtime.ranks import Ranks
 

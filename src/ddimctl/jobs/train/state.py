@@ -1,7 +1,7 @@
 """What a training run is at one instant, and its way to disk and back."""
 
 import hashlib
-import pickle
+import math
 import struct
 from collections import deque
 from dataclasses import dataclass, field
@@ -12,17 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ddimctl.errors import DataError
+from ddimctl.errors import DataError, brief
 from ddimctl.files.atomic import open_atomic, storage_errors
+from ddimctl.files.untrusted.guards import Refused, check_regular, damaged, reason, refusals
+from ddimctl.files.untrusted.reader import read_torch
 from ddimctl.runtime.transfer import ToHost
 
 KEPT_STATES: Final = 2
 FORMAT_VERSION: Final = 2
-# After the zip of torch.save: torch.load checks none of the zip's own CRCs.
+_MAX_PICKLE: Final = 2**30  # bytes; a record of the metrics takes about 100
+# Behind the zip of torch.save, whose own checksums leave out its directory.
 _SEAL: Final = struct.Struct("<8s32s")  # magic, sha256 of everything before
 _MAGIC: Final = b"ddimstat"
-_PLAIN: Final = ("step", "skipped", "skipped_in_a_row", "loss_sum", "loss_count", "metrics")
+_COUNTS: Final = ("step", "skipped", "skipped_in_a_row", "loss_count")
+_PLAIN: Final = (*_COUNTS, "loss_sum", "metrics")
 _MODULES: Final = ("unet", "ema", "optimizer")
+_ANOTHER: Final = (
+    "Go on with the version of ddimctl that began the run, or begin again with --force."
+)
 
 
 @dataclass
@@ -116,16 +123,18 @@ def load_newest_state(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     None where there is no state at all. Raises DataError when all are damaged, or one is of
     another format; nothing is removed.
     """
-    damaged: list[str] = []
+    problems: list[str] = []
     for step in reversed(saved_steps(folder)):
         path = _path(folder, step)
         try:
-            return _read(path), damaged
-        except (_Damaged, OSError) as error:
-            damaged.append(f"{path} is damaged: {error}.")
-    if damaged:
+            return _read(path), problems
+        except Refused as refused:
+            problems.append(f"{path} {refused.cause}")
+        except OSError as error:
+            problems.append(f"{path} cannot be read: {reason(error)}.")
+    if problems:
         raise DataError(
-            f"no state in {folder} is whole. {' '.join(damaged)}",
+            f"no state in {folder} is whole. {' '.join(problems)}",
             "Put a copy of one back, or begin again with --force.",
         )
     return None, []
@@ -144,15 +153,37 @@ def remove_states(folder: Path) -> None:
 
 
 def restore(learner: Learner, state: dict[str, Any]) -> None:
-    """Put a saved state back, bit for bit."""
-    for name in _MODULES:
-        getattr(learner, name).load_state_dict(state[name])
+    """Put a saved state back, bit for bit. Raises DataError where it is of another network."""
+    saved, weights = state["optimizer"], list[Tensor](learner.unet.parameters())
+    # its settings are the request's, but for the learning rate of the last update
+    groups = learner.optimizer.state_dict()["param_groups"]
+    try:
+        if not _fit(saved.get("state"), weights):
+            raise ValueError("the moments are of other weights")
+        groups[0]["lr"] = float(saved["param_groups"][0]["lr"])
+        parts = state | {"optimizer": {"state": saved["state"], "param_groups": groups}}
+        for name in _MODULES:
+            getattr(learner, name).load_state_dict(parts[name])
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"the state of step {state['step']} is of another network.", _ANOTHER
+        ) from error
     for name in _PLAIN:
         setattr(learner, name, state[name])
 
 
-class _Damaged(Exception):  # noqa: N818, never seen outside
-    """Why a state cannot be trusted."""
+def _fit(moments: Any, weights: list[Tensor]) -> bool:
+    """Whether they are AdamW's of these weights, by number; unused weights have none."""
+    return isinstance(moments, dict) and all(
+        _is_count(number)
+        and number < len(weights)
+        and isinstance(kept, dict)
+        and kept.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        and all(isinstance(tensor, Tensor) for tensor in kept.values())
+        and kept["step"].shape == ()
+        and kept["exp_avg"].shape == kept["exp_avg_sq"].shape == weights[number].shape
+        for number, kept in moments.items()
+    )
 
 
 class _HashedFile:
@@ -170,26 +201,63 @@ class _HashedFile:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Raises Refused where the file is damaged, DataError where its content is another's."""
+    check_regular(path)
     with path.open("rb") as file:
         _check_seal(file, path.stat().st_size - _SEAL.size)
-        file.seek(0)
-        try:
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise DataError(f"{path} is not a state of ddimctl train.") from error
+    with refusals(f"{path} is not a state of ddimctl train: it", DataError, _ANOTHER):
+        state = read_torch(path, behind=_SEAL.size, max_pickle=_MAX_PICKLE)
     version = state.get("format_version") if isinstance(state, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(
-            f"{path} has the format version {version}, not {FORMAT_VERSION}.",
-            "Go on with the version of ddimctl that began the run, or begin again with --force.",
+            f"{path} has the format version {brief(version)}, not {FORMAT_VERSION}.", _ANOTHER
         )
-    return state
+    if not _is_state(state):
+        raise DataError(f"{path} is not a state of ddimctl train.", _ANOTHER)
+    return dict(state)
+
+
+def _is_state(found: dict[str, Any]) -> bool:
+    """Whether all that is read of a state is there and of the right type."""
+    run, metrics = found.get("run"), found.get("metrics")
+    return (
+        all(_is_count(found.get(name)) for name in _COUNTS)
+        and type(found.get("loss_sum")) is float
+        and all(isinstance(found.get(name), dict) for name in _MODULES)
+        and isinstance(metrics, list)
+        and all(isinstance(record, dict) and _is_record(record) for record in metrics)
+        and isinstance(run, dict)
+        and _is_count(run.get("steps"))
+        and all(_has_names(run.get(name)) for name in ("settings", "network", "data"))
+        and all(_is_count(run["data"].get(name)) for name in ("pictures", "held_out"))
+        and isinstance(run["data"].get("fingerprint"), str)
+        and _is_count(run.get("processes", 1))
+    )
+
+
+def _is_record(record: dict[Any, Any]) -> bool:
+    return (
+        _has_names(record)
+        and _is_count(record.get("step"))
+        and all(
+            value is None or (type(value) in (int, float) and math.isfinite(value))
+            for value in record.values()
+        )
+    )
+
+
+def _has_names(values: Any) -> bool:
+    return isinstance(values, dict) and all(type(name) is str for name in values)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _check_seal(file: BinaryIO, length: int) -> None:
-    """Raise _Damaged unless the file's first bytes have the hash that follows them."""
+    """Raise Refused unless the file's first bytes have the hash that follows them."""
     if length < 0:
-        raise _Damaged("it is cut short")
+        raise damaged("it is cut short")
     sha256 = hashlib.sha256()
     left = length
     while left and (block := file.read(min(left, 2**20))):
@@ -197,9 +265,9 @@ def _check_seal(file: BinaryIO, length: int) -> None:
         left -= len(block)
     magic, digest = _SEAL.unpack(file.read(_SEAL.size))
     if magic != _MAGIC:
-        raise _Damaged("it has no checksum at its end, so it is cut short or not of this version")
+        raise damaged("it has no checksum at its end, so it is cut short or not of this version")
     if digest != sha256.digest():
-        raise _Damaged("its content does not have its checksum")
+        raise damaged("its content does not have its checksum")
 
 
 def _path(folder: Path, step: int) -> Path:
