@@ -11,7 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ddimctl.checkpoints import load_checkpoint
-from ddimctl.jobs.convert import ConvertRequest, convert
+from ddimctl.jobs.checkpoint_requests import ConvertRequest
+from ddimctl.jobs.convert import convert
+from ddimctl.jobs.option import make_request
 
 DATA = Path(__file__).parents[1] / "data"
 SAID = ["noise_schedule=linear", "diffusion_steps=1000", "num_heads=2"]
@@ -51,7 +53,9 @@ def worst_error(folder, recorded):
     ],
 )
 def test_a_converted_folder_computes_what_the_peer_recorded(tmp_path, name, weights, output):
-    convert(ConvertRequest(str(DATA / name), tmp_path / "out", weights=weights))
+    convert(
+        make_request(ConvertRequest, source=str(DATA / name), out=tmp_path / "out", weights=weights)
+    )
     cases = load_file(DATA / name / "cases.safetensors")
     outputs = {key.replace(f"{output}.", "out."): tensor for key, tensor in cases.items()}
     assert worst_error(tmp_path / "out", outputs) < 1e-5
@@ -60,7 +64,9 @@ def test_a_converted_folder_computes_what_the_peer_recorded(tmp_path, name, weig
 def test_a_network_with_a_wrong_flag_computes_something_else(tmp_path):
     source = DATA / "guided_diffusion_tiny"
     wrong = (("use_new_attention_order", "true"),)
-    convert(ConvertRequest(str(source), tmp_path / "out", flags=wrong))
+    convert(
+        make_request(ConvertRequest, source=str(source), out=tmp_path / "out", model_flags=wrong)
+    )
     assert worst_error(tmp_path / "out", load_file(source / "cases.safetensors")) > 1e-2
 
 
@@ -83,7 +89,9 @@ def test_a_file_whose_name_is_not_utf_8_is_converted(tmp_path):
     source = tmp_path / os.fsdecode(b"caf\xe9.pt")
     shutil.copy(DATA / "guided_diffusion_tiny" / "model.pt", source)
     shutil.copy(DATA / "guided_diffusion_tiny" / "flags.json", tmp_path)
-    convert(ConvertRequest(str(source), tmp_path / "out"))  # whose ddimctl.json names it
+    convert(
+        make_request(ConvertRequest, source=str(source), out=tmp_path / "out")
+    )  # whose ddimctl.json names it
     assert load_checkpoint(tmp_path / "out").provenance.family == "diffusers"
 
 
