@@ -4,10 +4,11 @@ import math
 from collections.abc import Iterable
 from typing import Final, Self, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.constrain import Constrain
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
 from ddimctl.cli.output.progress import facts_text, times_text
@@ -74,9 +75,9 @@ def _text_column(text: str, min_width: int | None = None) -> TextColumn:
 
 _COLUMNS: Final = {  # and how many columns of the terminal each needs
     _text_column("{task.description}", NAME_WIDTH): 0,
-    BarColumn(40, "bright_black", "cyan", "green"): 60,  # the one that gets narrower
+    BarColumn(40, "bright_black", "cyan", "green"): 58,  # the one that gets narrower
     _text_column("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"): 0,
-    _text_column("{task.fields[facts]}"): 80,
+    _text_column("{task.fields[facts]}"): 78,
     _Times(Column(no_wrap=True)): 0,
 }
 
@@ -84,10 +85,10 @@ _COLUMNS: Final = {  # and how many columns of the terminal each needs
 class _Bars(RichProgress):
     """On a narrow terminal the facts go first, then the bar."""
 
-    def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
+    def get_renderables(self) -> Iterable[RenderableType]:
         if self.tasks:  # while this is built, it has no console
-            width = self.console.width
+            width = self.console.width - 2  # the terminal's own "^C" must not begin a line
             self.columns = tuple(column for column, needed in _COLUMNS.items() if width >= needed)
-        table = super().make_tasks_table(tasks)
-        table.padding = (0, 2)
-        return table
+            table = self.make_tasks_table(self.tasks)
+            table.padding = (0, 2)
+            yield Constrain(table, width)

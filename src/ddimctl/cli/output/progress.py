@@ -70,7 +70,11 @@ class PlainView(QuietView):
     def _show(self, phase: "_Phase") -> None:
         self._last_line = now = self._clock()
         event = phase.event
-        words = [count_text(event), facts_text(event), times_text(now - phase.started, phase.left(now))]
+        words = [
+            count_text(event),
+            facts_text(event),
+            times_text(now - phase.started, phase.left(now)),
+        ]
         self._say(event.phase, ", ".join(word for word in words if word))
 
 
