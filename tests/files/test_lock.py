@@ -179,10 +179,9 @@ def test_a_full_disk_leaves_no_lock_behind(tmp_path: Path, monkeypatch) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "write", full)
-    with folder_lock(tmp_path / "run", "sample"):
-        with pytest.raises(RequestError, match="in use by another run"):  # unsigned, and held
-            with folder_lock(tmp_path / "run", "train"):
-                pass
+    unsigned = pytest.raises(RequestError, match="in use by another run")
+    with folder_lock(tmp_path / "run", "sample"), unsigned, folder_lock(tmp_path / "run", "train"):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 
