@@ -14,7 +14,6 @@ EXCEPTIONS = {
     ("files/atomic.py", "path.open"): "r+, to sync what is there",
     ("files/atomic.py", "stray.open"): "r+, to see whether a stray is locked",
     ("files/atomic.py", "temporary.replace"): "the rename itself",
-    ("files/lock.py", "os.open"): "the lock, which must be one file for all",
     ("files/mapped.py", "path.open"): "a dotfile that is mapped while a run fills it",
     ("files/mapped.py", "path.touch"): "the same",
     ("jobs/train/state.py", "torch.save"): "through a hash into a file of open_atomic",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ddimctl.cli.output import console
-from ddimctl.cli.output.meter import Meter, Phase, duration_text
+from ddimctl.cli.output.progress import PlainView, times_text
 from ddimctl.jobs.events import Notice, Progress, Wrote
 
 
@@ -69,7 +69,7 @@ def test_quiet_job_shows_its_notes_only(capsys):
 
 def test_log_has_a_line_every_ten_seconds_and_one_at_the_end(capsys):
     clock = Clock()
-    view = console.PlainView(Meter(clock))
+    view = PlainView(console.say, clock)
     for done in range(26):
         clock.now = float(done)
         view.progress(Progress("training", done, 25, "steps", {"loss": f"{done / 100:.2f}"}))
@@ -81,7 +81,7 @@ def test_log_has_a_line_every_ten_seconds_and_one_at_the_end(capsys):
 
 
 def test_inner_phase_ends_without_a_line(capsys):
-    view = console.PlainView(Meter(Clock()))
+    view = PlainView(console.say, Clock())
     view.progress(finished(1, 2, "training"))
     view.progress(finished(4, 4, "sampling"))
     view.progress(finished(2, 2, "training"))
@@ -99,28 +99,30 @@ def test_log_says_how_far_a_broken_run_came(capsys):
     assert capsys.readouterr().err == "training: 1/9 images, 0:00\n"
 
 
+def shown(events):
+    """The lines of a log, of (second, steps done) of a training of so many."""
+    said, clock = [], Clock()
+    view = PlainView(lambda label, text: said.append(text), clock)
+    for second, done, total in events:
+        clock.now = float(second)
+        view.progress(Progress("training", done, total, "steps"))
+    return said
+
+
 def test_estimate_does_not_count_what_was_done_before():
-    phase = Phase(Progress("training", 5000, 6000, "steps"), now=0.0)
-    assert phase.left(0.0) is None
-    phase.update(Progress("training", 5100, 6000, "steps"), now=10.0)
-    assert phase.left(10.0) == pytest.approx(90)
-    assert phase.left(40.0) == pytest.approx(60)
+    lines = shown([(0, 5000, 6000), (10, 5100, 6000), (50, 5100, 6000)])
+    assert lines == ["5100/6000 steps, 0:10, 1:30 left", "5100/6000 steps, 0:50, 7:30 left"]
 
 
 def test_estimate_follows_the_recent_pace():
-    phase = Phase(Progress("training", 0, 10_000, "steps"), now=0.0)
-    for second in range(1, 101):
-        phase.update(Progress("training", second, 10_000, "steps"), now=float(second))
-    for second in range(101, 201):
-        done = 100 + 10 * (second - 100)
-        phase.update(Progress("training", done, 10_000, "steps"), now=float(second))
-    assert phase.left(200.0) == pytest.approx((10_000 - 1100) / 10)
+    slow = [(second, second, 10_000) for second in range(101)]
+    fast = [(second, 100 + 10 * (second - 100), 10_000) for second in range(101, 201)]
+    assert shown(slow + fast)[-1].endswith("14:50 left")  # 8,900 steps, ten a second
 
 
-def test_phase_of_nothing_is_finished():
-    phase = Phase(Progress("sampling", 0, 0, "images"), now=0.0)
-    assert phase.finished
-    assert phase.left(1.0) is None
+def test_phase_of_nothing_is_finished_and_a_clock_may_stand():
+    assert shown([(0, 0, 0)]) == ["0/0 steps, 0:00"]
+    assert shown([(0, 0, 2), (0, 1, 2), (0, 2, 2)]) == ["2/2 steps, 0:00"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_phase_of_nothing_is_finished():
     [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599.9, "1:00:00"), (93784, "26:03:04")],
 )
 def test_durations_in_words(seconds, text):
-    assert duration_text(seconds) == text
+    assert times_text(seconds, None) == text
 
 
 def test_result_as_lines(capsys):

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from ddimctl.errors import RequestError, StorageError
-from ddimctl.files import atomic, lock
+from ddimctl.files import atomic
 from ddimctl.files.lock import NAME, folder_lock
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
+fcntl = pytest.importorskip("fcntl")
+
+OF_VERSION_0_1 = "`ddimctl train`, process 4711 on lab-3, since 2026-10-01 09:00:00 +0000\n"
 
 HOLD = """
 import pathlib, sys, time
@@ -56,6 +58,33 @@ def test_a_lock_dies_with_its_holder(holder, tmp_path: Path) -> None:
     with folder_lock(tmp_path / "run", "sample"):
         assert str(os.getpid()) in (tmp_path / "run" / NAME).read_text()
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_file_that_version_0_1_left_locks_nobody_out(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text(OF_VERSION_0_1)
+    with folder_lock(tmp_path, "sample"):
+        assert "4711" not in (tmp_path / NAME).read_text()
+    assert not (tmp_path / NAME).exists()
+
+
+def test_a_run_of_version_0_1_keeps_others_out(tmp_path: Path) -> None:
+    with (tmp_path / NAME).open("w") as file:
+        file.write(OF_VERSION_0_1)
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(RequestError) as raised, folder_lock(tmp_path, "sample"):
+            pytest.fail("two in one folder")
+    assert raised.value.cause == f"{tmp_path} is in use by {OF_VERSION_0_1.strip()}."
+
+
+def test_a_holder_that_is_just_leaving_is_waited_for(tmp_path: Path) -> None:
+    file = (tmp_path / NAME).open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    timer = threading.Timer(0.05, file.close)
+    timer.start()
+    with folder_lock(tmp_path, "sample"):
+        assert file.closed
+    timer.join()
 
 
 def test_the_same_process_is_kept_out_too(tmp_path: Path) -> None:
@@ -113,7 +142,7 @@ def test_many_at_the_same_moment_take_turns(tmp_path: Path) -> None:
 
 def test_a_file_removed_by_its_holder_is_not_taken_for_a_lock(tmp_path: Path, monkeypatch) -> None:
     """Opened before the holder unlinked it, locked after: it guards nothing any more."""
-    flock, calls = lock.fcntl.flock, []
+    flock, calls = fcntl.flock, []
 
     def removed_first(descriptor: int, operation: int) -> None:
         if not calls:
@@ -121,7 +150,7 @@ def test_a_file_removed_by_its_holder_is_not_taken_for_a_lock(tmp_path: Path, mo
         calls.append(operation)
         flock(descriptor, operation)
 
-    monkeypatch.setattr(lock.fcntl, "flock", removed_first)
+    monkeypatch.setattr(fcntl, "flock", removed_first)
     with folder_lock(tmp_path, "sample"):
         assert len(calls) == 2
         assert (tmp_path / NAME).exists()
@@ -134,13 +163,26 @@ def test_another_s_lock_is_left_where_the_folder_was_made_anew(tmp_path: Path) -
     assert (tmp_path / NAME).read_text() == "another's"
 
 
-def test_a_disk_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_keeps_nobody_out(number: int, tmp_path: Path, monkeypatch) -> None:
     def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     with folder_lock(tmp_path, "sample"), folder_lock(tmp_path, "sample"):
         pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_lock_behind(tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    unsigned = pytest.raises(RequestError, match="in use by another run")
+    with folder_lock(tmp_path / "run", "sample"), unsigned, folder_lock(tmp_path / "run", "train"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_link_in_the_lock_s_place_is_not_followed(tmp_path: Path) -> None:
@@ -160,6 +202,6 @@ def test_a_folder_that_cannot_be_written_to_is_a_storage_error(tmp_path: Path, m
     def read_only(*_: object) -> int:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(lock.os, "open", read_only)
+    monkeypatch.setattr(os, "open", read_only)
     with pytest.raises(StorageError, match="read-only"), folder_lock(tmp_path, "train"):
         pass

@@ -7,14 +7,13 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, Protocol, Self, TextIO, TypeVar
+from typing import Any, Final, TextIO, TypeVar, cast
 
-from ddimctl.cli.output.meter import Meter, Phase, count_text, fact_texts, time_texts
+from ddimctl.cli.output.progress import PlainView, QuietView, View
 from ddimctl.errors import StorageError
 from ddimctl.jobs.events import Event, Notice, Progress, Report, Wrote
 from ddimctl.runtime.allocator import keep_freed_memory
 
-SECONDS_BETWEEN_LINES: Final = 10.0
 BROKEN_PIPE_CODE: Final = 141  # what a shell reports for SIGPIPE
 _LONGEST: Final = 2_000
 _STYLES: Final = {
@@ -28,62 +27,6 @@ _STYLES: Final = {
 
 Q = TypeVar("Q")
 R = TypeVar("R")
-
-
-class View(Protocol):
-    """Somewhere that a running job is shown."""
-
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *_: object) -> None: ...
-    def progress(self, event: Progress) -> None: ...
-    def line(self, label: str, text: str) -> None: ...
-
-
-class PlainView:
-    """Lines for a log: one every ten seconds, and one at the end of each outer phase."""
-
-    def __init__(self, meter: Meter | None = None) -> None:
-        self._meter = meter or Meter()
-        self._last_line = self._meter.clock()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        unfinished = self._meter.unfinished()
-        if unfinished is not None:
-            self._say(unfinished)
-
-    def progress(self, event: Progress) -> None:
-        phase = self._meter.update(event)
-        ended = phase.finished and self._meter.current is None
-        if ended or self._meter.clock() - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._say(phase)
-
-    def line(self, label: str, text: str) -> None:
-        say(label, text)
-
-    def _say(self, phase: Phase) -> None:
-        now = self._last_line = self._meter.clock()
-        words = [count_text(phase.event), *fact_texts(phase.event)]
-        say(phase.event.phase, ", ".join([*words, *time_texts(phase, now)]))
-
-
-class QuietView(PlainView):
-    """Notes, and no progress."""
-
-    def progress(self, event: Progress) -> None:
-        """Show nothing."""
-
-
-class NoView(PlainView):
-    """Nothing: the first process speaks for all."""
-
-    def progress(self, event: Progress) -> None:
-        """Show nothing."""
-
-    def line(self, label: str, text: str) -> None:
-        """Show nothing."""
 
 
 def speaks() -> bool:
@@ -200,15 +143,13 @@ def is_terminal() -> bool:
 
 
 def _view(quiet: bool) -> View:
-    if not speaks():
-        return NoView()
-    if quiet:
-        return QuietView()
+    if quiet or not speaks():
+        return QuietView(say)
     if not is_terminal():
-        return PlainView()
-    from ddimctl.cli.output.live import LiveView
+        return PlainView(say)
+    from ddimctl.cli.output.bars import BarView
 
-    return LiveView()
+    return BarView(cast(TextIO, Stderr()))
 
 
 def _show(event: Notice | Wrote, view: View) -> None:
