@@ -14,6 +14,12 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 # Two processes of one thread each are faster than one process of two.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
+# A row of each style, and a tour of held-out avatars.
+EIGHT = $(1),$(1),$(1),$(1),$(1),$(1),$(1),$(1)
+ROWS := -n 24 --class $(call EIGHT,peep),$(call EIGHT,pixel),$(call EIGHT,thumb)
+FACES := $(addprefix examples/avatars/,$(addsuffix .png,\
+	peep-bun pixel-braid thumb-hearts peep-headscarf pixel-glasses thumb-grin))
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-slow lint format bench house clean
@@ -23,8 +29,11 @@ help: ## this list
 	@echo
 	@echo "Without a CUDA device, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes."
 
-demo: $(VENV)/installed ## sample sixteen pictures from the bundled checkpoint into demo/
-	@$(BIN)/ddimctl sample --steps 20 --out demo --force
+demo: $(VENV)/installed ## draw demo/grid.png and demo/morph.gif with the bundled checkpoint
+	@$(BIN)/ddimctl sample --steps 20 $(ROWS) --columns 8 --scale 4 --out demo --force > /dev/null
+	@$(BIN)/ddimctl interpolate $(FACES) --steps 20 --frames 54 --loop --video gif --out demo/morph --force > /dev/null
+	@cp demo/morph/video.gif demo/morph.gif
+	@printf '%s\n' demo/grid.png demo/morph.gif
 
 test: $(VENV)/installed-dev ## all tests but the slow ones
 	$(PYTEST) -m "not slow"

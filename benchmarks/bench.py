@@ -220,9 +220,9 @@ def products_row(folder: Path) -> Row:
 
 def inversion_row(repeats: int) -> Row:
     """Evaluations a second of the exact inversion beside those of plain sampling, of 16 pictures:
-    tiles, and the same mirrored and upside down, which take different numbers of evaluations."""
-    tiles = sorted((HERE.parent / "examples" / "tiles").glob("*.png"))
-    pictures = from_uint8(torch.stack([picture_pixels(read_picture(tile, 3)) for tile in tiles]))
+    avatars, and the same mirrored and upside down, which take different numbers of evaluations."""
+    avatars = sorted((HERE.parent / "examples" / "avatars").glob("*.png"))
+    pictures = from_uint8(torch.stack([picture_pixels(read_picture(path, 3)) for path in avatars]))
     pictures = torch.cat((pictures, pictures.flip(3), pictures.flip(2), pictures.flip(2, 3)))[:16]
     checkpoint = load_checkpoint()
     prepare_for_inference(checkpoint.unet)

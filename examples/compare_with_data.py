@@ -1,4 +1,4 @@
-"""Samples beside the pictures they were learned from: each one's nearest, mirrored or not.
+"""Samples beside the pictures they were learned from: each one's nearest.
 
 usage: python examples/compare_with_data.py DATA RUN OUT
 DATA: the training pictures.  RUN: a folder of `ddimctl sample`.  OUT: where to write
@@ -17,16 +17,15 @@ from ddimctl.files.pictures.grids import make_grid
 from ddimctl.files.pictures.images import picture_pixels, read_picture
 
 source, run, out = map(Path, sys.argv[1:4])
-data = load_dataset(source, holdout=0.02).pixels
+data = load_dataset(source).pixels
 samples = torch.stack(
     [picture_pixels(read_picture(path, 3)) for path in sorted((run / "images").glob("*.png"))]
 )
 count = len(samples)
 
-known = torch.cat((data, data.flip(2)))  # training mirrored them too
-distances = torch.cdist(samples.flatten(1).float() / 255, known.flatten(1).float() / 255)
+distances = torch.cdist(samples.flatten(1).float() / 255, data.flatten(1).float() / 255)
 root_mean_square, nearest = (distances / samples[0].numel() ** 0.5).min(dim=1)
-pairs = torch.stack((samples, known[nearest]), dim=1).flatten(0, 1)
+pairs = torch.stack((samples, data[nearest]), dim=1).flatten(0, 1)
 chosen = hash_keys(torch.arange(len(data)), 0).argsort()[:count]
 
 for name, pixels in (("data", data[chosen]), ("nearest", pairs)):

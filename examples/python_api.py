@@ -1,4 +1,4 @@
-"""Eight monsters from the bundled checkpoint with 5, 10, 20 and 50 steps: same noise, same monster."""
+"""Eight peeps from the bundled checkpoint with 5, 10, 20 and 50 steps: same noise, same peep."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from ddimctl.files.pictures.images import to_uint8
 
 checkpoint = ddimctl.load_checkpoint()
 x_T = ddimctl.seeded_noise(range(8), checkpoint.sample_shape)
-labels = torch.full((8,), checkpoint.class_names.index("monster"))
+labels = torch.full((8,), checkpoint.class_names.index("peep"))
 
 rows = []
 for steps in (5, 10, 20, 50):
     tau = ddimctl.timesteps("linspace", steps, checkpoint.schedule.num_train_timesteps)
-    rows.append(ddimctl.sample(checkpoint, x_T, timesteps=tau, labels=labels, guidance=2.0))
+    rows.append(ddimctl.sample(checkpoint, x_T, timesteps=tau, labels=labels))
 
 make_grid(to_uint8(torch.cat(rows)), columns=8).save("steps.png")
 print(Path("steps.png").resolve())

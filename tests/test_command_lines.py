@@ -20,7 +20,7 @@ from ddimctl.cli.main import main
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += [*sorted((ROOT / "examples").rglob("*.md")), *sorted((ROOT / "examples").glob("*.sh"))]
-TILES = sorted((ROOT / "examples/tiles").glob("*.png"))
+AVATARS = sorted((ROOT / "examples/avatars").glob("*.png"))
 
 # Of a line with one of these, no job is begun.
 ELSEWHERE = re.compile(r"\bgoogle/|cuda|ddimctl convert|--model-flag|--class cat|--config")
@@ -79,7 +79,7 @@ def furnish(folder: Path, run: Path, line: str) -> None:
             make_pictures(folder / ".zipped", line)
             shutil.make_archive(str(path.with_suffix("")), "zip", folder / ".zipped")
         elif path.suffix in (".png", ".jpg"):
-            shutil.copy(run / "images/000000.png" if command == "replay" else TILES[0], path)
+            shutil.copy(run / "images/000000.png" if command == "replay" else AVATARS[0], path)
         elif path.suffix == ".pt":
             shutil.copy(run / "latents.pt", path)
         elif value.endswith(".reference.safetensors"):
@@ -95,11 +95,10 @@ def furnish(folder: Path, run: Path, line: str) -> None:
 
 def make_pictures(folder: Path, line: str) -> None:
     """Sixty pictures, no two alike, in a folder for each class of the checkpoint that is meant."""
-    checkpoint = ROOT / "examples/avatars/checkpoint" if "avatars" in line else BUNDLED
-    names = json.loads((checkpoint / "ddimctl.json").read_text("utf-8"))["class_names"]
-    for i, (tile, name) in enumerate(itertools.islice(itertools.product(TILES * 9, names), 60)):
+    names = json.loads((BUNDLED / "ddimctl.json").read_text("utf-8"))["class_names"]
+    for i, (path, name) in enumerate(itertools.islice(itertools.product(AVATARS * 9, names), 60)):
         (folder / name).mkdir(parents=True, exist_ok=True)
-        with Image.open(tile) as picture:
+        with Image.open(path) as picture:
             picture.convert("RGB").rotate(i).save(folder / name / f"{i}.png")
 
 
@@ -141,4 +140,3 @@ def test_lines_are_found():
     shown = {page.name: len(lines_of(page)) for page in PAGES}
     assert shown["quick-start.md"] >= 8
     assert shown["recipes.md"] >= 10
-    assert shown["train_tiles.sh"] == 1

@@ -15,7 +15,7 @@ from peak import IMPORT_PEAK
 
 pytestmark = pytest.mark.slow
 
-TILES = sorted((Path(__file__).parents[2] / "examples" / "tiles").glob("*.png"))
+AVATARS = sorted((Path(__file__).parents[2] / "examples" / "avatars").glob("*.png"))
 PEAK = """
 from ddimctl.cli.main import main
 code = main(sys.argv[1:])
@@ -109,14 +109,14 @@ def test_twenty_kills_at_random_instants(forks, tmp_path, format, save):
 def test_the_paper_s_encoder_comes_nearer_with_more_steps():
     """The shape of the paper's Table 2, on the bundled checkpoint."""
     bundled = ddimctl.load_checkpoint()
-    tiles = from_uint8(torch.stack([picture_pixels(read_picture(path, 3)) for path in TILES]))
-    labels = torch.full((len(tiles),), bundled.null_class)
+    avatars = from_uint8(torch.stack([picture_pixels(read_picture(path, 3)) for path in AVATARS]))
+    labels = torch.full((len(avatars),), bundled.null_class)
     errors = []
     for steps in (10, 50, 200):
         tau = ddimctl.timesteps("linspace", steps, 1000)
         latents = ddimctl.invert(
-            bundled, tiles, timesteps=tau, method="naive", labels=labels
+            bundled, avatars, timesteps=tau, method="naive", labels=labels
         ).latents
         back = ddimctl.sample(bundled, latents, timesteps=tau, labels=labels)
-        errors.append(float((back - tiles).square().mean()) / 4)
+        errors.append(float((back - avatars).square().mean()) / 4)
     assert errors[0] > 5 * errors[1] > 25 * errors[2]

@@ -65,7 +65,7 @@ _PICTURES: Final = {
         "evaluate.png",
         "curve.png: score against number of evaluations, a line for each eta",
     ),
-    "reference": ("reference.png", "statistics of 4,723 tiles, and 256 samples scored with them"),
+    "reference": ("reference.png", "statistics of 30,000 avatars, and 256 samples scored with them"),
     "info": ("info.png", "what info prints of the bundled checkpoint"),
     "convert": ("convert.png", "an OpenAI checkpoint, converted and sampled from"),
     "train": ("loss.png", "loss.png of a run"),

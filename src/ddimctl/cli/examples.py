@@ -5,22 +5,22 @@ from typing import Final
 EXAMPLES: Final = {
     "sample": (
         ("sixteen images", "ddimctl sample"),
-        ("more steps, one class", "ddimctl sample -n 64 --steps 50 --class monster --guidance 2"),
+        ("more steps, one class", "ddimctl sample -n 64 --steps 50 --class peep --guidance 2"),
     ),
     "invert": (
-        ("the latent of a photo", "ddimctl invert photo.png --class monster"),
+        ("the latent of a photo", "ddimctl invert photo.png"),
         ("a folder of photos", "ddimctl invert photos/ --out latents --batch-size 8"),
     ),
     "interpolate": (
         ("between two images", "ddimctl interpolate a.png b.png --video gif"),
-        ("a grid of four seeds", "ddimctl interpolate --seeds 3,9,12,31 --class player --grid 8x8"),
+        ("a grid of four seeds", "ddimctl interpolate --seeds 3,9,12,31 --class peep --grid 8x8"),
     ),
     "reconstruct": (
         ("the paper's Table 2", "ddimctl reconstruct images.zip --steps 10,20,50,100"),
         ("two methods, eight images", "ddimctl reconstruct photos/ --method exact,naive --limit 8"),
     ),
     "evaluate": (
-        ("the paper's Table 1", "ddimctl evaluate --data tiles.zip --steps 10,20,50 --eta 0,1"),
+        ("the paper's Table 1", "ddimctl evaluate --data images.zip --steps 10,20,50 --eta 0,1"),
         ("existing images", "ddimctl evaluate --samples images/ --data images.zip"),
     ),
     "reference": (

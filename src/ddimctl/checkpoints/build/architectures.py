@@ -11,7 +11,7 @@ from ddimctl.files.untrusted.guards import refusals
 from ddimctl.files.untrusted.settings import read_json
 
 # Ho et al. 2020, appendix B, as diffusers' UNet2DModel spells them; tiny and small are ours, for
-# CPUs and sprites: most of their channels work at low resolution, where arithmetic is cheap.
+# CPUs and small images: most of their channels work at low resolution, where arithmetic is cheap.
 _PAPER: Final[dict[str, Any]] = {
     "layers_per_block": 2,
     "downsample_padding": 0,
