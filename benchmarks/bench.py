@@ -30,7 +30,7 @@ from ddimctl.diffusion.sampling import sample as sample_x_0
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.diffusion.timesteps import timesteps
 from ddimctl.files.dataset.datasets import gather, load_dataset, sample_indices
-from ddimctl.files.pictures.images import from_uint8, picture_pixels, read_picture
+from ddimctl.files.pictures.images import from_uint8, image_pixels, read_image
 from ddimctl.jobs.events import Event, Progress
 from ddimctl.jobs.option import make_request
 from ddimctl.jobs.sample.job import sample
@@ -114,9 +114,7 @@ def start_rows(folder: Path, repeats: int) -> list[Row]:
     for count, target in ((1, ">= 1.4x"), (16, ">= 1.08x")):
         ours, theirs, _ = in_turn(folder, count, 1, repeats)
         figure = f"{theirs / ours:.2f}x ({ours:.2f} s, theirs {theirs:.2f} s)"
-        rows.append(
-            Row(f"{count} picture(s), cold start to file, against diffusers", figure, target)
-        )
+        rows.append(Row(f"{count} image(s), cold start to file, against diffusers", figure, target))
     return rows
 
 
@@ -139,11 +137,11 @@ def steady_rows(folder: Path, repeats: int) -> list[Row]:
     figure = f"{peaks[0] / peaks[1]:.2f}x ({peaks[0]:.0f} MB, theirs {peaks[1]:.0f} MB)"
     return [
         Row(
-            "pictures a second in batches of 16, against diffusers",
+            "images a second in batches of 16, against diffusers",
             f"{a / b:.2f}x ({a:.2f}, theirs {b:.2f})",
             ">= 1.1x",
         ),
-        Row("peak memory of 16 pictures, against diffusers", figure, "<= 1x"),
+        Row("peak memory of 16 images, against diffusers", figure, "<= 1x"),
     ]
 
 
@@ -219,21 +217,21 @@ def products_row(folder: Path) -> Row:
 
 
 def inversion_row(repeats: int) -> Row:
-    """Evaluations a second of the exact inversion beside those of plain sampling, of 16 pictures:
+    """Evaluations a second of the exact inversion beside those of plain sampling, of 16 images:
     avatars, and the same mirrored and upside down, which take different numbers of evaluations."""
     avatars = sorted((HERE.parent / "examples" / "avatars").glob("*.png"))
-    pictures = from_uint8(torch.stack([picture_pixels(read_picture(path, 3)) for path in avatars]))
-    pictures = torch.cat((pictures, pictures.flip(3), pictures.flip(2), pictures.flip(2, 3)))[:16]
+    images = from_uint8(torch.stack([image_pixels(read_image(path, 3)) for path in avatars]))
+    images = torch.cat((images, images.flip(3), images.flip(2), images.flip(2, 3)))[:16]
     checkpoint = load_checkpoint()
     prepare_for_inference(checkpoint.unet)
     labels = torch.full((16,), checkpoint.null_class or 0)
     tau = timesteps("linspace", 20, checkpoint.schedule.num_train_timesteps)
     x_T = seeded_noise(range(16), checkpoint.sample_shape)
     given: dict[str, Any] = {"timesteps": tau, "labels": labels}
-    found = invert(checkpoint, pictures, **given)
+    found = invert(checkpoint, images, **given)
     measured = [
         (
-            best(lambda: invert(checkpoint, pictures, **given), 1),
+            best(lambda: invert(checkpoint, images, **given), 1),
             best(lambda: sample_x_0(checkpoint, x_T, **given), 3),
         )
         for _ in range(repeats)
@@ -245,13 +243,13 @@ def inversion_row(repeats: int) -> Row:
 
 
 def training_rows(folder: Path, repeats: int) -> list[Row]:
-    """Pictures a second: the loader alone, then training, beside a loop written by hand."""
-    pictures, run = folder / "pictures", folder / "run"
-    pictures.mkdir()
+    """Images a second: the loader alone, then training, beside a loop written by hand."""
+    images, run = folder / "pictures", folder / "run"
+    images.mkdir()
     noise = seeded_noise(range(2000), (3, 32, 32)).mul(40).add(128).clamp(0, 255).to(torch.uint8)
     for index, image in enumerate(noise):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(pictures / f"{index}.png")
-    data = load_dataset(pictures, cache_dir=folder / "cache")
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(images / f"{index}.png")
+    data = load_dataset(images, cache_dir=folder / "cache")
 
     def load(batches: int) -> None:
         for step in range(batches):
@@ -259,7 +257,7 @@ def training_rows(folder: Path, repeats: int) -> list[Row]:
             gather(data.pixels, chosen, torch.rand(64) < 0.5)
 
     loader = 64 * 200 / best(lambda: load(200), 3)
-    command = [sys.executable, "-m", "ddimctl", "train", str(pictures), "--out", str(run)]
+    command = [sys.executable, "-m", "ddimctl", "train", str(images), "--out", str(run)]
     command += ["--model", "small", "--steps", "60", "--batch-size", "16", "--log-every", "20"]
     theirs = [sys.executable, str(HERE / "plain_training.py")]
     rates: dict[str, list[float]] = {"fp32": [], "bf16": []}
@@ -285,9 +283,9 @@ def training_rows(folder: Path, repeats: int) -> list[Row]:
 
 
 def processes_row(repeats: int) -> Row:
-    """Two processes of one thread each beside one: pictures a second once both run."""
+    """Two processes of one thread each beside one: images a second once both run."""
     (one, two), _ = one_and_many(2, 64, batch_size=4, steps=20, repeats=repeats)
-    figure = f"{two / one:.2f}x ({two:.2f} pictures/s, one process {one:.2f})"
+    figure = f"{two / one:.2f}x ({two:.2f} images/s, one process {one:.2f})"
     return Row("two processes of one thread, against one", figure, ">= 1.8x")
 
 

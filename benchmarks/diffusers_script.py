@@ -1,4 +1,4 @@
-"""What a user of diffusers would write: a checkpoint folder in, N pictures out, 20 steps of DDIM.
+"""What a user of diffusers would write: a checkpoint folder in, N images out, 20 steps of DDIM.
 
 With a fourth argument so many batches of N.
 """

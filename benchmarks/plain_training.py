@@ -1,6 +1,6 @@
 """The training loop that one writes by hand over diffusers' UNet2DModel.
 
-Prints pictures a second, of each of three twenties of updates. The network is that of
+Prints images a second, of each of three twenties of updates. The network is that of
 `ddimctl train --model small`: noise from torch's generator, AdamW, gradients clipped, an average of
 the weights by a loop over them.
 """

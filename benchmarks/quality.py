@@ -2,8 +2,8 @@
 
     python benchmarks/quality.py
 
-Pictures of the same seeds and classes, each compared with what DDIM makes of it in all T steps, by
-the root mean square error of pictures in [0, 1], and by the PSNR that this is; medians. Everything
+Images of the same seeds and classes, each compared with what DDIM makes of it in all T steps, by
+the root mean square error of images in [0, 1], and by the PSNR that this is; medians. Everything
 measured is kept in --keep, so that the same command goes on where it was stopped.
 """
 
@@ -36,7 +36,7 @@ BATCH = 16
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--ckpt", help="instead of the bundled one")
-    parser.add_argument("--seeds", type=int, default=32, help="pictures compared (32)")
+    parser.add_argument("--seeds", type=int, default=32, help="images compared (32)")
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 8, 10, 15, 20, 40, 100])
     parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS))
     parser.add_argument("--tau", nargs="+", choices=[*KINDS, AUTO], default=[*KINDS, AUTO])
@@ -58,7 +58,7 @@ def main() -> None:
                 if str(steps) in known or (tau == AUTO and steps > FINE // 2):
                     continue
                 asked = {"solver": solver, "tau": tau, "steps": steps}
-                found = pictures(planned(seeds, checkpoint, device, **asked), checkpoint, device)
+                found = images(planned(seeds, checkpoint, device, **asked), checkpoint, device)
                 known[str(steps)] = distances(found, reference).median().item()
                 write_json(kept, known)
                 print(f"{solver} {tau} {steps}: {known[str(steps)]:.4f}", flush=True)
@@ -70,16 +70,16 @@ def main() -> None:
 def thousand_steps(
     seeds: Sequence[int], checkpoint: Checkpoint, keep: Path, device: torch.device
 ) -> Tensor:
-    """The pictures (N, C, H, W) in [0, 1] that DDIM makes in all T steps."""
+    """The images (N, C, H, W) in [0, 1] that DDIM makes in all T steps."""
     path = keep / f"reference-{len(seeds)}.pt"
     if path.exists():
-        return as_pictures(load_latents(path, key="samples").latents)
+        return as_images(load_latents(path, key="samples").latents)
     print("the reference, once; minutes on a CPU", flush=True)
     T = checkpoint.schedule.num_train_timesteps
     plan = planned(seeds, checkpoint, device, steps=T, tau="linspace", solver="ddim")
     samples = decode(plan, checkpoint, device)
     save_samples(path, samples, {})
-    return as_pictures(samples)
+    return as_images(samples)
 
 
 def planned(
@@ -123,17 +123,17 @@ def decode(plan: Plan, checkpoint: Checkpoint, device: torch.device) -> Tensor:
     return torch.cat(done)
 
 
-def pictures(plan: Plan, checkpoint: Checkpoint, device: torch.device) -> Tensor:
-    return as_pictures(decode(plan, checkpoint, device))
+def images(plan: Plan, checkpoint: Checkpoint, device: torch.device) -> Tensor:
+    return as_images(decode(plan, checkpoint, device))
 
 
-def as_pictures(x_0: Tensor) -> Tensor:
+def as_images(x_0: Tensor) -> Tensor:
     """From [-1, 1] nominal to [0, 1], clamped as files are, not rounded."""
     return (x_0.double().clamp(-1, 1) + 1) / 2
 
 
 def distances(found: Tensor, reference: Tensor) -> Tensor:
-    """(N,): the root mean square error of each picture."""
+    """(N,): the root mean square error of each image."""
     return (found - reference).square().flatten(1).mean(1).sqrt()
 
 

@@ -1,8 +1,8 @@
-"""Samples beside the pictures they were learned from: each one's nearest.
+"""Samples beside the images they were learned from: each one's nearest.
 
 usage: python examples/compare_with_data.py DATA RUN OUT
-DATA: the training pictures.  RUN: a folder of `ddimctl sample`.  OUT: where to write
-data.png (as many random pictures of DATA) and nearest.png (pairs: sample, nearest picture).
+DATA: the training images.  RUN: a folder of `ddimctl sample`.  OUT: where to write
+data.png (as many random images of DATA) and nearest.png (pairs: sample, nearest image).
 """
 
 import sys
@@ -14,12 +14,12 @@ from ddimctl.diffusion.noise import hash_keys
 from ddimctl.files.atomic import open_atomic
 from ddimctl.files.dataset.datasets import load_dataset
 from ddimctl.files.pictures.grids import make_grid
-from ddimctl.files.pictures.images import picture_pixels, read_picture
+from ddimctl.files.pictures.images import image_pixels, read_image
 
 source, run, out = map(Path, sys.argv[1:4])
 data = load_dataset(source).pixels
 samples = torch.stack(
-    [picture_pixels(read_picture(path, 3)) for path in sorted((run / "images").glob("*.png"))]
+    [image_pixels(read_image(path, 3)) for path in sorted((run / "images").glob("*.png"))]
 )
 count = len(samples)
 
@@ -32,6 +32,6 @@ for name, pixels in (("data", data[chosen]), ("nearest", pairs)):
     with open_atomic(out / f"{name}.png") as file:
         make_grid(pixels, columns=16, scale=2).save(file, "PNG")
 print(
-    f"nearest picture of {count} samples: root mean square difference in [0, 1] "
+    f"nearest image of {count} samples: root mean square difference in [0, 1] "
     f"{root_mean_square.min():.3f} (smallest), {root_mean_square.median():.3f} (median)"
 )

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from ddimctl.errors import DataError, DdimctlError
 from ddimctl.files.dataset.source import open_source, scan
 from ddimctl.files.latents import load_latents
-from ddimctl.files.pictures.images import read_image_text, read_picture
+from ddimctl.files.pictures.images import read_image, read_image_text
 
 # The same examples each time, and no files of Hypothesis in the repository.
 FAST = settings(
@@ -56,11 +56,11 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 # --- properties of the readers, for any bytes ---------------------------------------------------
 
 
-def check_picture(data: bytes) -> None:
-    """The bytes are a picture of both kinds, or a DataError."""
+def check_image(data: bytes) -> None:
+    """The bytes are an image of both kinds, or a DataError."""
     for channels in (1, 3):
         found: list[Image.Image] = []
-        error = value_or_our_error(lambda: found.append(read_picture(data, channels)))  # noqa: B023
+        error = value_or_our_error(lambda: found.append(read_image(data, channels)))  # noqa: B023
         assert error is None or isinstance(error, DataError)
         assert error or found[0].mode == {1: "L", 3: "RGB"}[channels]
     value_or_our_error(lambda: read_image_text(data))
@@ -76,7 +76,7 @@ def check_latents(path: Path, data: bytes) -> None:
 
 
 def check_zip(path: Path, data: bytes) -> None:
-    """Every picture that the zip lists is bytes, a DataError, or refused by the system."""
+    """Every image that the zip lists is bytes, a DataError, or refused by the system."""
     path.write_bytes(data)
 
     def read_all() -> None:
@@ -135,7 +135,7 @@ def with_png_checksums(data: bytes) -> bytes:
     return bytes(out)
 
 
-# --- pictures -----------------------------------------------------------------------------------
+# --- images -----------------------------------------------------------------------------------
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
@@ -152,8 +152,8 @@ def sideways() -> Image.Exif:
     return exif
 
 
-def some_pictures() -> dict[str, bytes]:
-    """A small whole picture of every format and kind that is read, by its file's name."""
+def some_images() -> dict[str, bytes]:
+    """A small whole image of every format and kind that is read, by its file's name."""
     noise = Image.effect_noise((17, 9), 60)
     rgb = Image.merge("RGB", (noise, noise.transpose(Image.Transpose.ROTATE_180), noise))
     rgba = Image.merge("RGBA", (*rgb.split(), noise))
@@ -256,10 +256,10 @@ def with_pickle(whole: bytes, pickled: bytes, method: int = zipfile.ZIP_STORED) 
 
 
 def a_zip(method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    """A data set of two classes and a file that is no picture."""
+    """A data set of two classes and a file that is no image."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name in ("a/x.png", "a/y.png", "b/z.png"):
             archive.writestr(name, encoded(Image.new("RGB", (4, 4), (9, 9, 9))))
-        archive.writestr("b/no.png", b"no picture")
+        archive.writestr("b/no.png", b"no image")
     return buffer.getvalue()

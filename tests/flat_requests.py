@@ -16,8 +16,8 @@ def sample_request(**values: Any) -> SampleRequest:
     return make_request(SampleRequest, **values)
 
 
-def invert_request(photos: Any, **values: Any) -> InvertRequest:
-    return make_request(InvertRequest, photos=tuple(photos), **values)
+def invert_request(inputs: Any, **values: Any) -> InvertRequest:
+    return make_request(InvertRequest, inputs=tuple(inputs), **values)
 
 
 def reconstruct_request(data: Path, **values: Any) -> ReconstructRequest:

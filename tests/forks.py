@@ -198,8 +198,8 @@ def check_whole(folder: Path) -> None:
         elif path.suffix == ".pt":
             torch.load(path, weights_only=True)
         else:
-            with Image.open(path) as picture:
-                picture.load()
+            with Image.open(path) as image:
+                image.load()
 
 
 def killed_often(

@@ -76,30 +76,30 @@ def furnish(folder: Path, run: Path, line: str) -> None:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".zip":
-            make_pictures(folder / ".zipped", line)
+            make_images(folder / ".zipped", line)
             shutil.make_archive(str(path.with_suffix("")), "zip", folder / ".zipped")
         elif path.suffix in (".png", ".jpg"):
             shutil.copy(run / "images/000000.png" if command == "replay" else AVATARS[0], path)
         elif path.suffix == ".pt":
             shutil.copy(run / "latents.pt", path)
         elif value.endswith(".reference.safetensors"):
-            make_pictures(folder / ".data", line)
+            make_images(folder / ".data", line)
             assert main(["reference", ".data", "--size", "32", "--out", value]) == 0
         elif path.name == "checkpoint":
             path.symlink_to(BUNDLED)
         elif command == "replay" and subject:
             shutil.copytree(run, path)
         elif option in ("--data", "--samples") or (subject and command in TAKE_FOLDERS):
-            make_pictures(path, line)
+            make_images(path, line)
 
 
-def make_pictures(folder: Path, line: str) -> None:
-    """Sixty pictures, no two alike, in a folder for each class of the checkpoint that is meant."""
+def make_images(folder: Path, line: str) -> None:
+    """Sixty images, no two alike, in a folder for each class of the checkpoint that is meant."""
     names = json.loads((BUNDLED / "ddimctl.json").read_text("utf-8"))["class_names"]
     for i, (path, name) in enumerate(itertools.islice(itertools.product(AVATARS * 9, names), 60)):
         (folder / name).mkdir(parents=True, exist_ok=True)
-        with Image.open(path) as picture:
-            picture.convert("RGB").rotate(i).save(folder / name / f"{i}.png")
+        with Image.open(path) as image:
+            image.convert("RGB").rotate(i).save(folder / name / f"{i}.png")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def test_the_reference_is_up_to_date():
     )
 
 
-def test_every_command_has_a_picture():
+def test_every_command_has_a_image():
     sections = re.split(r"^## ddimctl ", reference(), flags=re.M)[1:]
     assert len(sections) == len(COMMANDS)
     assert all("](images/" in section for section in sections)

@@ -14,7 +14,7 @@ import typer
 
 from ddimctl.cli.main import app
 from forks import check_whole, contents
-from training_runs import make_pictures
+from training_runs import make_images
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = [EXAMPLES / "sample.sbatch", EXAMPLES / "train.sbatch"]
@@ -131,8 +131,8 @@ def test_sampling_goes_on_in_the_next_job(job, forks, tiny_checkpoint, tmp_path)
 def test_training_goes_on_in_the_next_job(job, tmp_path):
     more = ["--model", "tiny", "--steps", 40, "--batch-size", 8, "--warmup", 2, "--device", "cpu"]
     more += ["--save-every", 10, "--sample-every", 40, "--log-every", 1]
-    pictures = make_pictures(tmp_path / "pictures")
-    run_twice(job, tmp_path, "out/metrics.jsonl", SCRIPTS[1], pictures, "out", *more)
+    images = make_images(tmp_path / "pictures")
+    run_twice(job, tmp_path, "out/metrics.jsonl", SCRIPTS[1], images, "out", *more)
     lines = (tmp_path / "out/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 41))
     assert (tmp_path / "out/checkpoint/unet/config.json").exists()

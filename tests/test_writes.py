@@ -57,7 +57,7 @@ def writes(call: ast.Call, safe: set[str]) -> bool:
     name = ast.unparse(call.func)
     owner, _, last = name.rpartition(".")
     given = [*call.args, *(keyword.value for keyword in call.keywords)]
-    if last == "save" and owner:  # torch.save(value, file), picture.save(file)
+    if last == "save" and owner:  # torch.save(value, file), image.save(file)
         target = call.args[1 if owner == "torch" else 0]
         return ast.unparse(target) not in safe
     if last == "open":
@@ -103,8 +103,8 @@ def test_what_counts_as_writing():
         ("write_bytes(path, data)", False),
         ("torch.save(x, path)", True),
         ("def f():\n with open_atomic(path) as file:\n  torch.save(x, file)", False),
-        ("def f():\n buffer = io.BytesIO()\n picture.save(buffer, 'PNG')", False),
-        ("picture.save(path)", True),
+        ("def f():\n buffer = io.BytesIO()\n image.save(buffer, 'PNG')", False),
+        ("image.save(path)", True),
         ("safetensors.torch.save_file(x, path)", True),
         ("net.save_pretrained(folder)", True),
         ("os.open(path, os.O_WRONLY)", True),

@@ -55,8 +55,8 @@ def signal_at(suffix: str, nth: int, when: str, name: str = "SIGKILL") -> str:
     return _SIGNAL_AT.format(suffix=suffix, nth=nth, when=when, name=name)
 
 
-def make_pictures(folder: Path) -> Path:
-    """Forty pictures of 8x8 in two classes."""
+def make_images(folder: Path) -> Path:
+    """Forty images of 8x8 in two classes."""
     for index, noise in enumerate(seeded_noise(range(40), (8, 8, 3))):
         path = folder / ("left", "right")[index % 2] / f"{index:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

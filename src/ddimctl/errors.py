@@ -39,7 +39,7 @@ class CheckpointError(DdimctlError):
 
 
 class DataError(DdimctlError):
-    """A picture, a data set, a latent or a manifest cannot be used."""
+    """An image, a data set, a latent or a manifest cannot be used."""
 
 
 class StorageError(DdimctlError):

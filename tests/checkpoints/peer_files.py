@@ -100,7 +100,7 @@ def openai(folder: Path, seed: int = 0, **changed: Any) -> Peer:
 
 
 def outputs(peer: Peer, checkpoint: Checkpoint, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """(ours, theirs) for two pictures of that size, at two timesteps and of two classes."""
+    """(ours, theirs) for two images of that size, at two timesteps and of two classes."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, checkpoint.sample_shape[0], *size, generator=generator)
     top = checkpoint.schedule.num_train_timesteps - 1

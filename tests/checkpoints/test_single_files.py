@@ -261,7 +261,7 @@ def test_wrong_flags_are_the_users_fault(tmp_path: Path) -> None:
             assert f"--model-flag {key}" in text or (key, value) == ("num_heads", "0")
 
 
-def test_the_flags_of_their_scripts_that_change_no_picture_are_taken(tmp_path: Path) -> None:
+def test_the_flags_of_their_scripts_that_change_no_image_are_taken(tmp_path: Path) -> None:
     peer = peer_files.openai(tmp_path, rescale_timesteps=True)
     load_checkpoint(peer.path, flags={"dropout": "0.1", "use_fp16": "True"})
 

@@ -8,21 +8,21 @@ import pytest
 import torch
 from PIL import Image
 
-from bad_input import encoded, png, some_pictures, tree
+from bad_input import encoded, png, some_images, tree
 from ddimctl.files.latents import save_latents
 
 
 @pytest.fixture
 def here(tmp_path):
     """A folder of what strangers send, and a finished-looking output folder."""
-    made = some_pictures()
+    made = some_images()
     (tmp_path / "torn.jpg").write_bytes(made["rgb.jpg"][:300])
     (tmp_path / "bomb.png").write_bytes(png(100_000, 100_000))
     (tmp_path / "large.png").write_bytes(png(13_000, 13_000))
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "folder.png").mkdir()
-    (tmp_path / "a\nb\x1b[31m.png").write_bytes(b"no picture")
-    (tmp_path / os.fsdecode(b"\xff\xfe.png")).write_bytes(b"no picture")
+    (tmp_path / "a\nb\x1b[31m.png").write_bytes(b"no image")
+    (tmp_path / os.fsdecode(b"\xff\xfe.png")).write_bytes(b"no image")
     for name in ("pipe.png", "pipe.pt", "pipe.zip"):
         os.mkfifo(tmp_path / name)
     (tmp_path / "lie.zip").write_bytes(encoded(Image.new("L", (4, 4))))

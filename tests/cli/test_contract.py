@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddimctl.files.pictures.images import picture_pixels, read_picture
+from ddimctl.files.pictures.images import image_pixels, read_image
 
 HEX = re.compile(r"[0-9a-f]{64}")
 
 
 def sample(run, checkpoint, *arguments):
-    """`ddimctl sample` of two pictures in two steps, unless told otherwise."""
+    """`ddimctl sample` of two images in two steps, unless told otherwise."""
     return run("sample", "--ckpt", checkpoint, "-n", 2, "--steps", 2, *arguments)
 
 
@@ -67,7 +67,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(run_here, tiny_checkpoint, t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_solver_makes_other_pictures_of_the_same_latents(run_forked, tiny_checkpoint, tmp_path):
+def test_a_solver_makes_other_images_of_the_same_latents(run_forked, tiny_checkpoint, tmp_path):
     for solver in ("ddim", "ipndm", "dpm++2m"):
         code, out, err = run_forked(
             "sample", "--ckpt", tiny_checkpoint, "-n", 1, "--steps", 4, "--solver", solver,
@@ -78,7 +78,7 @@ def test_a_solver_makes_other_pictures_of_the_same_latents(run_forked, tiny_chec
     again = run_forked("sample", "--latents", "ipndm/latents.pt", "--out", "again")
     assert again.code == 0, again.stderr
     found = {
-        name: picture_pixels(read_picture(tmp_path / name / "images" / "000000.png", 3))
+        name: image_pixels(read_image(tmp_path / name / "images" / "000000.png", 3))
         for name in ("ddim", "ipndm", "dpm++2m", "again")
     }
     assert torch.equal(found["ipndm"], found["again"])

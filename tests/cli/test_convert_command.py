@@ -167,8 +167,8 @@ def test_latents_keep_their_network_when_the_settings_beside_it_change(run_forke
     for out in ("second", "third"):
         ran = run_forked("sample", "--latents", "first/latents.pt", "--out", out)
         assert ran.code == 0, ran.stderr
-        pictures = [Image.open(tmp_path / run / "images/000000.png") for run in ("first", out)]
-        assert pictures[0].tobytes() == pictures[1].tobytes()
+        images = [Image.open(tmp_path / run / "images/000000.png") for run in ("first", out)]
+        assert images[0].tobytes() == images[1].tobytes()
         (source / "flags.json").unlink(missing_ok=True)
 
 

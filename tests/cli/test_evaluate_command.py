@@ -25,11 +25,11 @@ def run_here(capsys, monkeypatch, tmp_path):
 
 @pytest.fixture
 def data(tmp_path):
-    image = pytest.importorskip("PIL.Image")
+    pil = pytest.importorskip("PIL.Image")
     (tmp_path / "data").mkdir()
     for seed in range(6):
-        picture = image.linear_gradient("L").rotate(30 * seed).resize((16, 16))
-        picture.convert("RGB").save(tmp_path / f"data/{seed}.png")
+        image = pil.linear_gradient("L").rotate(30 * seed).resize((16, 16))
+        image.convert("RGB").save(tmp_path / f"data/{seed}.png")
     return "data"
 
 
@@ -74,7 +74,7 @@ def test_the_table_is_printed_and_a_page_written(run_forked, tiny_checkpoint, da
     assert [f"{row['swd']:#.4g}" for row in record["rows"]] == line.split()[3:]
 
 
-def test_a_kept_reference_and_pictures_that_exist(run_here, data, tmp_path):
+def test_a_kept_reference_and_images_that_exist(run_here, data, tmp_path):
     code, out, err = run_here("reference", data)
     assert (code, out) == (0, "data.reference.safetensors\n"), err
     code, out, err = run_here("evaluate", "--samples", data, "--reference", out.strip())
@@ -91,7 +91,7 @@ def test_a_kept_reference_and_pictures_that_exist(run_here, data, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
     code, out, err = run_here("evaluate", "--samples", data, "--data", data, "-n", 7)
     assert (code, out) == (1, "")
-    assert "holds 6 pictures, not 7" in err
+    assert "holds 6 images, not 7" in err
 
 
 def test_a_dry_run_says_what_it_would_cost(run_here, tiny_checkpoint, data, tmp_path):

@@ -33,8 +33,8 @@ def test_latents_of_two_samples_need_nothing_else(run_forked, tiny_class_checkpo
     assert torch.equal(found.latents[[0, 2]], seeded_noise([3, 9], (3, 16, 16)))
     assert (found.metadata["steps"], found.metadata["labels"]) == (2, [2, 2, 2])
     for end, original in (("0000", "a/images/000003"), ("0002", "b/images/000009")):
-        pictures = [tmp_path / folder / "frames" / f"{end}.png", tmp_path / f"{original}.png"]
-        assert pixels_apart(*pictures) <= 1
+        images = [tmp_path / folder / "frames" / f"{end}.png", tmp_path / f"{original}.png"]
+        assert pixels_apart(*images) <= 1
 
 
 def pixels_apart(first, second):

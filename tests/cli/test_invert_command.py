@@ -10,14 +10,14 @@ from ddimctl.cli.main import main
 from ddimctl.jobs.invert import request as invert_request
 
 
-def picture(path, seed=0, size=(16, 16)):
-    image = pytest.importorskip("PIL.Image")
-    image.linear_gradient("L").rotate(30 * seed).resize(size).convert("RGB").save(path)
+def make_image(path, seed=0, size=(16, 16)):
+    pil = pytest.importorskip("PIL.Image")
+    pil.linear_gradient("L").rotate(30 * seed).resize(size).convert("RGB").save(path)
 
 
 def levels(path):
-    image = pytest.importorskip("PIL.Image")
-    with image.open(path) as opened:
+    pil = pytest.importorskip("PIL.Image")
+    with pil.open(path) as opened:
         return opened.convert("RGB").tobytes()
 
 
@@ -32,10 +32,10 @@ def run_here(capsys, monkeypatch, tmp_path):
     return run
 
 
-def test_a_photo_and_its_decoded_latents_are_one_picture(
+def test_a_input_image_and_its_decoded_latents_are_one_image(
     run_forked, tiny_class_checkpoint, tmp_path
 ):
-    picture(tmp_path / "a.png")
+    make_image(tmp_path / "a.png")
     settings = ("--ckpt", tiny_class_checkpoint, "--tau", ",".join(map(str, range(0, 500, 20))))
     code, out, err = run_forked("invert", "a.png", *settings)
     assert code == 0, err
@@ -52,18 +52,18 @@ def test_a_photo_and_its_decoded_latents_are_one_picture(
 def test_a_bad_file_is_named_the_rest_is_done_and_the_code_is_1(
     run_here, tiny_checkpoint, tmp_path
 ):
-    picture(tmp_path / "good.png")
+    make_image(tmp_path / "good.png")
     (tmp_path / "text.png").write_text("hello")
     command = ("invert", "text.png", "good.png", "none.png", "--ckpt", tiny_checkpoint)
     code, out, err = run_here(*command, "--method", "naive", "--steps", 2)
     assert code == 1
     assert out.splitlines() == ["good.pt", "good.inversion.png"]
-    assert "text.png is not a picture" in err
+    assert "text.png is not an image" in err
     assert "error: 2 of 3 images could not be inverted." in err
 
 
 def test_json_is_one_object(run_here, tiny_checkpoint, tmp_path):
-    picture(tmp_path / "a.png")
+    make_image(tmp_path / "a.png")
     code, out, err = run_here(
         *("invert", "a.png", "--ckpt", tiny_checkpoint, "--method", "naive", "--steps", 2),
         *("--out", "o", "--json"),
@@ -78,7 +78,7 @@ def test_json_is_one_object(run_here, tiny_checkpoint, tmp_path):
 
 
 def test_overwriting_is_2_and_a_dry_run_writes_nothing(run_here, tiny_checkpoint, tmp_path):
-    picture(tmp_path / "a.png", size=(40, 30))
+    make_image(tmp_path / "a.png", size=(40, 30))
     command = ("invert", "a.png", "--ckpt", tiny_checkpoint, "--method", "naive", "--steps", 2)
     code, out, err = run_here(*command, "--dry-run")
     assert code == 0, err
@@ -95,7 +95,7 @@ def test_overwriting_is_2_and_a_dry_run_writes_nothing(run_here, tiny_checkpoint
 def test_reconstruct_prints_the_table(run_here, tiny_checkpoint, tmp_path):
     (tmp_path / "data").mkdir()
     for seed in range(3):
-        picture(tmp_path / f"data/{seed}.png", seed)
+        make_image(tmp_path / f"data/{seed}.png", seed)
     command = ("reconstruct", "data", "--ckpt", tiny_checkpoint, "--method", "naive")
     code, out, err = run_here(*command, "--steps", "2,3", "--limit", 2, "--out", "t")
     assert code == 0, err

@@ -5,17 +5,17 @@ import json
 from ddimctl.cli.main import main
 from ddimctl.files.pictures.images import (
     encode_image,
-    picture_pixels,
+    image_pixels,
+    read_image,
     read_image_text,
-    read_picture,
 )
 from ddimctl.jobs.sample.records import sha256_hex
 
 
 def spoil(folder, levels):
-    """Have the recorded picture of seed 1 differ by so many levels."""
+    """Have the recorded image of seed 1 differ by so many levels."""
     path = folder / "images/000001.png"
-    pixels = picture_pixels(read_picture(path, 3))
+    pixels = image_pixels(read_image(path, 3))
     pixels = (pixels.int() + levels).where(pixels < 128, pixels.int() - levels).byte()
     path.write_bytes(encode_image(pixels, "png", read_image_text(path)))
     record = json.loads((folder / "manifest.json").read_text())
@@ -23,9 +23,7 @@ def spoil(folder, levels):
     (folder / "manifest.json").write_text(json.dumps(record))
 
 
-def test_replay_says_how_pictures_compare(
-    run_forked, tiny_checkpoint, tmp_path, monkeypatch, capsys
-):
+def test_replay_says_how_images_compare(run_forked, tiny_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):

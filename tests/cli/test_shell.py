@@ -24,7 +24,7 @@ from ddimctl.errors import (
     Stopped,
     StorageError,
 )
-from ddimctl.files.pictures.images import read_picture
+from ddimctl.files.pictures.images import read_image
 from ddimctl.jobs import parse, requests
 from ddimctl.jobs.interpolate import request as interpolate_request
 from ddimctl.jobs.train import request as train_request
@@ -223,7 +223,7 @@ def test_streams_that_are_closed_take_nothing_from_a_run(
     )
     assert done.returncode == 0, done.stderr
     assert "out/grid.png" in done.stdout.decode() or ">&-" in closed
-    assert read_picture(tmp_path / "out" / "grid.png", 3).size
+    assert read_image(tmp_path / "out" / "grid.png", 3).size
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["complete"]
 
 

@@ -1,4 +1,4 @@
-"""Data x_0 from a mixture of Gaussians around a few pictures: the ideal network in closed form."""
+"""Data x_0 from a mixture of Gaussians around a few images: the ideal network in closed form."""
 
 from dataclasses import dataclass, field
 
@@ -10,8 +10,8 @@ from ddimctl.diffusion.schedules import Schedule, make_schedule
 SHAPE = (1, 2, 2)
 
 
-def picture(*seeds: int) -> Tensor:
-    """(N, 1, 2, 2), float64: pictures of the mixture's kind, one for each seed."""
+def image(*seeds: int) -> Tensor:
+    """(N, 1, 2, 2), float64: images of the mixture's kind, one for each seed."""
     centres = MixtureModel().centres
     rows = [
         centres[seed % len(centres)]

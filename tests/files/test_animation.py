@@ -6,7 +6,7 @@ from PIL import Image, ImageChops, ImageSequence
 
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.pictures.animation import encode_animation
-from ddimctl.files.pictures.images import to_picture
+from ddimctl.files.pictures.images import to_pil
 
 
 def ramps(count: int = 5) -> list[Image.Image]:
@@ -14,7 +14,7 @@ def ramps(count: int = 5) -> list[Image.Image]:
     frames = torch.zeros(count, 16, 24, 3, dtype=torch.uint8)
     for index in range(count):
         frames[index, :, 4 * index : 4 * index + 4] = torch.tensor([200, 20 * index, 40])
-    return [to_picture(frame) for frame in frames]
+    return [to_pil(frame) for frame in frames]
 
 
 def decoded(data: bytes) -> list[Image.Image]:

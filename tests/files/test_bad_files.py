@@ -19,15 +19,15 @@ from bad_input import (
     FAST,
     a_zip,
     bombs,
+    check_image,
     check_latents,
-    check_picture,
     check_zip,
     damaged,
     encoded,
     pickle_bombs,
     sideways,
+    some_images,
     some_latents,
-    some_pictures,
     tree,
     value_or_our_error,
     with_pickle,
@@ -39,15 +39,15 @@ from ddimctl.files.latents import load_latents, save_latents
 from ddimctl.files.pictures.images import (
     MAX_PIXELS,
     MAX_SIDE,
-    picture_pixels,
+    image_pixels,
+    read_image,
     read_image_text,
-    read_picture,
 )
 from ddimctl.jobs.interpolate.inputs import read_inputs
-from ddimctl.jobs.invert.input_images import find_photos
+from ddimctl.jobs.invert.input_images import find_inputs
 from peak import IMPORT_PEAK
 
-PICTURES = some_pictures()
+IMAGES = some_images()
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's, about damaged files
 
 
@@ -60,22 +60,22 @@ def latents(tmp_path_factory):
 
 
 @FAST
-@given(damaged(list(PICTURES.values())))
-def test_a_damaged_picture_is_a_picture_or_a_data_error(data):
-    check_picture(data)
+@given(damaged(list(IMAGES.values())))
+def test_a_damaged_image_is_a_image_or_a_data_error(data):
+    check_image(data)
 
 
 @FAST
-@given(damaged([data for name, data in PICTURES.items() if name.endswith(".png")]))
+@given(damaged([data for name, data in IMAGES.items() if name.endswith(".png")]))
 def test_a_png_with_wrong_numbers_and_right_checksums(data):
-    check_picture(with_png_checksums(data))
+    check_image(with_png_checksums(data))
 
 
 @FAST
 @given(st.binary(max_size=200))
 def test_bytes_that_are_nothing(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("bytes")
-    check_picture(data)
+    check_image(data)
     check_latents(folder / "a.pt", data)
     check_latents(folder / "a.safetensors", data)
     check_zip(folder / "a.zip", data)
@@ -91,15 +91,15 @@ def test_a_damaged_zip_is_read_as_far_as_it_goes(tmp_path, method):
     FAST(given(damaged([a_zip(method)]))(lambda data: check_zip(tmp_path / "d.zip", data)))()
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_cut_off_anywhere_is_a_picture_or_a_data_error(name):
-    whole = PICTURES[name]
-    assert read_picture(whole, 3).width in (9, 16, 17)
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_image_cut_off_anywhere_is_a_image_or_a_data_error(name):
+    whole = IMAGES[name]
+    assert read_image(whole, 3).width in (9, 16, 17)
     for end in range(0, len(whole), max(1, len(whole) // 60)):
-        check_picture(whole[:end])
+        check_image(whole[:end])
 
 
-# what pictures claim and hold
+# what images claim and hold
 
 PEAK = """
 import warnings
@@ -145,17 +145,17 @@ def test_bombs_are_refused_without_taking_memory(tmp_path, clean_env, latents):
 )
 def test_too_many_pixels_are_refused_with_their_number_and_the_limit(size):
     with pytest.raises(DataError, match=r"at most 128 million are read, 65,535 a side") as raised:
-        read_picture(encoded(Image.new("1", size)), 1)
+        read_image(encoded(Image.new("1", size)), 1)
     assert f"{size[0]}x{size[1]}" in raised.value.cause
 
 
 @pytest.mark.parametrize("size", [(MAX_SIDE, 1), (1, MAX_SIDE), (1, 1), (1, 600), (257, 513)])
-def test_pictures_of_odd_shapes_are_read_pixel_for_pixel(size):
+def test_images_of_odd_shapes_are_read_pixel_for_pixel(size):
     levels = torch.randint(0, 256, (size[0] * size[1] * 4,), dtype=torch.uint8)
     rgba = Image.frombytes("RGBA", size, bytes(levels.tolist()))
     below = Image.new("RGBA", size, (9, 99, 200, 255))
     expected = Image.alpha_composite(below, rgba).convert("RGB")
-    assert read_picture(encoded(rgba), 3, (9, 99, 200)).tobytes() == expected.tobytes()
+    assert read_image(encoded(rgba), 3, (9, 99, 200)).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
@@ -164,7 +164,7 @@ def test_of_thousands_of_frames_only_the_first_is_looked_at(format):
     data = encoded(frames[7], format, save_all=True, append_images=frames, lossless=True)
     if format != "WEBP":  # which tells its length in front
         data = data[: len(data) // 10]
-    assert read_picture(data, 1).getpixel((0, 0)) == 7
+    assert read_image(data, 1).getpixel((0, 0)) == 7
 
 
 GARBAGE = [
@@ -178,24 +178,22 @@ GARBAGE = [
 
 @pytest.mark.parametrize("exif", GARBAGE)
 @pytest.mark.parametrize("format", ["JPEG", "WEBP", "PNG"])
-def test_garbage_in_the_exif_does_not_cost_the_picture(exif, format):
-    picture = read_picture(encoded(Image.new("RGB", (8, 16)), format, exif=b"Exif\0\0" + exif), 3)
-    assert picture.size == (8, 16)
+def test_garbage_in_the_exif_does_not_cost_the_image(exif, format):
+    image = read_image(encoded(Image.new("RGB", (8, 16)), format, exif=b"Exif\0\0" + exif), 3)
+    assert image.size == (8, 16)
 
 
 def test_exif_that_turns_and_is_damaged_elsewhere_turns():
     exif = sideways().tobytes()
     turned = encoded(Image.new("RGB", (8, 16)), "JPEG", exif=exif[:-3])
-    assert read_picture(turned, 3).size == (16, 8)
+    assert read_image(turned, 3).size == (16, 8)
 
 
 @pytest.mark.parametrize(("name", "suffix"), [("rgb.jpg", ".png"), ("rgba.png", ".gif")])
 def test_a_suffix_that_lies_does_not_matter(tmp_path, name, suffix):
     path = (tmp_path / "lie").with_suffix(suffix)
-    path.write_bytes(PICTURES[name])
-    assert torch.equal(
-        picture_pixels(read_picture(path, 3)), picture_pixels(read_picture(PICTURES[name], 3))
-    )
+    path.write_bytes(IMAGES[name])
+    assert torch.equal(image_pixels(read_image(path, 3)), image_pixels(read_image(IMAGES[name], 3)))
     assert len(load_dataset(tmp_path, image_size=(4, 4), cache_dir=tmp_path / "c").pixels) == 1
 
 
@@ -229,13 +227,13 @@ def read_any(path: Path) -> None:
     errors = [
         value_or_our_error(read)
         for read in (
-            lambda: read_picture(path, 3),
+            lambda: read_image(path, 3),
             lambda: read_image_text(path),
             lambda: load_latents(path),
             lambda: read_inputs([path], ()),
             lambda: read_inputs([path.with_suffix(".pt")], ()),
             lambda: load_dataset(path, cache_dir=path.parent / "cache"),
-            lambda: find_photos([path]) and read_picture(path, 3),
+            lambda: find_inputs([path]) and read_image(path, 3),
         )
     ]
     assert all(isinstance(error, DataError | RequestError) for error in errors)
@@ -271,14 +269,14 @@ def test_a_path_that_is_no_file_is_refused_at_once_and_nothing_is_written(tmp_pa
 def test_what_may_not_be_read_is_refused(tmp_path):
     (tmp_path / "closed").mkdir()
     for name in ("secret.png", "secret.pt", "closed/inside.png"):
-        (tmp_path / name).write_bytes(PICTURES["rgb.png"])
+        (tmp_path / name).write_bytes(IMAGES["rgb.png"])
     (tmp_path / "secret.png").chmod(0)
     (tmp_path / "secret.pt").chmod(0)
     (tmp_path / "closed").chmod(0)
     try:
         for name in ("secret.png", "closed/inside.png"):
             with pytest.raises(DataError, match="permission"):
-                read_picture(tmp_path / name, 3)
+                read_image(tmp_path / name, 3)
         with pytest.raises(DataError, match="permission"):
             load_latents(tmp_path / "secret.pt")
     finally:
@@ -288,7 +286,7 @@ def test_what_may_not_be_read_is_refused(tmp_path):
 def test_reading_changes_nothing_where_the_files_are(tmp_path, latents):
     folder = tmp_path / "given"
     folder.mkdir()
-    for name, data in (PICTURES | latents | {"d.zip": a_zip()}).items():
+    for name, data in (IMAGES | latents | {"d.zip": a_zip()}).items():
         (folder / name).write_bytes(data)
         (folder / f"torn-{name}").write_bytes(data[: len(data) // 2])
     before = tree(folder)
@@ -304,26 +302,30 @@ def test_reading_changes_nothing_where_the_files_are(tmp_path, latents):
 
 @given(st.lists(st.text(st.characters(exclude_characters="/\0"), min_size=1), max_size=4))
 @FAST
-def test_photos_of_any_names_get_different_ones_that_a_disk_takes(stems):
-    photos = find_photos([Path(f"{i}/{stem[:230]}.png") for i, stem in enumerate(stems)])
-    taken = {photo.name.casefold() for photo in photos}
-    assert len(taken) == len(photos) == len(stems)
-    for photo in photos:
-        assert "/" not in photo.name
-        assert len(os.fsencode(f"{photo.name}.inversion.png")) <= 255
+def test_inputs_of_any_names_get_different_ones_that_a_disk_takes(stems):
+    inputs = find_inputs([Path(f"{i}/{stem[:230]}.png") for i, stem in enumerate(stems)])
+    taken = {input_image.name.casefold() for input_image in inputs}
+    assert len(taken) == len(inputs) == len(stems)
+    for input_image in inputs:
+        assert "/" not in input_image.name
+        assert len(os.fsencode(f"{input_image.name}.inversion.png")) <= 255
 
 
 def test_long_names_that_are_cut_alike_are_numbered():
-    photos = find_photos([Path(f"{'x' * 240}{i}.png") for i in range(3)])
-    assert [photo.name for photo in photos] == ["x" * 200, "x" * 200 + "-2", "x" * 200 + "-3"]
+    inputs = find_inputs([Path(f"{'x' * 240}{i}.png") for i in range(3)])
+    assert [input_image.name for input_image in inputs] == [
+        "x" * 200,
+        "x" * 200 + "-2",
+        "x" * 200 + "-3",
+    ]
 
 
 # zips
 
 
-def test_zips_in_zips_and_what_macos_adds_are_no_pictures(tmp_path):
+def test_zips_in_zips_and_what_macos_adds_are_no_images(tmp_path):
     with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
-        archive.writestr("a.png", PICTURES["rgb.png"])
+        archive.writestr("a.png", IMAGES["rgb.png"])
         archive.writestr("inner.zip", a_zip())
         archive.writestr("inner.png", a_zip())
         archive.writestr("__MACOSX/._a.png", b"\0\5\26\7")
@@ -351,7 +353,7 @@ def test_members_of_any_names_stay_inside(tmp_path_factory, names):
         warnings.simplefilter("ignore")
         for name in names:
             with_suffix = f"{name}.png".encode("utf-8", "replace").decode()
-            archive.writestr(with_suffix, PICTURES["rgb.png"])
+            archive.writestr(with_suffix, IMAGES["rgb.png"])
     check_zip(tmp_path_factory.mktemp("names") / "d.zip", buffer.getvalue())
 
 

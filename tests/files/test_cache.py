@@ -85,7 +85,7 @@ def test_data_sets_are_marked_when_used_and_pushed_out_by_others(tmp_path, monke
     folders = [tmp_path / "a", tmp_path / "b"]
     for number, folder in enumerate(folders):
         folder.mkdir()
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / "picture.png")
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / "image.png")
     first = load_dataset(folders[0], cache_dir=tmp_path / "cache")
     (kept,) = (tmp_path / "cache/datasets").iterdir()
     os.utime(kept, (0, 0))

@@ -25,8 +25,8 @@ from ddimctl.files.dataset.datasets import Dataset, gather, load_dataset, sample
 from ddimctl.files.dataset.source import open_source, scan
 
 
-def picture(number: int = 0, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Image.Image:
-    """A picture of noise, a different one for each number."""
+def make_image(number: int = 0, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Image.Image:
+    """An image of noise, a different one for each number."""
     width, height = size
     noise = random.Random(number).randbytes(
         width * height * len(Image.new(mode, (1, 1)).getbands())
@@ -69,8 +69,8 @@ def load(tmp_path: Path) -> Callable[..., Dataset]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twelve pictures in two classes."""
-    files = {f"{'cat' if i % 2 else 'dog'}/{i:02}.png": encoded(picture(i)) for i in range(12)}
+    """Twelve images in two classes."""
+    files = {f"{'cat' if i % 2 else 'dog'}/{i:02}.png": encoded(make_image(i)) for i in range(12)}
     return write_folder(tmp_path / "data", files)
 
 
@@ -113,7 +113,7 @@ def test_links_to_nothing_are_named_and_pipes_are_not_opened(folder, load):
 
 
 def test_zip_names_never_lead_outside_and_nothing_is_extracted(tmp_path, load):
-    data = encoded(picture())
+    data = encoded(make_image())
     hostile = ["../../evil.png", "/abs.png", "a/../../b.png", "..\\c.png", "dir.png/"]
     archive = write_zip(tmp_path / "hostile.zip", dict.fromkeys(hostile, data))
     before = sorted(tmp_path.rglob("*"))
@@ -130,15 +130,15 @@ def test_a_zip_member_without_a_name_is_left_out(tmp_path):
 
 
 def test_the_one_folder_around_a_zips_class_folders_is_no_class(tmp_path, load):
-    files = {f"tiles/{c}/{c}.png": encoded(picture(i)) for i, c in enumerate("ab")}
+    files = {f"tiles/{c}/{c}.png": encoded(make_image(i)) for i, c in enumerate("ab")}
     assert names(write_zip(tmp_path / "a.zip", files)) == ["a/a.png", "b/b.png"]
     assert names(write_zip(tmp_path / "b.zip", {"tiles/x.png": b""})) == ["tiles/x.png"]
 
 
 def test_terminal_codes_and_undecodable_bytes_in_names_are_escaped(folder, load):
-    (folder / "cat/\x1b[31m\n.png").write_bytes(b"no picture")
+    (folder / "cat/\x1b[31m\n.png").write_bytes(b"no image")
     with open(os.fsencode(folder) + b"/cat/\xff.png", "wb") as file:  # noqa: PTH123 - bytes
-        file.write(b"no picture")
+        file.write(b"no image")
     assert [name for name, _ in load(folder).skipped] == [
         "cat/\\x1b[31m\\n.png",
         "cat/\\udcff.png",
@@ -152,21 +152,21 @@ def test_terminal_codes_and_undecodable_bytes_in_names_are_escaped(folder, load)
     ("make", "error", "says"),
     [
         (lambda at: at / "absent", RequestError, "does not exist"),
-        (lambda at: write_folder(at / "d", {"notes.txt": b""}), DataError, "no pictures"),
-        (lambda at: write_zip(at / "d.zip", {"notes.txt": b""}), DataError, "no pictures"),
+        (lambda at: write_folder(at / "d", {"notes.txt": b""}), DataError, "no images"),
+        (lambda at: write_zip(at / "d.zip", {"notes.txt": b""}), DataError, "no images"),
         (lambda at: write_folder(at, {"d.zip": b"text"}) / "d.zip", DataError, "neither a folder"),
         (lambda at: write_folder(at, {"d.zip": b""}) / "d.zip", DataError, "neither a folder"),
         (lambda at: write_folder(at / "d", {"a.png": b"text"}), DataError, "none of the 1"),
     ],
 )
-def test_a_source_without_pictures_is_refused(tmp_path, load, make, error, says):
+def test_a_source_without_images_is_refused(tmp_path, load, make, error, says):
     with pytest.raises(error, match=says) as raised:
         load(make(tmp_path))
     assert raised.value.remedy
 
 
-def test_unreadable_pictures_are_named_and_with_strict_refused(folder, load):
-    whole = encoded(picture(99), "JPEG")
+def test_unreadable_images_are_named_and_with_strict_refused(folder, load):
+    whole = encoded(make_image(99), "JPEG")
     write_folder(folder, {"cat/text.png": b"hello", "dog/torn.jpg": whole[: len(whole) // 2]})
     data = load(folder)
     assert [name for name, _ in data.skipped] == ["cat/text.png", "dog/torn.jpg"]
@@ -186,11 +186,11 @@ def corrupt(path: Path, data: bytes) -> None:
 
 def test_damaged_encrypted_and_exotic_zip_members_are_named(tmp_path, load):
     path = tmp_path / "d.zip"
-    torn, secret = encoded(picture(1)), encoded(picture(2))
+    torn, secret = encoded(make_image(1)), encoded(make_image(2))
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("good.png", encoded(picture(0)))
+        archive.writestr("good.png", encoded(make_image(0)))
         archive.writestr("torn.png", torn)
-        archive.writestr("exotic.png", encoded(picture(3)), zipfile.ZIP_BZIP2)
+        archive.writestr("exotic.png", encoded(make_image(3)), zipfile.ZIP_BZIP2)
         archive.writestr("secret.png", secret)
     corrupt(path, torn)
     raw = bytearray(path.read_bytes())
@@ -204,7 +204,7 @@ def test_damaged_encrypted_and_exotic_zip_members_are_named(tmp_path, load):
 
 
 def test_a_zip_member_that_would_unpack_to_far_more_is_not_unpacked(tmp_path, load, monkeypatch):
-    files = {"good.png": encoded(picture()), "bomb.png": bytes(17 * 2**20)}
+    files = {"good.png": encoded(make_image()), "bomb.png": bytes(17 * 2**20)}
     archive = write_zip(tmp_path / "d.zip", files)
     unpacked = []
     read = zipfile.ZipFile.read
@@ -226,7 +226,7 @@ def test_a_huge_file_is_not_read(folder, load):
 @given(st.binary(max_size=40), st.integers(0, 400), st.booleans())
 def test_no_damage_to_a_zip_is_a_traceback(tmp_path_factory, junk, at, cut):
     folder = tmp_path_factory.mktemp("fuzz")
-    path = write_zip(folder / "d.zip", {"a/x.png": encoded(picture()), "b/y.png": b"no picture"})
+    path = write_zip(folder / "d.zip", {"a/x.png": encoded(make_image()), "b/y.png": b"no image"})
     raw = path.read_bytes()
     at = min(at, len(raw))
     path.write_bytes(raw[:at] + junk + (b"" if cut else raw[at + len(junk) :]))
@@ -240,17 +240,17 @@ def test_no_damage_to_a_zip_is_a_traceback(tmp_path_factory, junk, at, cut):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_kind_of_picture_becomes_bytes_of_one_shape(tmp_path, load, channels):
+def test_every_kind_of_image_becomes_bytes_of_one_shape(tmp_path, load, channels):
     sixteen = Image.frombytes("I;16", (8, 8), struct.pack("<64H", *range(0, 64000, 1000)))
     kinds = {
-        "palette.png": encoded(picture(0).quantize(16)),
-        "alpha.png": encoded(picture(1, mode="RGBA")),
-        "gray.png": encoded(picture(2, mode="L")),
-        "gray-alpha.webp": encoded(picture(3, mode="LA").convert("RGBA"), "WEBP"),
-        "bits.png": encoded(picture(4, mode="L").convert("1")),
+        "palette.png": encoded(make_image(0).quantize(16)),
+        "alpha.png": encoded(make_image(1, mode="RGBA")),
+        "gray.png": encoded(make_image(2, mode="L")),
+        "gray-alpha.webp": encoded(make_image(3, mode="LA").convert("RGBA"), "WEBP"),
+        "bits.png": encoded(make_image(4, mode="L").convert("1")),
         "sixteen.png": encoded(sixteen),
-        "cmyk.jpg": encoded(picture(5, mode="CMYK"), "JPEG"),
-        "moving.gif": encoded(picture(6), "GIF"),
+        "cmyk.jpg": encoded(make_image(5, mode="CMYK"), "JPEG"),
+        "moving.gif": encoded(make_image(6), "GIF"),
     }
     data = load(write_folder(tmp_path / "d", kinds), channels=channels, image_size=(4, 6))
     assert data.skipped == ()
@@ -259,11 +259,11 @@ def test_every_kind_of_picture_becomes_bytes_of_one_shape(tmp_path, load, channe
     assert data.sample_shape == (channels, 4, 6)
 
 
-def test_pixels_are_those_of_the_picture_on_the_background(tmp_path, load):
+def test_pixels_are_those_of_the_image_on_the_background(tmp_path, load):
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
-    files = {"a.png": encoded(picture(5)), "clear.png": encoded(clear)}
+    files = {"a.png": encoded(make_image(5)), "clear.png": encoded(clear)}
     data = load(write_folder(tmp_path / "d", files), background=(1, 2, 3))
-    assert bytes(data.pixels[0].flatten().tolist()) == picture(5).tobytes()
+    assert bytes(data.pixels[0].flatten().tolist()) == make_image(5).tobytes()
     assert data.pixels[1].unique(dim=0).unique(dim=1).flatten().tolist() == [1, 2, 3]
 
 
@@ -278,8 +278,8 @@ def test_exif_orientation_is_applied_before_sizes_are_compared(tmp_path, load):
 
 
 @pytest.mark.parametrize("sizes", [[(8, 8), (8, 8), (16, 16)], [(8, 6), (8, 6)]])
-def test_without_an_image_size_pictures_must_be_square_and_equal(tmp_path, load, sizes):
-    files = {f"{i}.png": encoded(picture(i, size)) for i, size in enumerate(sizes)}
+def test_without_an_image_size_images_must_be_square_and_equal(tmp_path, load, sizes):
+    files = {f"{i}.png": encoded(make_image(i, size)) for i, size in enumerate(sizes)}
     folder = write_folder(tmp_path / "d", files)
     with pytest.raises(RequestError, match="--image-size"):
         load(folder)
@@ -287,7 +287,7 @@ def test_without_an_image_size_pictures_must_be_square_and_equal(tmp_path, load,
 
 
 def test_class_folders_become_labels(folder, load):
-    write_folder(folder, {"ant/deep/er.png": encoded(picture(50)), "dog/bad.png": b""})
+    write_folder(folder, {"ant/deep/er.png": encoded(make_image(50)), "dog/bad.png": b""})
     data = load(folder, class_conditional=True)
     assert data.class_names == ("ant", "cat", "dog")
     assert data.labels.tolist() == [0] + [1] * 6 + [2] * 6
@@ -295,8 +295,8 @@ def test_class_folders_become_labels(folder, load):
     assert load(folder).labels is None and load(folder).class_names == ()
 
 
-def test_with_classes_a_picture_outside_them_is_named(folder, load):
-    write_folder(folder, {"stray.png": encoded(picture())})
+def test_with_classes_a_image_outside_them_is_named(folder, load):
+    write_folder(folder, {"stray.png": encoded(make_image())})
     with pytest.raises(DataError, match=r"stray\.png is not in a class folder"):
         load(folder, class_conditional=True)
 
@@ -310,7 +310,7 @@ def test_the_split_depends_on_contents_alone(tmp_path, load):
         data = load(write_folder(tmp_path / digest, files), holdout=0.3)
         return {data.content_hashes[i] for i in data.held_out}, data
 
-    files = {f"{i:03}.png": encoded(picture(i, (2, 2))) for i in range(100)}
+    files = {f"{i:03}.png": encoded(make_image(i, (2, 2))) for i in range(100)}
     aside, data = held(files)
     assert 15 <= len(aside) <= 45
     assert sorted([*data.training.tolist(), *data.held_out.tolist()]) == list(range(100))
@@ -319,10 +319,10 @@ def test_the_split_depends_on_contents_alone(tmp_path, load):
     assert held(dict(list(files.items())[:50]))[0] <= aside
 
 
-def test_equal_pictures_stay_on_one_side_however_encoded(tmp_path, load):
+def test_equal_images_stay_on_one_side_however_encoded(tmp_path, load):
     files = {}
     for i in range(40):
-        image = picture(i, (4, 4))
+        image = make_image(i, (4, 4))
         files[f"{i}/a.png"] = encoded(image)
         files[f"{i}/b.bmp"] = encoded(image, "BMP")
         files[f"{i}/c.webp"] = encoded(image, "WEBP", lossless=True)
@@ -350,9 +350,9 @@ def test_the_bounds_of_holdout(folder, load):
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[bytes]:
-    """Grows by one for each picture that is decoded."""
+    """Grows by one for each image that is decoded."""
     calls: list[bytes] = []
-    read = dataset_cache.read_picture
+    read = dataset_cache.read_image
 
     def counting(data, *rest, **names):
         calls.append(data)
@@ -376,15 +376,15 @@ def same(a: Dataset, b: Dataset) -> bool:
     )
 
 
-def test_pictures_are_decoded_once_wherever_the_data_lies(folder, load, decoded):
-    write_folder(folder, {"dog/bad.png": b"no picture"})
+def test_images_are_decoded_once_wherever_the_data_lies(folder, load, decoded):
+    write_folder(folder, {"dog/bad.png": b"no image"})
     reports: list[tuple[int, int]] = []
     first = load(folder, on_progress=lambda *report: reports.append(report))
     assert reports == [(i, 13) for i in range(1, 14)]
     assert len(decoded) == 13
     moved = folder.rename(folder.parent / "moved")
     second = load(moved, holdout=0.5, class_conditional=True, on_progress=lambda *_: 1 / 0)
-    assert decoded[13:] == [b"no picture"]  # only what could not be read is tried again
+    assert decoded[13:] == [b"no image"]  # only what could not be read is tried again
     assert same(first, second)
 
 
@@ -415,7 +415,7 @@ def test_a_damaged_cache_is_made_again(folder, load, decoded, damage):
 
 def test_a_cache_under_another_name_is_not_believed(tmp_path, folder, load):
     load(folder)
-    other = write_folder(tmp_path / "other", {"a.png": encoded(picture(77))})
+    other = write_folder(tmp_path / "other", {"a.png": encoded(make_image(77))})
     first = cache_file(folder)
     load(other)
     (second,) = set(first.parent.iterdir()) - {first}
@@ -427,7 +427,7 @@ def test_a_cache_under_another_name_is_not_believed(tmp_path, folder, load):
 def test_a_changed_file_or_setting_is_decoded_anew(folder, load):
     first = load(folder)
     path = folder / "cat/01.png"
-    path.write_bytes(encoded(picture(200)))
+    path.write_bytes(encoded(make_image(200)))
     os.utime(path, ns=(0, 0))
     changed = load(folder)
     assert changed.fingerprint != first.fingerprint
@@ -438,7 +438,7 @@ def test_a_changed_file_or_setting_is_decoded_anew(folder, load):
     assert len(seen | {load(folder).fingerprint}) == 5
 
 
-def test_a_new_date_on_the_same_pictures_keeps_the_fingerprint(folder, load):
+def test_a_new_date_on_the_same_images_keeps_the_fingerprint(folder, load):
     first = load(folder)
     os.utime(folder / "cat/01.png", ns=(0, 0))
     assert same(load(folder), first)
@@ -462,7 +462,7 @@ def test_what_the_system_refused_for_now_is_tried_again(folder, load, monkeypatc
 
 def test_a_zip_that_was_damaged_and_repaired_is_read_anew(tmp_path, load):
     path = tmp_path / "d.zip"
-    files = {f"{i}.png": encoded(picture(i)) for i in range(3)}
+    files = {f"{i}.png": encoded(make_image(i)) for i in range(3)}
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in files.items():
             archive.writestr(name, data)
@@ -499,7 +499,7 @@ def test_without_cache_and_memory_the_remedy_is_another_cache(tmp_path, folder, 
 
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setattr(dataset_cache.io, "BytesIO", Full)
-    monkeypatch.setattr(dataset_cache, "read_picture", lambda *_, **__: picture())
+    monkeypatch.setattr(dataset_cache, "read_picture", lambda *_, **__: make_image())
     with pytest.raises(StorageError) as raised:
         load(folder, cache_dir=tmp_path / "file")
     assert "DDIMCTL_CACHE" in raised.value.remedy
@@ -525,7 +525,7 @@ def test_a_large_cache_is_checked_by_a_sample(folder, load, decoded, monkeypatch
 
 
 def test_a_failed_reading_leaves_nothing_in_the_cache(tmp_path, load):
-    folder = write_folder(tmp_path / "d", {"a.png": encoded(picture()), "b.png": b""})
+    folder = write_folder(tmp_path / "d", {"a.png": encoded(make_image()), "b.png": b""})
     with pytest.raises(DataError):
         load(folder, strict=True)
     assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
@@ -552,7 +552,7 @@ def test_reading_a_source_entry_by_entry_gives_its_files(folder):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_gather_equals_taking_one_picture_after_the_other(channels):
+def test_gather_equals_taking_one_image_after_the_other(channels):
     pixels = torch.randint(256, (10, 5, 4, channels), dtype=torch.uint8)
     indices = torch.tensor([3, 3, 9, 0, 7])
     flips = torch.tensor([True, False, True, False, True])
@@ -580,7 +580,7 @@ def test_gather_gives_the_same_on_a_gpu():
 
 
 @given(n=st.integers(1, 40), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10**6))
-def test_each_epoch_shows_each_picture_once(n, seed, epoch):
+def test_each_epoch_shows_each_image_once(n, seed, epoch):
     assert sorted(sample_indices(seed, epoch * n, n, n).tolist()) == list(range(n))
 
 

@@ -3,12 +3,12 @@ import torch
 
 from ddimctl.errors import RequestError
 from ddimctl.files.pictures.grids import GRID_LIMIT, default_columns, make_grid
-from ddimctl.files.pictures.images import picture_pixels
+from ddimctl.files.pictures.images import image_pixels
 
 
-def holds(picture, cell: torch.Tensor) -> bool:
-    """Whether the cell (H, W, 3) is somewhere in the picture, pixel for pixel."""
-    there = picture_pixels(picture).unfold(0, cell.shape[0], 1).unfold(1, cell.shape[1], 1)
+def holds(image, cell: torch.Tensor) -> bool:
+    """Whether the cell (H, W, 3) is somewhere in the image, pixel for pixel."""
+    there = image_pixels(image).unfold(0, cell.shape[0], 1).unfold(1, cell.shape[1], 1)
     return bool((there == cell.permute(2, 0, 1)).flatten(2).all(2).any())
 
 
@@ -27,15 +27,15 @@ def test_default_grids_are_not_tall_and_at_most_a_fifth_empty() -> None:
 
 def test_every_image_is_there_enlarged_pixel_for_pixel() -> None:
     pixels = torch.randint(0, 256, (6, 4, 4, 3), dtype=torch.uint8)
-    picture = make_grid(pixels, columns=3, scale=2)
-    assert picture.mode == "RGB"
+    image = make_grid(pixels, columns=3, scale=2)
+    assert image.mode == "RGB"
     for image in pixels:
-        assert holds(picture, image.repeat_interleave(2, 0).repeat_interleave(2, 1))
+        assert holds(image, image.repeat_interleave(2, 0).repeat_interleave(2, 1))
 
 
 def test_images_go_row_by_row() -> None:
     pixels = torch.arange(1, 5, dtype=torch.uint8)[:, None, None, None].expand(4, 8, 8, 3) * 50
-    found = picture_pixels(make_grid(pixels, columns=2, scale=1))
+    found = image_pixels(make_grid(pixels, columns=2, scale=1))
     top, left = found.shape[0] // 4, found.shape[1] // 4
     corners = [found[y, x, 0].item() for y in (top, 3 * top) for x in (left, 3 * left)]
     assert corners == [50, 100, 150, 200]
@@ -88,8 +88,8 @@ def test_labels_stay_below_their_own_image() -> None:
     pixels = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
     for text in ("a very long class name, golden retriever", "x" * 500, "ab\ncd"):
         for scale in (1, 4):
-            long = picture_pixels(make_grid(pixels, columns=2, scale=scale, labels=[text, "b"]))
-            short = picture_pixels(make_grid(pixels, columns=2, scale=scale, labels=["", "b"]))
+            long = image_pixels(make_grid(pixels, columns=2, scale=scale, labels=[text, "b"]))
+            short = image_pixels(make_grid(pixels, columns=2, scale=scale, labels=["", "b"]))
             assert long.shape == short.shape
             differing = (long != short).any(2).any(0).nonzero()
             assert 0 < len(differing)

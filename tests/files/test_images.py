@@ -10,12 +10,12 @@ from ddimctl.errors import DataError, RequestError
 from ddimctl.files.pictures.images import (
     _READABLE,
     encode_image,
-    fit_picture,
+    fit_image,
     from_uint8,
-    picture_pixels,
+    image_pixels,
+    read_image,
     read_image_text,
-    read_picture,
-    to_picture,
+    to_pil,
     to_uint8,
 )
 
@@ -53,10 +53,10 @@ def test_to_uint8_is_within_half_a_level() -> None:
     assert (from_uint8(to_uint8(x_0)) - x_0).abs().max() <= 0.5 / 127.5 + 1e-6
 
 
-def test_pixels_survive_the_way_to_a_picture_and_back() -> None:
+def test_pixels_survive_the_way_to_a_image_and_back() -> None:
     for channels in (1, 3, 4):
         pixels = noise(5, 7, channels)
-        assert torch.equal(picture_pixels(to_picture(pixels)), pixels)
+        assert torch.equal(image_pixels(to_pil(pixels)), pixels)
 
 
 # Encoding
@@ -66,9 +66,9 @@ def test_encoding_is_lossless() -> None:
     for format in ("png", "webp"):
         for channels in (1, 3, 4):
             pixels = noise(5, 7, channels)  # transparent pixels keep their colours
-            with Image.open(io.BytesIO(encode_image(pixels, format))) as image:
+            with Image.open(io.BytesIO(encode_image(to_pil(pixels), format))) as image:
                 assert image.format == format.upper()
-                found = picture_pixels(image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
+                found = image_pixels(image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
             assert torch.equal(found, pixels)
 
 
@@ -79,7 +79,7 @@ def test_text_comes_back(tmp_path: Path, format: str) -> None:
         {"ddimctl": json.dumps({"steps": 20, "seed": 7})},
         {"ddimctl": "Größe · 大きさ", "Comment": 'quotes " and\nlines'},
     ):
-        data = encode_image(noise(4, 4, 3), format, text)
+        data = encode_image(to_pil(noise(4, 4, 3)), format, text)
         assert read_image_text(data) == text
         (tmp_path / "a").write_bytes(data)
         assert read_image_text(tmp_path / "a") == text
@@ -88,18 +88,20 @@ def test_text_comes_back(tmp_path: Path, format: str) -> None:
 def test_equal_images_give_equal_bytes() -> None:
     for format in ("png", "webp"):
         pixels, text = noise(16, 16, 3), {"ddimctl": '{"seed":7}'}
-        assert encode_image(pixels, format, text) == encode_image(pixels.clone(), format, text)
+        assert encode_image(to_pil(pixels), format, text) == encode_image(
+            to_pil(pixels.clone()), format, text
+        )
 
 
 def test_other_channel_counts_are_refused() -> None:
     for channels in (2, 5, 6):
         with pytest.raises(DataError, match=f"{channels} channels"):
-            encode_image(noise(4, 4, channels))
+            encode_image(to_pil(noise(4, 4, channels)))
 
 
 def test_unknown_formats_are_refused() -> None:
     with pytest.raises(RequestError, match="jpeg"):
-        encode_image(noise(4, 4, 3), "jpeg")
+        encode_image(to_pil(noise(4, 4, 3)), "jpeg")
 
 
 def test_another_programs_comment_is_no_text_of_ours() -> None:
@@ -127,28 +129,28 @@ def test_every_mode_is_read(mode: str) -> None:
             source = source.quantize(8)
         else:
             source = source.convert("RGB").convert(mode)
-        picture = read_picture(file_of(source, format), channels)
-        assert picture.mode == {1: "L", 3: "RGB"}[channels]
-        assert picture.size == (8, 8)
+        image = read_image(file_of(source, format), channels)
+        assert image.mode == {1: "L", 3: "RGB"}[channels]
+        assert image.size == (8, 8)
         if mode != "1":
-            expected = picture_pixels(Image.linear_gradient("L").resize((8, 8)))
-            assert (picture_pixels(picture).int() - expected).abs().max() <= 2
+            expected = image_pixels(Image.linear_gradient("L").resize((8, 8)))
+            assert (image_pixels(image).int() - expected).abs().max() <= 2
 
 
 def test_16_bits_are_scaled_and_rounded() -> None:
     levels = [0, 128, 129, 257, 32768, 65278, 65407, 65535]
     data = b"".join(level.to_bytes(2, "little") for level in levels)
     for format in ("PNG", "TIFF", "PPM"):
-        image = Image.frombytes("I;16", (8, 1), data)
-        picture = read_picture(file_of(image, format), 1)
-        assert picture_pixels(picture).flatten().tolist() == [0, 0, 1, 1, 128, 254, 255, 255]
+        stored = Image.frombytes("I;16", (8, 1), data)
+        image = read_image(file_of(stored, format), 1)
+        assert image_pixels(image).flatten().tolist() == [0, 0, 1, 1, 128, 254, 255, 255]
 
 
 def test_numbers_of_an_unknown_range_are_refused() -> None:
     for mode in ("F", "I"):
         image = Image.new(mode, (2, 2), 70000)
         with pytest.raises(DataError, match="unknown range"):
-            read_picture(file_of(image, "TIFF"), 3)
+            read_image(file_of(image, "TIFF"), 3)
 
 
 def test_alpha_is_composited_on_the_background() -> None:
@@ -156,21 +158,21 @@ def test_alpha_is_composited_on_the_background() -> None:
     for background in ((0, 0, 0), (10, 200, 30), (77,)):
         full = background if len(background) == 3 else background * 3
         below = Image.new("RGBA", (9, 9), (*full, 255))
-        expected = Image.alpha_composite(below, to_picture(pixels)).convert("RGB")
-        found = read_picture(encode_image(pixels), 3, background)
+        expected = Image.alpha_composite(below, to_pil(pixels)).convert("RGB")
+        found = read_image(encode_image(to_pil(pixels)), 3, background)
         assert found.tobytes() == expected.tobytes()
 
 
 def test_palettes_with_a_transparent_colour_show_the_background() -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([255, 0, 0, 0, 0, 255])
-    image.putpixel((1, 0), 1)
-    picture = read_picture(file_of(image, transparency=0), 3, (1, 2, 3))
-    assert [picture.getpixel((x, 0)) for x in (0, 1)] == [(1, 2, 3), (0, 0, 255)]
+    stored = Image.new("P", (2, 1))
+    stored.putpalette([255, 0, 0, 0, 0, 255])
+    stored.putpixel((1, 0), 1)
+    image = read_image(file_of(stored, transparency=0), 3, (1, 2, 3))
+    assert [image.getpixel((x, 0)) for x in (0, 1)] == [(1, 2, 3), (0, 0, 255)]
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_pictures_are_turned_upright(format: str) -> None:
+def test_images_are_turned_upright(format: str) -> None:
     for orientation in range(1, 9):
         turns = {
             2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -186,17 +188,17 @@ def test_pictures_are_turned_upright(format: str) -> None:
         stored = upright.transpose(turns[orientation]) if orientation > 1 else upright
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = orientation
-        picture = read_picture(file_of(stored, format, exif=exif), 1)
-        assert picture.size == (32, 16)
-        assert picture.getpixel((3, 3)) > 200
-        assert max(picture.getpixel(place) for place in ((28, 3), (3, 12), (28, 12))) < 50
+        image = read_image(file_of(stored, format, exif=exif), 1)
+        assert image.size == (32, 16)
+        assert image.getpixel((3, 3)) > 200
+        assert max(image.getpixel(place) for place in ((28, 3), (3, 12), (28, 12))) < 50
 
 
 def test_of_an_animation_the_first_frame_is_read() -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     for format in ("GIF", "WEBP", "PNG"):
         data = file_of(frames[0], format, save_all=True, append_images=frames[1:], lossless=True)
-        assert read_picture(data, 3).getpixel((0, 0)) == (255, 0, 0)
+        assert read_image(data, 3).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_the_installed_pillow_knows_every_format_that_is_named() -> None:
@@ -205,23 +207,23 @@ def test_the_installed_pillow_knows_every_format_that_is_named() -> None:
 
 
 def test_a_file_object_and_a_path_are_read_alike(tmp_path: Path) -> None:
-    data = encode_image(noise(4, 4, 3))
+    data = encode_image(to_pil(noise(4, 4, 3)))
     (tmp_path / "a.png").write_bytes(data)
-    expected = read_picture(data, 3).tobytes()
-    assert read_picture(tmp_path / "a.png", 3).tobytes() == expected
-    assert read_picture(io.BytesIO(data), 3).tobytes() == expected
+    expected = read_image(data, 3).tobytes()
+    assert read_image(tmp_path / "a.png", 3).tobytes() == expected
+    assert read_image(io.BytesIO(data), 3).tobytes() == expected
 
 
 def test_nothing_of_the_file_but_its_pixels_is_kept() -> None:
     data = file_of(Image.new("RGB", (4, 4)), icc_profile=b"profile", dpi=(72, 72))
-    assert read_picture(data, 3).info == {}
+    assert read_image(data, 3).info == {}
 
 
-def test_pictures_that_cannot_be_read_are_named_with_the_reason(tmp_path: Path) -> None:
-    whole = encode_image(noise(64, 64, 3))
+def test_images_that_cannot_be_read_are_named_with_the_reason(tmp_path: Path) -> None:
+    whole = encode_image(to_pil(noise(64, 64, 3)))
     broken = {
         "empty.png": b"",
-        "text.png": b"hello, this is no picture",
+        "text.png": b"hello, this is no image",
         "cut.png": whole[: len(whole) // 2],
         "cut.jpg": file_of(Image.effect_noise((64, 64), 50), "JPEG")[:700],
         "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n",
@@ -229,21 +231,21 @@ def test_pictures_that_cannot_be_read_are_named_with_the_reason(tmp_path: Path) 
     for name, data in broken.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(DataError, match=name) as raised:
-            read_picture(tmp_path / name, 3)
+            read_image(tmp_path / name, 3)
         assert len(raised.value.cause.splitlines()) == 1
         assert raised.value.remedy
     with pytest.raises(DataError, match="no such file"):
-        read_picture(tmp_path / "gone.png", 3)
+        read_image(tmp_path / "gone.png", 3)
     with pytest.raises(DataError, match="folder"):
-        read_picture(tmp_path, 3)
+        read_image(tmp_path, 3)
     with pytest.raises(DataError, match=r"cats/1\.png"):
-        read_picture(b"", 3, name="cats/1.png")
+        read_image(b"", 3, name="cats/1.png")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's about the EXIF
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000"])
-def test_damaged_files_give_a_picture_or_a_data_error(format: str) -> None:
+def test_damaged_files_give_a_image_or_a_data_error(format: str) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     image = Image.effect_noise((24, 24), 90).convert("RGB")
@@ -253,7 +255,7 @@ def test_damaged_files_give_a_picture_or_a_data_error(format: str) -> None:
         data = bytearray(whole)
         for place in torch.randint(0, min(len(data), 300), (4,), generator=generator).tolist():
             data[place] = int(torch.randint(0, 256, (), generator=generator))
-        for read in (lambda data: read_picture(data, 3), read_image_text):
+        for read in (lambda data: read_image(data, 3), read_image_text):
             try:
                 read(bytes(data))
             except DataError:
@@ -263,38 +265,38 @@ def test_damaged_files_give_a_picture_or_a_data_error(format: str) -> None:
 def test_decompression_bombs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(DataError, match="too many pixels; at most 128 million"):
-        read_picture(file_of(Image.new("1", (64, 64))), 3)
+        read_image(file_of(Image.new("1", (64, 64))), 3)
 
 
-def test_pictures_of_other_channels_are_refused() -> None:
+def test_images_of_other_channels_are_refused() -> None:
     with pytest.raises(DataError, match="4 channels"):
-        read_picture(encode_image(noise(4, 4, 4)), 4)
+        read_image(encode_image(to_pil(noise(4, 4, 4))), 4)
 
 
 # Fitting
 
 
-def test_every_picture_fits_every_way() -> None:
+def test_every_image_fits_every_way() -> None:
     for fit in ("crop", "pad", "stretch"):
         for source in ((1, 1), (3, 1), (1000, 3), (3, 1000), (40, 30), (16, 8)):
             for mode in ("L", "RGB"):
-                found = fit_picture(Image.new(mode, source, "white"), (8, 16), fit)
+                found = fit_image(Image.new(mode, source, "white"), (8, 16), fit)
                 assert found.size == (16, 8)
                 assert found.mode == mode
 
 
-def test_a_picture_of_that_size_stays_as_it_is() -> None:
-    picture = to_picture(noise(8, 16, 3))
+def test_a_image_of_that_size_stays_as_it_is() -> None:
+    image = to_pil(noise(8, 16, 3))
     for fit in ("crop", "pad", "stretch"):
-        assert fit_picture(picture, (8, 16), fit).tobytes() == picture.tobytes()
+        assert fit_image(image, (8, 16), fit).tobytes() == image.tobytes()
 
 
 def test_crop_cuts_pad_fills_and_stretch_distorts() -> None:
-    picture = Image.new("RGB", (32, 16), "white")
-    picture.paste((255, 0, 0), (0, 0, 8, 16))
-    crop = fit_picture(picture, (16, 16), "crop")
-    pad = fit_picture(picture, (16, 16), "pad", (0, 0, 9))
-    stretch = fit_picture(picture, (16, 16), "stretch")
+    image = Image.new("RGB", (32, 16), "white")
+    image.paste((255, 0, 0), (0, 0, 8, 16))
+    crop = fit_image(image, (16, 16), "crop")
+    pad = fit_image(image, (16, 16), "pad", (0, 0, 9))
+    stretch = fit_image(image, (16, 16), "stretch")
     assert crop.getpixel((0, 8)) == (255, 255, 255)
     assert pad.getpixel((0, 0)) == (0, 0, 9)
     assert pad.getpixel((0, 15)) == (0, 0, 9)
@@ -302,11 +304,11 @@ def test_crop_cuts_pad_fills_and_stretch_distorts() -> None:
     assert stretch.getpixel((0, 8)) == (255, 0, 0)
 
 
-def test_a_gray_picture_is_padded_with_gray() -> None:
-    padded = fit_picture(Image.new("L", (16, 4), 255), (8, 8), "pad", (50,))
+def test_a_gray_image_is_padded_with_gray() -> None:
+    padded = fit_image(Image.new("L", (16, 4), 255), (8, 8), "pad", (50,))
     assert padded.getpixel((0, 0)) == 50
 
 
 def test_unknown_fits_are_refused() -> None:
     with pytest.raises(RequestError, match="squeeze"):
-        fit_picture(Image.new("L", (4, 4)), (8, 8), "squeeze")
+        fit_image(Image.new("L", (4, 4)), (8, 8), "squeeze")

@@ -44,7 +44,7 @@ def told(value):
 
 @pytest.fixture(scope="module")
 def run(tiny_checkpoint, tmp_path_factory):
-    """A finished run of one picture: the request that made it."""
+    """A finished run of one image: the request that made it."""
     out = tmp_path_factory.mktemp("manifest") / "out"
     request = sample_request(
         out=out, ckpt=str(tiny_checkpoint), steps=1, seeds=(0,), save=("images",), resume=True

@@ -8,7 +8,7 @@ import torch
 import ddimctl
 from ddimctl.checkpoints.load import BUNDLED
 from ddimctl.diffusion.predictions import make_denoiser
-from ddimctl.files.pictures.images import from_uint8, picture_pixels, read_picture, to_uint8
+from ddimctl.files.pictures.images import from_uint8, image_pixels, read_image, to_uint8
 
 AVATARS = sorted((Path(__file__).parents[2] / "examples" / "avatars").glob("*.png"))
 
@@ -20,7 +20,7 @@ def bundled():
 
 @pytest.fixture(scope="module")
 def avatars():
-    return from_uint8(torch.stack([picture_pixels(read_picture(path, 3)) for path in AVATARS]))
+    return from_uint8(torch.stack([image_pixels(read_image(path, 3)) for path in AVATARS]))
 
 
 def test_it_is_small_and_its_licence_lies_beside_it():

@@ -21,7 +21,7 @@ from ddimctl.runtime.ranks import Ranks
 from ddimctl.runtime.signals import stop_on_signals
 from flat_requests import changed
 from pretended_cuda import CUDA, pretended_cuda
-from training_runs import make_network, make_pictures
+from training_runs import make_images, make_network
 
 
 class Shows:
@@ -92,9 +92,9 @@ class TwoRanks(Ranks):
 @pytest.fixture
 def opened(tmp_path):
     """A training run with classes, just begun, on the CPU."""
-    pictures = make_pictures(tmp_path / "pictures")
+    images = make_images(tmp_path / "pictures")
     request = TrainRequest(
-        pictures, tmp_path / "run", model=str(make_network(tmp_path / "network.json")),
+        images, tmp_path / "run", model=str(make_network(tmp_path / "network.json")),
         steps=100, batch_size=8, grad_accum=2, class_conditional=True, flip=True, warmup=2,
         device="cpu",
     )  # fmt: skip

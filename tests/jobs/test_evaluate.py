@@ -31,7 +31,7 @@ from ddimctl.metrics.inception import Extractor
 from flat_requests import changed, evaluate_request
 
 
-def picture(path, seed=0, size=(16, 16), mode="RGB"):
+def image(path, seed=0, size=(16, 16), mode="RGB"):
     generator = torch.Generator().manual_seed(seed)
     levels = torch.randint(0, 256, (4, 4, len(mode)), generator=generator, dtype=torch.uint8)
     Image.frombytes(mode, (4, 4), levels.numpy().tobytes()).resize(size).save(path)
@@ -42,7 +42,7 @@ def data(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     for seed in range(10):
-        picture(folder / f"{seed}.png", seed, (20, 16))
+        image(folder / f"{seed}.png", seed, (20, 16))
     return folder
 
 
@@ -63,9 +63,9 @@ def fake_inception(monkeypatch):
     """Eight colours of places instead of 2048 features; says how often it was asked."""
     asked = []
 
-    def features(pictures):
-        asked.append(len(pictures))
-        return torch.nn.functional.adaptive_avg_pool2d(pictures.float(), 2).flatten(1)[:, :8]
+    def features(images):
+        asked.append(len(images))
+        return torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)[:, :8]
 
     monkeypatch.setattr(measuring, "DIMENSIONS", 8)
     monkeypatch.setattr(
@@ -104,8 +104,8 @@ def test_every_cell_is_sampled_scored_and_told(finish, request_for, tmp_path):
     assert {path.name for path in out.iterdir()} == {*FILES, "cells", "reference.safetensors"}
     manifest = json.loads((out / "cells" / "large-S3" / "manifest.json").read_text())
     assert (manifest["settings"]["variance"], manifest["settings"]["steps"]) == ("large", 3)
-    assert "8 pictures of each cell are few" in finished.notices()
-    assert "10 pictures of the data are few" in finished.notices()
+    assert "8 images of each cell are few" in finished.notices()
+    assert "10 images of the data are few" in finished.notices()
 
 
 def test_the_report_can_be_read(finish, request_for, tmp_path):
@@ -240,7 +240,7 @@ def test_numbers_that_are_not_finite_name_the_cell(finish, request_for, monkeypa
     assert caught.value.remedy == "Try --clip static."
 
 
-def test_a_damaged_picture_of_a_cell_is_named_and_made_again(finish, request_for, tmp_path):
+def test_a_damaged_image_of_a_cell_is_named_and_made_again(finish, request_for, tmp_path):
     rows = finish(evaluate, request_for()).result.rows
     cell = tmp_path / "out/cells/eta0-S3"
     (cell / "score.json").unlink()
@@ -256,11 +256,11 @@ def test_a_damaged_picture_of_a_cell_is_named_and_made_again(finish, request_for
 def test_samples_are_measured_as_data_are(finish, data):
     how = Preparation((16, 16))
     measure, cpu = measuring.make_measure(("swd",), None, torch.device("cpu")), torch.device("cpu")
-    whole = finish(measuring.measure_pictures, data, how, measure, cpu, limit=7).result.summary
+    whole = finish(measuring.measure_images, data, how, measure, cpu, limit=7).result.summary
     streamed = finish(measuring.measure_samples, data, how, measure, cpu, 7).result
     assert torch.equal(whole["patches"], streamed["patches"])
     assert int(streamed["count"]) == 7
-    with pytest.raises(DataError, match="holds 10 pictures, not 11"):
+    with pytest.raises(DataError, match="holds 10 images, not 11"):
         finish(measuring.measure_samples, data, how, measure, cpu, 11)
 
 
@@ -284,7 +284,7 @@ def test_other_data_are_scored_anew(finish, request_for, tmp_path):
     first = finish(evaluate, request_for()).result
     (tmp_path / "other").mkdir()
     for seed in range(4):
-        picture(tmp_path / "other" / f"{seed}.png", 90 + seed)
+        image(tmp_path / "other" / f"{seed}.png", 90 + seed)
     other = finish(evaluate, request_for(data=tmp_path / "other", resume=True))
     assert other.result.rows[0]["swd"] != first.rows[0]["swd"]
     assert not any(getattr(event, "phase", "") == "sampling" for event in other.events)
@@ -326,7 +326,7 @@ def test_missing_data_are_refused(finish, request_for, tmp_path):
     with pytest.raises(RequestError, match="--data or --reference"):
         finish(evaluate, request_for(data=None))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no pictures"):
+    with pytest.raises(DataError, match="holds no images"):
         finish(evaluate, request_for(data=tmp_path / "empty", resume=True))
 
 
@@ -418,7 +418,7 @@ def test_what_is_unlike_the_paper_is_named(tiny_checkpoint):
     assert differences("paper-cifar10", like, paper, 50_000) == []
     assert differences("paper-celeba", like, paper, 7) == []  # of which nobody says how many
     assert differences("paper-cifar10", like, changed(paper, solver="ipndm"), 10_000) == [
-        "10,000 pictures of data, not 50,000",
+        "10,000 images of data, not 50,000",
         "--solver ipndm",
     ]
     bundled = load_checkpoint()
@@ -433,14 +433,14 @@ def test_what_is_unlike_the_paper_is_named(tiny_checkpoint):
 def test_a_preset_says_what_is_unlike_and_judges_only_its_like(
     finish, request_for, fake_inception, monkeypatch, tmp_path
 ):
-    tiny = Preset("nowhere", "nothing", 16, True, {0.0: {10: 5.0}}, pictures=10)
+    tiny = Preset("nowhere", "nothing", 16, True, {0.0: {10: 5.0}}, images=10)
     monkeypatch.setitem(presets.PRESETS, "paper-tiny", tiny)
     asked = {"preset": "paper-tiny", "steps": (10,), "metrics": ("fid",), "count": 2}
     finished = finish(evaluate, request_for(**asked))
-    assert "unlike the paper's: 2 pictures a cell, not 50,000. " in finished.notices()
+    assert "unlike the paper's: 2 images a cell, not 50,000. " in finished.notices()
     assert finished.result.rows[0]["within_band"] is None
     page = (tmp_path / "out/index.html").read_text()
-    assert "not judged, since here are 2 pictures a cell, not 50,000." in page
+    assert "not judged, since here are 2 images a cell, not 50,000." in page
     monkeypatch.setattr(preset_checks, "PICTURES", 2)
     finished = finish(evaluate, request_for(**asked, resume=True))
     assert "unlike" not in finished.notices()
@@ -448,7 +448,7 @@ def test_a_preset_says_what_is_unlike_and_judges_only_its_like(
 
 
 def test_a_preset_of_another_size_is_refused(finish, request_for):
-    with pytest.raises(RequestError, match="32x32 pictures, the checkpoint of 16x16"):
+    with pytest.raises(RequestError, match="32x32 images, the checkpoint of 16x16"):
         finish(evaluate, request_for(preset="paper-cifar10"))
 
 
@@ -466,7 +466,7 @@ def reference(finish, data, tmp_path):
 
 
 def measured(job, request):
-    """How many pictures were measured before the job ended with an error; which."""
+    """How many images were measured before the job ended with an error; which."""
     events = []
     with pytest.raises((RequestError, StorageError)) as raised:
         job(request, events.append)
@@ -493,10 +493,10 @@ def test_a_reference_has_its_datas_name(finish, data, tmp_path, monkeypatch, sou
 
 
 def test_what_to_do_about_sizes_and_damage_is_said_for_this_command(finish, data):
-    picture(data / "wide.png", 1, (30, 16))
+    image(data / "wide.png", 1, (30, 16))
     with pytest.raises(RequestError, match="else --size 64"):
         finish(make_reference, ReferenceRequest(data, out=data / "r.safetensors"))
-    (data / "0.png").write_bytes(b"no picture")
+    (data / "0.png").write_bytes(b"no image")
     request = ScoreRequest(data, ScoringOptions(data=data), count=9, size=(16, 16))
     with pytest.raises(DataError, match=r"0\.png: .*without -n"):
         finish(scoring.score, request)
@@ -568,10 +568,10 @@ def test_a_reference_is_not_overwritten(reference):
     assert reference(force=True).read_bytes() == before
 
 
-# --- pictures that exist ------------------------------------------------------------------------
+# --- images that exist ------------------------------------------------------------------------
 
 
-def test_pictures_scored_against_themselves_are_at_no_distance(finish, data):
+def test_images_scored_against_themselves_are_at_no_distance(finish, data):
     result = finish(
         scoring.score, ScoreRequest(data, ScoringOptions(data=data), size=(16, 16))
     ).result
@@ -582,17 +582,17 @@ def test_pictures_scored_against_themselves_are_at_no_distance(finish, data):
 def test_both_sides_get_the_samples_size(finish, data, tmp_path):
     (tmp_path / "square").mkdir()
     for seed in range(3):
-        picture(tmp_path / "square" / f"{seed}.png", seed, (24, 24))
+        image(tmp_path / "square" / f"{seed}.png", seed, (24, 24))
     result = finish(
         scoring.score, ScoreRequest(tmp_path / "square", ScoringOptions(data=data))
     ).result
     assert result.reference["size"] == result.samples["size"] == [24, 24]
 
 
-def test_exactly_so_many_pictures_are_scored(finish, data):
+def test_exactly_so_many_images_are_scored(finish, data):
     request = ScoreRequest(data, ScoringOptions(data=data), size=(16, 16), count=4)
     assert finish(scoring.score, request).result.samples["pictures"] == 4
-    with pytest.raises(DataError, match="holds 10 pictures, not 11"):
+    with pytest.raises(DataError, match="holds 10 images, not 11"):
         finish(scoring.score, changed(request, count=11))
 
 

@@ -10,7 +10,13 @@ from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.paths import grid, lerp, slerp
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.latents import load_latents, save_latents
-from ddimctl.files.pictures.images import encode_image, picture_pixels, read_image_text, to_uint8
+from ddimctl.files.pictures.images import (
+    encode_image,
+    image_pixels,
+    read_image_text,
+    to_pil,
+    to_uint8,
+)
 from ddimctl.jobs.interpolate.job import interpolate
 from ddimctl.jobs.sample.job import sample
 from flat_requests import changed, interpolate_request, sample_request
@@ -62,7 +68,7 @@ def noise(*seeds):
 
 def frame(folder, i):
     with Image.open(folder / "frames" / f"{i:04d}.png") as image:
-        return picture_pixels(image).int()
+        return image_pixels(image).int()
 
 
 def stored(folder):
@@ -97,13 +103,13 @@ def test_frames_lie_on_the_arc_and_end_in_the_inputs_bit_for_bit(finish, request
         assert torch.equal(found, torch.stack([function(a, b, k / 4) for k in range(5)]))
 
 
-def test_end_pictures_are_the_inputs_own(finish, request_for, tiny_checkpoint, tmp_path):
+def test_end_images_are_the_inputs_own(finish, request_for, tiny_checkpoint, tmp_path):
     settings = {"ckpt": str(tiny_checkpoint), "steps": 2, "batch_size": 3}
     finish(sample, sample_request(out=tmp_path / "own", seeds=(3, 9), **settings))
     finish(interpolate, request_for(seeds=(3, 9)))
     for seed, i in ((3, 0), (9, 4)):
         with Image.open(tmp_path / f"own/images/00000{seed}.png") as image:
-            difference = picture_pixels(image).int() - frame(tmp_path / "out", i)
+            difference = image_pixels(image).int() - frame(tmp_path / "out", i)
         assert int(difference.abs().max()) <= 1
 
 
@@ -130,14 +136,14 @@ def test_a_grid_is_that_of_its_corners(finish, request_for, tmp_path):
     assert manifest["grid"] == [2, 3]
     last = manifest["images"][5]
     assert (last["row"], last["column"]) == (1, 2)
-    with Image.open(tmp_path / "out/grid.png") as picture:
-        assert picture.width > 1.3 * picture.height
+    with Image.open(tmp_path / "out/grid.png") as image:
+        assert image.width > 1.3 * image.height
 
 
 def test_up_to_sixteen_frames_are_one_row_with_the_inputs_named(finish, request_for, tmp_path):
     finish(interpolate, request_for(seeds=(0, 1), frames=16, decoding={"steps": 1}))
-    with Image.open(tmp_path / "out/grid.png") as picture:
-        assert picture.width > 10 * picture.height
+    with Image.open(tmp_path / "out/grid.png") as image:
+        assert image.width > 10 * image.height
 
 
 def test_latents_bring_checkpoint_class_and_settings(finish, request_for, drawn, tmp_path):
@@ -153,7 +159,7 @@ def test_latents_bring_checkpoint_class_and_settings(finish, request_for, drawn,
     assert "seeds" not in metadata
     finish(sample, sample_request(out=tmp_path / "again", latents=result.outputs["latents"]))
     with Image.open(tmp_path / "again/images/000003.png") as image:
-        assert int((picture_pixels(image).int() - frame(tmp_path / "out", 3)).abs().max()) <= 1
+        assert int((image_pixels(image).int() - frame(tmp_path / "out", 3)).abs().max()) <= 1
 
 
 def test_seeds_follow_the_class_of_latents(finish, request_for, drawn):
@@ -302,7 +308,7 @@ def test_files_that_cannot_be_used_are_named(finish, request_for, tmp_path, cont
 
 @pytest.fixture(scope="module")
 def calm_checkpoint(tiny_checkpoint, tmp_path_factory):
-    """The tiny checkpoint with small predictions, of which every picture has an exact latent."""
+    """The tiny checkpoint with small predictions, of which every image has an exact latent."""
     folder = tmp_path_factory.mktemp("calm") / "calm"
     shutil.copytree(tiny_checkpoint, folder)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -314,21 +320,23 @@ def calm_checkpoint(tiny_checkpoint, tmp_path_factory):
 
 
 @pytest.fixture
-def photo(tmp_path):
-    """A picture file of smooth colours, its pixels (H, W, 3)."""
+def input_image(tmp_path):
+    """An image file of smooth colours, its pixels (H, W, 3)."""
 
     def make(name, seed, size=(16, 16)):
         coarse = (seeded_noise([seed], (3, 4, 4)) / 3).clamp(-1, 1)
         smooth = torch.nn.functional.interpolate(coarse, size, mode="bilinear")
         pixels = to_uint8(smooth)[0]
-        (tmp_path / name).write_bytes(encode_image(pixels))
+        (tmp_path / name).write_bytes(encode_image(to_pil(pixels)))
         return tmp_path / name, pixels.int()
 
     return make
 
 
-def test_pictures_are_inverted_and_come_back(finish, request_for, photo, calm_checkpoint, tmp_path):
-    (first, a), (second, b) = photo("first.png", 0), photo("second.png", 1)
+def test_images_are_inverted_and_come_back(
+    finish, request_for, input_image, calm_checkpoint, tmp_path
+):
+    (first, a), (second, b) = input_image("first.png", 0), input_image("second.png", 1)
     finished = finish(
         interpolate, request_for(files=[first, second], ckpt=calm_checkpoint, decoding={"steps": 4})
     )
@@ -341,26 +349,26 @@ def test_pictures_are_inverted_and_come_back(finish, request_for, photo, calm_ch
     assert torch.equal(found[2], slerp(found[0], found[4], 0.5))
 
 
-def test_a_picture_without_an_exact_latent_is_warned_of_each_time(finish, request_for, photo):
-    picture, _ = photo("first.png", 0)
+def test_a_image_without_an_exact_latent_is_warned_of_each_time(finish, request_for, input_image):
+    image, _ = input_image("first.png", 0)
     for name in "ab":
-        finished = finish(interpolate, request_for(name, files=[picture], seeds=(1,)))
+        finished = finish(interpolate, request_for(name, files=[image], seeds=(1,)))
         assert "first.png: decoding its latent misses it by up to" in finished.notices()
 
 
-def test_an_inverted_picture_is_remembered_by_content_and_settings(
-    finish, request_for, photo, tmp_path, monkeypatch
+def test_an_inverted_image_is_remembered_by_content_and_settings(
+    finish, request_for, input_image, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("DDIMCTL_CACHE", str(tmp_path / "cache"))
-    picture, _ = photo("first.png", 0)
+    image, _ = input_image("first.png", 0)
 
     def inversions(name, path, **settings):
         request = request_for(name, files=[path], seeds=(1,), decoding={"steps": 2} | settings)
         events = finish(interpolate, request).events
         return sum(getattr(event, "phase", "") == "inverting" for event in events)
 
-    assert inversions("a", picture) >= 2
-    other_name = picture.rename(tmp_path / "renamed.png")
+    assert inversions("a", image) >= 2
+    other_name = image.rename(tmp_path / "renamed.png")
     assert inversions("b", other_name) == 0
     assert torch.equal(stored(tmp_path / "a"), stored(tmp_path / "b"))
     assert inversions("c", other_name, steps=3) > 0
@@ -373,9 +381,9 @@ def test_an_inverted_picture_is_remembered_by_content_and_settings(
     assert len(list((tmp_path / "cache/inversions").iterdir())) == 1
 
 
-def test_pictures_latents_and_seeds_mix(finish, request_for, drawn, photo):
-    picture, _ = photo("first.png", 0, size=(20, 30))
-    request = request_for(files=[drawn("a", 5), picture], seeds=(1,), ckpt=None, frames=3)
+def test_images_latents_and_seeds_mix(finish, request_for, drawn, input_image):
+    image, _ = input_image("first.png", 0, size=(20, 30))
+    request = request_for(files=[drawn("a", 5), image], seeds=(1,), ckpt=None, frames=3)
     finished = finish(interpolate, request)
     assert finished.result.inputs == ("latents", "first", "seed 1")
     assert "cut to the middle 20x20" in finished.notices()
@@ -383,25 +391,25 @@ def test_pictures_latents_and_seeds_mix(finish, request_for, drawn, photo):
     assert {image["class"] for image in manifest["images"]} == {"item"}
 
 
-def test_settings_that_no_picture_can_be_inverted_with_are_refused(
-    finish, request_for, photo, tiny_class_checkpoint, tmp_path
+def test_settings_that_no_image_can_be_inverted_with_are_refused(
+    finish, request_for, input_image, tiny_class_checkpoint, tmp_path
 ):
-    picture, _ = photo("first.png", 0)
+    image, _ = input_image("first.png", 0)
     for settings, named in (
         ({"guidance": 2.0}, "with guidance 2.0"),
         ({"clip": "static"}, "with clip static"),
         ({"precision": "bf16"}, "would not be exact"),
     ):
         request = request_for(
-            files=[picture], seeds=(1,), ckpt=tiny_class_checkpoint, decoding=settings
+            files=[image], seeds=(1,), ckpt=tiny_class_checkpoint, decoding=settings
         )
         with pytest.raises(RequestError, match=named):
             finish(interpolate, request)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no picture"])
-def test_a_bad_picture_is_named(finish, request_for, tmp_path, content):
+@pytest.mark.parametrize("content", [None, b"", b"no image"])
+def test_a_bad_image_is_named(finish, request_for, tmp_path, content):
     if content is not None:
         (tmp_path / "bad.png").write_bytes(content)
     with pytest.raises(DataError, match=r"bad\.png"):

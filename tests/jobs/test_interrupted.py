@@ -48,7 +48,7 @@ def run(forks, tmp_path):
 
 
 @pytest.fixture
-def photos(tmp_path):
+def inputs(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     for i, name in enumerate("abc"):
@@ -144,7 +144,7 @@ INVERT = ["invert", "photos", "--steps", 4, "--batch-size", 1, "--out", "out"]
 
 
 @pytest.mark.parametrize(("name", "code"), SIGNALS.items())
-def test_inversion_keeps_the_photos_that_it_has_done(run, tmp_path, photos, name, code):
+def test_inversion_keeps_the_inputs_that_it_has_done(run, tmp_path, inputs, name, code):
     assert run(*INVERT).code == 0
     (tmp_path / "out").rename(tmp_path / "whole")
     whole = contents(tmp_path / "whole")
@@ -152,7 +152,7 @@ def test_inversion_keeps_the_photos_that_it_has_done(run, tmp_path, photos, name
     for instant, call in instants:  # what is being written is written to its end
         ended = run(*INVERT, prelude=signal_in(instant, name, call))
         assert ended.code == 75, ended.stderr
-        assert f"stopped: {name}: stopped with 2 of 3 photos in out." in ended.stderr
+        assert f"stopped: {name}: stopped with 2 of 3 input images in out." in ended.stderr
         assert "  try: The same command with --out out --resume goes on." in ended.stderr
         assert contents(tmp_path / "out") == dict(list(whole.items())[:4])
         ended = run(*INVERT, "--resume")
@@ -166,7 +166,7 @@ def test_inversion_keeps_the_photos_that_it_has_done(run, tmp_path, photos, name
 
 
 @pytest.mark.parametrize(("name", "code"), SIGNALS.items())
-def test_a_second_signal_ends_an_inversion_at_once(run, tmp_path, photos, name, code):
+def test_a_second_signal_ends_an_inversion_at_once(run, tmp_path, inputs, name, code):
     ended = run(*INVERT, prelude=signal_in("jobs.invert.job:save_latents", name, 2, times=2))
     assert ended.code == code
     check_whole(tmp_path / "out")
@@ -175,7 +175,7 @@ def test_a_second_signal_ends_an_inversion_at_once(run, tmp_path, photos, name, 
 
 
 @pytest.mark.parametrize("method", ["exact", "naive"])
-def test_a_killed_inversion_resumed_ends_with_the_same_bytes(forks, tmp_path, photos, method):
+def test_a_killed_inversion_resumed_ends_with_the_same_bytes(forks, tmp_path, inputs, method):
     command = [*INVERT, "--method", method, "--batch-size", 2, "--steps", 12]
     started = time.monotonic()
     assert forks.run(*command, cwd=tmp_path).code == 0
@@ -190,7 +190,7 @@ def test_a_killed_inversion_resumed_ends_with_the_same_bytes(forks, tmp_path, ph
 
 
 @pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6])
-def test_an_inversion_killed_between_any_two_files_is_resumed(run, tmp_path, photos, call):
+def test_an_inversion_killed_between_any_two_files_is_resumed(run, tmp_path, inputs, call):
     assert run(*INVERT).code == 0
     whole = contents(tmp_path / "out")
     rmtree(tmp_path / "out")
@@ -201,8 +201,8 @@ def test_an_inversion_killed_between_any_two_files_is_resumed(run, tmp_path, pho
     assert contents(tmp_path / "out") == whole
 
 
-def test_interpolation_stops_and_goes_on(run, tmp_path, photos):
-    command = ["interpolate", photos[0], photos[1], "--frames", 6, "--steps", 4, "--video", "gif"]
+def test_interpolation_stops_and_goes_on(run, tmp_path, inputs):
+    command = ["interpolate", inputs[0], inputs[1], "--frames", 6, "--steps", 4, "--video", "gif"]
     command += ["--batch-size", 2, "--out", "out"]
     assert run(*command).code == 0
     (tmp_path / "out").rename(tmp_path / "whole")
@@ -217,8 +217,8 @@ def test_interpolation_stops_and_goes_on(run, tmp_path, photos):
 
 
 @pytest.mark.parametrize(("name", "code"), SIGNALS.items())
-def test_a_reconstruction_keeps_its_finished_rows(run, tmp_path, photos, name, code):
-    command = ["reconstruct", photos[0].parent, "--steps", "4,6", "--method", "naive"]
+def test_a_reconstruction_keeps_its_finished_rows(run, tmp_path, inputs, name, code):
+    command = ["reconstruct", inputs[0].parent, "--steps", "4,6", "--method", "naive"]
     ended = run(
         *command, "--out", "out", prelude=signal_in("jobs.invert.reconstruct:_write", name, 2)
     )
@@ -242,14 +242,14 @@ def test_a_reader_that_goes_away_ends_no_run(run, tmp_path, stream, code):
 
 
 @pytest.mark.parametrize("command", ["sample", "interpolate", "invert", "reconstruct"])
-def test_the_second_run_in_a_folder_is_refused(forks, run, tmp_path, photos, command):
+def test_the_second_run_in_a_folder_is_refused(forks, run, tmp_path, inputs, command):
     from ddimctl.files.lock import folder_lock
 
     arguments = {
         "sample": ["-n", 1],
         "interpolate": ["--seeds", "1,2"],
-        "invert": [photos[0]],
-        "reconstruct": [photos[0].parent],
+        "invert": [inputs[0]],
+        "reconstruct": [inputs[0].parent],
     }[command]
     with folder_lock(tmp_path / "out", "train"):
         for more in ([], ["--force"]):

@@ -19,8 +19,8 @@ from ddimctl.jobs.sample.job import sample
 from flat_requests import invert_request, reconstruct_request, sample_request
 
 
-def noise_picture(path, seed=0, size=(16, 16), mode="RGB"):
-    """A picture (W, H) of smooth random colours."""
+def noise_image(path, seed=0, size=(16, 16), mode="RGB"):
+    """An image (W, H) of smooth random colours."""
     generator = torch.Generator().manual_seed(seed)
     levels = torch.randint(0, 256, (4, 4, len(mode)), generator=generator, dtype=torch.uint8)
     Image.frombytes(mode, (4, 4), levels.numpy().tobytes()).resize(size).save(path)
@@ -48,8 +48,8 @@ def v_class_checkpoint(tiny_class_checkpoint, tmp_path_factory):
 
 @pytest.fixture
 def request_for(v_checkpoint, tmp_path):
-    def make(*photos, ckpt=v_checkpoint, out="out", steps=8, **settings):
-        return invert_request(photos, out=tmp_path / out, ckpt=str(ckpt), steps=steps, **settings)
+    def make(*inputs, ckpt=v_checkpoint, out="out", steps=8, **settings):
+        return invert_request(inputs, out=tmp_path / out, ckpt=str(ckpt), steps=steps, **settings)
 
     return make
 
@@ -63,10 +63,10 @@ def pixels(path):
         return torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8).int()
 
 
-def test_latents_decode_to_the_picture_without_another_word(finish, request_for, tmp_path):
-    photos = [noise_picture(tmp_path / f"{name}.png", seed) for seed, name in enumerate("abc")]
-    result = finish(invert, request_for(*photos, batch_size=2)).result
-    assert [record["worst_level"] for record in result.pictures] == [0, 0, 0]
+def test_latents_decode_to_the_image_without_another_word(finish, request_for, tmp_path):
+    inputs = [noise_image(tmp_path / f"{name}.png", seed) for seed, name in enumerate("abc")]
+    result = finish(invert, request_for(*inputs, batch_size=2)).result
+    assert [record["worst_level"] for record in result.images] == [0, 0, 0]
     assert names(tmp_path / "out") == [
         f"{name}.{end}" for name in "abc" for end in ("inversion.png", "pt")
     ]
@@ -78,9 +78,9 @@ def test_latents_decode_to_the_picture_without_another_word(finish, request_for,
 
 
 def test_the_latents_are_those_of_the_python_api(finish, request_for, v_checkpoint, tmp_path):
-    photo = noise_picture(tmp_path / "a.png")
-    finish(invert, request_for(photo))
-    x_0 = from_uint8(pixels(photo).view(1, 16, 16, 3).to(torch.uint8))
+    input_image = noise_image(tmp_path / "a.png")
+    finish(invert, request_for(input_image))
+    x_0 = from_uint8(pixels(input_image).view(1, 16, 16, 3).to(torch.uint8))
     tau = ddimctl.timesteps("linspace", 8)
     found = ddimctl.invert(ddimctl.load_checkpoint(v_checkpoint), x_0, timesteps=tau)
     stored = load_latents(tmp_path / "out" / "a.pt")
@@ -88,8 +88,8 @@ def test_the_latents_are_those_of_the_python_api(finish, request_for, v_checkpoi
 
 
 def test_what_a_latent_records(finish, request_for, v_class_checkpoint, tmp_path):
-    photo = noise_picture(tmp_path / "a.png", size=(40, 20))
-    result = finish(invert, request_for(photo, ckpt=v_class_checkpoint, fit="pad")).result
+    input_image = noise_image(tmp_path / "a.png", size=(40, 20))
+    result = finish(invert, request_for(input_image, ckpt=v_class_checkpoint, fit="pad")).result
     metadata = load_latents(tmp_path / "out" / "a.pt").metadata
     expected = {
         "method": "exact", "top": 999, "steps": 8, "eta": 0.0,
@@ -99,7 +99,7 @@ def test_what_a_latent_records(finish, request_for, v_class_checkpoint, tmp_path
     assert {key: metadata.get(key) for key in expected} == expected
     assert "seeds" not in metadata
     assert str(tmp_path) not in json.dumps(metadata)
-    record = result.pictures[0]
+    record = result.images[0]
     assert record["psnr"] == pytest.approx(-10 * math.log10(record["mse"]))
     assert record["latent_mean"] == pytest.approx(
         float(load_latents(tmp_path / "out" / "a.pt").latents.mean()), abs=1e-5
@@ -109,89 +109,87 @@ def test_what_a_latent_records(finish, request_for, v_class_checkpoint, tmp_path
 
 
 def test_a_class_is_recorded_and_reused(finish, request_for, v_class_checkpoint, tmp_path):
-    photo = noise_picture(tmp_path / "a.png")
-    finish(invert, request_for(photo, ckpt=v_class_checkpoint, classes=("monster",)))
+    input_image = noise_image(tmp_path / "a.png")
+    finish(invert, request_for(input_image, ckpt=v_class_checkpoint, classes=("monster",)))
     assert load_latents(tmp_path / "out" / "a.pt").metadata["labels"] == [3]
     finish(sample, sample_request(out=tmp_path / "back", latents=tmp_path / "out" / "a.pt"))
     manifest = json.loads((tmp_path / "back" / "manifest.json").read_text())
     assert manifest["images"][0]["class"] == "monster"
-    difference = pixels(tmp_path / "back/images/000000.png") - pixels(photo)
+    difference = pixels(tmp_path / "back/images/000000.png") - pixels(input_image)
     assert int(difference.abs().max()) <= 1
 
 
 def test_bad_files_are_told_and_the_others_go_on(finish, request_for, tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
-    photos = [
+    (tmp_path / "text.png").write_text("no image")
+    inputs = [
         tmp_path / "text.png",
-        noise_picture(tmp_path / "good.png"),
+        noise_image(tmp_path / "good.png"),
         tmp_path / "missing.jpg",
-        noise_picture(tmp_path / "gray.png", size=(30, 20), mode="L"),
+        noise_image(tmp_path / "gray.png", size=(30, 20), mode="L"),
     ]
-    finished = finish(invert, request_for(*photos, batch_size=1))
-    assert [record["fit"] for record in finished.result.pictures] == ["crop", "crop"]
+    finished = finish(invert, request_for(*inputs, batch_size=1))
+    assert [record["fit"] for record in finished.result.images] == ["crop", "crop"]
     failed = dict(finished.result.failed)
-    assert "not a picture" in failed[str(photos[0])]
-    assert "no such file" in failed[str(photos[2])]
+    assert "not an image" in failed[str(inputs[0])]
+    assert "no such file" in failed[str(inputs[2])]
     assert "cut to the middle 20x20 and resized to 16x16" in finished.notices()
     assert names(tmp_path / "out") == ["good.inversion.png", "good.pt", "gray.inversion.png", "gray.pt"]  # fmt: skip
 
 
-def test_photos_of_one_stem_get_names_of_their_own(finish, request_for, tmp_path):
+def test_inputs_of_one_stem_get_names_of_their_own(finish, request_for, tmp_path):
     (tmp_path / "other").mkdir()
-    photos = [
-        noise_picture(tmp_path / "a.png", 0),
-        noise_picture(tmp_path / "a.bmp", 1),
-        noise_picture(tmp_path / "A-2.png", 2),
-        noise_picture(tmp_path / "other" / "a.png", 3),
+    inputs = [
+        noise_image(tmp_path / "a.png", 0),
+        noise_image(tmp_path / "a.bmp", 1),
+        noise_image(tmp_path / "A-2.png", 2),
+        noise_image(tmp_path / "other" / "a.png", 3),
         tmp_path / "a.png",
     ]
-    finish(invert, request_for(*photos, method="naive"))
+    finish(invert, request_for(*inputs, method="naive"))
     latents = [name for name in names(tmp_path / "out") if name.endswith(".pt")]
     assert sorted(latents) == ["A-2-2.pt", "a-2.pt", "a-3.pt", "a.pt"]
-    pictures = [
-        load_latents(tmp_path / "out" / name).metadata["picture"] for name in sorted(latents)
-    ]
-    assert pictures == ["A-2.png", "a.bmp", "a.png", "a.png"]
+    images = [load_latents(tmp_path / "out" / name).metadata["picture"] for name in sorted(latents)]
+    assert images == ["A-2.png", "a.bmp", "a.png", "a.png"]
 
 
 def test_a_folder_is_read_without_the_sheets_of_an_earlier_run(finish, request_for, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
-    noise_picture(folder / "a.png")
+    noise_image(folder / "a.png")
     finish(invert, request_for(folder, out="photos", method="naive"))
     again = finish(invert, request_for(folder, out="photos", method="naive", force=True)).result
-    assert len(again.pictures) == 1
+    assert len(again.images) == 1
 
 
 def test_an_empty_folder_is_refused(finish, request_for, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no pictures"):
+    with pytest.raises(DataError, match="holds no images"):
         finish(invert, request_for(tmp_path / "empty"))
 
 
 def test_nothing_is_overwritten_without_force(finish, request_for, tmp_path):
-    photo = noise_picture(tmp_path / "a.png")
-    finish(invert, request_for(photo, method="naive"))
+    input_image = noise_image(tmp_path / "a.png")
+    finish(invert, request_for(input_image, method="naive"))
     before = (tmp_path / "out" / "a.pt").read_bytes()
     with pytest.raises(RequestError, match="exists already"):
-        finish(invert, request_for(photo))
+        finish(invert, request_for(input_image))
     assert (tmp_path / "out" / "a.pt").read_bytes() == before
-    finish(invert, request_for(photo, force=True))
+    finish(invert, request_for(input_image, force=True))
     assert (tmp_path / "out" / "a.pt").read_bytes() != before
 
 
-def test_a_photo_is_never_its_own_result(finish, request_for, tmp_path):
-    photo = noise_picture(tmp_path / "a.png").rename(tmp_path / "a.inversion.png")
-    finish(invert, request_for(photo, method="naive", out=".", force=True))
+def test_a_input_image_is_never_its_own_result(finish, request_for, tmp_path):
+    input_image = noise_image(tmp_path / "a.png").rename(tmp_path / "a.inversion.png")
+    finish(invert, request_for(input_image, method="naive", out=".", force=True))
     assert (tmp_path / "a.inversion.inversion.png").exists()
-    assert pixels(photo).shape == (16 * 16 * 3,)
+    assert pixels(input_image).shape == (16 * 16 * 3,)
 
 
 def test_a_dry_run_writes_nothing(finish, request_for, tmp_path):
-    photo = noise_picture(tmp_path / "a.png")
-    finished = finish(invert, request_for(photo, dry_run=True, steps=None))
+    input_image = noise_image(tmp_path / "a.png")
+    finished = finish(invert, request_for(input_image, dry_run=True, steps=None))
     assert finished.result.settings["steps"] == 50
-    assert finished.result.pictures[0]["latents"] == str(tmp_path / "out" / "a.pt")
+    assert finished.result.images[0]["latents"] == str(tmp_path / "out" / "a.pt")
     assert not (tmp_path / "out").exists()
 
 
@@ -210,9 +208,9 @@ def test_a_dry_run_writes_nothing(finish, request_for, tmp_path):
 def test_wrong_requests_are_refused_and_leave_nothing(
     finish, request_for, tmp_path, settings, message
 ):
-    photo = noise_picture(tmp_path / "a.png")
+    input_image = noise_image(tmp_path / "a.png")
     with pytest.raises(RequestError, match=message):
-        finish(invert, request_for(photo, **settings))
+        finish(invert, request_for(input_image, **settings))
     assert not (tmp_path / "out").exists()
 
 
@@ -222,18 +220,18 @@ def test_wrong_requests_are_refused_and_leave_nothing(
 def test_classes_that_cannot_be_are_refused(
     finish, request_for, v_class_checkpoint, tmp_path, classes, message
 ):
-    photo = noise_picture(tmp_path / "a.png")
+    input_image = noise_image(tmp_path / "a.png")
     with pytest.raises(RequestError, match=message):
-        finish(invert, request_for(photo, ckpt=v_class_checkpoint, classes=classes))
+        finish(invert, request_for(input_image, ckpt=v_class_checkpoint, classes=classes))
 
 
 def test_zero_terminal_snr_is_refused(finish, request_for, tiny_checkpoint, tmp_path):
     folder = predicting_v(tiny_checkpoint, tmp_path / "zero", rescale_betas_zero_snr=True)
-    photo = noise_picture(tmp_path / "a.png")
+    input_image = noise_image(tmp_path / "a.png")
     with pytest.raises(RequestError, match="zero terminal SNR"):
-        finish(invert, request_for(photo, ckpt=folder))
-    below = request_for(photo, ckpt=folder, steps=None, timesteps=(0, 300, 600, 900))
-    assert finish(invert, below).result.pictures[0]["worst_level"] <= 1
+        finish(invert, request_for(input_image, ckpt=folder))
+    below = request_for(input_image, ckpt=folder, steps=None, timesteps=(0, 300, 600, 900))
+    assert finish(invert, below).result.images[0]["worst_level"] <= 1
 
 
 def plan_of(checkpoint, method="exact"):
@@ -274,9 +272,9 @@ def test_the_warning_names_the_steps_that_were_not_solved(
     finish, request_for, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("ddimctl.diffusion.anderson.LIMIT", 1)
-    photo = noise_picture(tmp_path / "a.png")
-    finished = finish(invert, request_for(photo))
-    assert "decoding misses the picture by up to" in finished.notices()
+    input_image = noise_image(tmp_path / "a.png")
+    finished = finish(invert, request_for(input_image))
+    assert "decoding misses the image by up to" in finished.notices()
     assert "at t = " in finished.notices()
 
 
@@ -287,7 +285,7 @@ def test_the_warning_names_the_steps_that_were_not_solved(
 def table_for(v_checkpoint, tmp_path):
     for seed in range(5):
         (tmp_path / "data").mkdir(exist_ok=True)
-        noise_picture(tmp_path / "data" / f"{seed}.png", seed)
+        noise_image(tmp_path / "data" / f"{seed}.png", seed)
 
     def make(**settings):
         common = {"ckpt": str(v_checkpoint), "out": tmp_path / "table"}
@@ -309,7 +307,7 @@ def test_the_table_has_a_row_for_each_method_and_number_of_steps(finish, table_f
     assert naive["evaluations_per_step"] == 1
     lines = (tmp_path / "table" / "table.csv").read_text().splitlines()
     assert len(lines) == 5
-    assert lines[0].startswith("method,steps,decode_steps,pictures,mse")
+    assert lines[0].startswith("method,steps,decode_steps,images,mse")
     stored = json.loads((tmp_path / "table" / "table.json").read_text())
     assert stored["rows"] == list(result.rows)
     with Image.open(tmp_path / "table" / "plot.png") as plot:
@@ -336,8 +334,8 @@ def test_a_table_is_not_overwritten_without_force(finish, table_for):
         finish(reconstruct, table_for())
 
 
-def test_only_pictures_held_out_of_training_are_taken(finish, table_for):
+def test_only_images_held_out_of_training_are_taken(finish, table_for):
     result = finish(reconstruct, table_for(holdout=0.4, limit=None, dry_run=True)).result  # fmt: skip
-    assert 0 < result.pictures < 5
+    assert 0 < result.images < 5
     with pytest.raises(DataError, match="keeps none"):
         finish(reconstruct, table_for(holdout=1e-9))

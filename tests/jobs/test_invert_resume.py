@@ -16,30 +16,30 @@ from forks import contents
 
 
 @pytest.fixture
-def photos(tmp_path):
+def inputs(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     for i in range(5):
         colours = [(50 * i, 90, 200 - 50 * i), (0, 40 * i, 255)]
-        picture = Image.new("RGB", (16, 16), colours[0])
-        picture.paste(colours[1], (2, 3, 9, 4 + 2 * i))
-        picture.save(folder / f"{i}.png")
+        image = Image.new("RGB", (16, 16), colours[0])
+        image.paste(colours[1], (2, 3, 9, 4 + 2 * i))
+        image.save(folder / f"{i}.png")
     return sorted(folder.iterdir())
 
 
 @pytest.fixture
-def request_for(tiny_checkpoint, photos, tmp_path):
+def request_for(tiny_checkpoint, inputs, tmp_path):
     def make(*some, **settings):
         common = {"out": tmp_path / "out", "ckpt": str(tiny_checkpoint), "steps": 3}
         common |= {"batch_size": 2, "method": "naive"}
-        return invert_request(some or photos, **(common | settings))
+        return invert_request(some or inputs, **(common | settings))
 
     return make
 
 
 @pytest.fixture
 def inverted(monkeypatch):
-    """How many photos each inversion had, from now on."""
+    """How many input images each inversion had, from now on."""
     sizes, original = [], trips.invert_steps
 
     def counted(denoise, x_0, *given, **named):
@@ -65,7 +65,7 @@ def test_only_groups_that_miss_something_are_inverted_again(
     assert inverted == [2, 1]
     assert contents(tmp_path / "out") == whole
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert resumed.result.pictures == first.pictures
+    assert resumed.result.images == first.images
 
 
 def test_a_complete_run_is_complete_and_one_that_never_was_begins(finish, request_for, inverted):
@@ -73,8 +73,8 @@ def test_a_complete_run_is_complete_and_one_that_never_was_begins(finish, reques
     assert inverted == [2, 2, 1]
     again = finish(invert, request_for(resume=True))
     assert inverted == [2, 2, 1]
-    assert "complete already: 5 photos." in again.notices()
-    assert again.result.pictures == first.result.pictures
+    assert "complete already: 5 input images." in again.notices()
+    assert again.result.images == first.result.images
 
 
 def test_the_recorded_batch_size_is_used_unless_another_is_said(
@@ -89,8 +89,8 @@ def test_the_recorded_batch_size_is_used_unless_another_is_said(
         assert inverted == groups
 
 
-def test_photos_may_be_added_at_the_end(finish, request_for, photos, tmp_path, inverted):
-    finish(invert, request_for(*photos[:2]))
+def test_inputs_may_be_added_at_the_end(finish, request_for, inputs, tmp_path, inverted):
+    finish(invert, request_for(*inputs[:2]))
     kept = contents(tmp_path / "out")
     finish(invert, request_for(resume=True))
     assert inverted == [2, 2, 1]
@@ -105,7 +105,7 @@ def test_photos_may_be_added_at_the_end(finish, request_for, photos, tmp_path, i
         ({"timesteps": "trailing"}, "tau was 'linspace', is 'trailing'"),
         ({"tolerance": 0.5}, "tolerance was 1e-06, is 0.5"),
         ({"size": (8, 8)}, r"shape was \[3, 16, 16\], is \[3, 8, 8\]"),
-        ({"fit": "pad"}, "not the picture that was inverted: fit was 'crop', is 'pad'"),
+        ({"fit": "pad"}, "not the image that was inverted: fit was 'crop', is 'pad'"),
     ],
 )
 def test_another_run_is_refused_and_force_writes_over_it(
@@ -117,16 +117,16 @@ def test_another_run_is_refused_and_force_writes_over_it(
         finish(invert, request_for(resume=True, **changes))
     assert contents(tmp_path / "out") == before
     forced = finish(invert, request_for(resume=True, force=True, **changes))
-    assert len(forced.result.pictures) == 5
+    assert len(forced.result.images) == 5
     after = contents(tmp_path / "out")
     assert all(after[name] != before[name] for name in before if name.endswith(".pt"))
 
 
-def test_another_picture_of_that_name_is_refused(finish, request_for, photos, tmp_path):
+def test_another_image_of_that_name_is_refused(finish, request_for, inputs, tmp_path):
     finish(invert, request_for())
     before = contents(tmp_path / "out")
-    Image.new("RGB", (16, 16), (1, 2, 3)).save(photos[1])
-    with pytest.raises(RequestError, match=r"1\.png is not the picture .* its pixels differ"):
+    Image.new("RGB", (16, 16), (1, 2, 3)).save(inputs[1])
+    with pytest.raises(RequestError, match=r"1\.png is not the image .* its pixels differ"):
         finish(invert, request_for(resume=True))
     assert contents(tmp_path / "out") == before
 
@@ -145,12 +145,12 @@ def test_files_that_invert_did_not_write_are_refused(finish, request_for, tmp_pa
         finish(invert, request_for(resume=True))
 
 
-def test_photos_that_failed_are_tried_again(
-    finish, request_for, photos, tiny_checkpoint, tmp_path, monkeypatch
+def test_inputs_that_failed_are_tried_again(
+    finish, request_for, inputs, tiny_checkpoint, tmp_path, monkeypatch
 ):
     """One that cannot be read, and one without a finite latent for now."""
-    good = photos[1].read_bytes()
-    photos[1].write_bytes(b"no picture")
+    good = inputs[1].read_bytes()
+    inputs[1].write_bytes(b"no image")
     checkpoint = load_checkpoint(tiny_checkpoint)
     unet = checkpoint.unet
 
@@ -167,18 +167,18 @@ def test_photos_that_failed_are_tried_again(
         trips, "open_checkpoint", lambda *_, **__: replace(checkpoint, unet=Poisoned())
     )
     first = finish(invert, request_for(batch_size=4)).result
-    assert [name for name, _ in first.failed] == [str(photos[1]), str(photos[4])]
+    assert [name for name, _ in first.failed] == [str(inputs[1]), str(inputs[4])]
     monkeypatch.undo()
-    photos[1].write_bytes(good)
+    inputs[1].write_bytes(good)
     second = finish(invert, request_for(resume=True)).result
-    assert (len(second.pictures), second.failed) == (5, ())
+    assert (len(second.images), second.failed) == (5, ())
     assert len(contents(tmp_path / "out")) == 10
 
 
-def test_the_record_says_how_well_a_photo_was_inverted(finish, request_for, tmp_path):
+def test_the_record_says_how_well_a_input_image_was_inverted(finish, request_for, tmp_path):
     result = finish(invert, request_for()).result
     metadata = load_latents(tmp_path / "out/0.pt").metadata
     record = metadata["inversion"]
     assert (record["tolerance"], record["batch_size"]) == (1e-6, 2)
-    assert record["figures"].items() <= result.pictures[0].items()
+    assert record["figures"].items() <= result.images[0].items()
     assert len(record["pixels_sha256"]) == 64

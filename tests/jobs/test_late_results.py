@@ -18,7 +18,7 @@ from ddimctl.jobs.train.request import TrainRequest
 from ddimctl.runtime.transfer import ToHost
 from flat_requests import sample_request
 from forks import contents
-from training_runs import assert_same_run, last_state, make_network, make_pictures
+from training_runs import assert_same_run, last_state, make_images, make_network
 
 
 class Late(ToHost):
@@ -102,11 +102,11 @@ def training(tmp_path):
             "steps": 9, "batch_size": 4, "warmup": 2, "ema": 0.9, "save_every": 4,
             "sample_every": 9, "log_every": 3, "device": "cpu",
         } | settings  # fmt: skip
-        pictures = tmp_path / "pictures"
-        if not pictures.exists():
-            make_pictures(pictures)
+        images = tmp_path / "pictures"
+        if not images.exists():
+            make_images(images)
         model = str(make_network(tmp_path / "network.json"))
-        return TrainRequest(data=pictures, out=tmp_path / out, model=model, **settings)
+        return TrainRequest(data=images, out=tmp_path / out, model=model, **settings)
 
     return make
 

@@ -16,8 +16,8 @@ from training_runs import (
     OPTIONS,
     assert_equal,
     last_state,
+    make_images,
     make_network,
-    make_pictures,
     without_timing,
 )
 
@@ -101,7 +101,7 @@ def test_the_bytes_of_one_process(sample, tmp_path, whole, count):
     assert contents(tmp_path / "out") == whole
 
 
-def test_pictures_that_have_no_file_are_handed_over(forks, sample, tmp_path):
+def test_images_that_have_no_file_are_handed_over(forks, sample, tmp_path):
     (tmp_path / "one").mkdir()
     forks.run(*SAMPLE, "--save", "grid,trajectory", cwd=tmp_path / "one")
     assert codes(sample(3, save="grid,trajectory")) == [0, 0, 0]
@@ -196,10 +196,10 @@ def test_smaller_batches_of_one_process_are_recorded_and_repeated(sample, forks,
 
 @pytest.mark.parametrize("command", ["invert", "interpolate", "reconstruct"])
 def test_commands_of_one_process_say_so(forks, tmp_path, command):
-    make_pictures(tmp_path / "pictures")
-    photos = sorted(tmp_path.glob("pictures/*/*.png"))[:2]
-    photos = [tmp_path / "pictures"] if command == "reconstruct" else photos
-    ended = forks.run_many(2, command, *photos, "--out", "out", cwd=tmp_path)
+    make_images(tmp_path / "pictures")
+    inputs = sorted(tmp_path.glob("images/*/*.png"))[:2]
+    inputs = [tmp_path / "pictures"] if command == "reconstruct" else inputs
+    ended = forks.run_many(2, command, *inputs, "--out", "out", cwd=tmp_path)
     assert codes(ended) == [2, 2]
     assert f"`ddimctl {command}` runs in one process" in ended[0].stderr
     assert ended[1].text == ""
@@ -207,19 +207,19 @@ def test_commands_of_one_process_say_so(forks, tmp_path, command):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     make_network(folder / "network.json")
-    return make_pictures(folder / "pictures")
+    return make_images(folder / "pictures")
 
 
 @pytest.fixture
-def train(forks, tmp_path, pictures):
+def train(forks, tmp_path, images):
     """train(count, run, *options, ...): a small run in so many processes."""
 
     def run(count, out, *more, **named):
-        model = ("--model", pictures.parent / "network.json")
-        command = ("train", pictures, "--out", out, *model, *OPTIONS, *more)
+        model = ("--model", images.parent / "network.json")
+        command = ("train", images, "--out", out, *model, *OPTIONS, *more)
         return forks.run_many(count, *command, cwd=tmp_path, **named)
 
     return run
@@ -293,15 +293,15 @@ def test_a_dead_process_ends_a_training_which_goes_on(train, tmp_path, dead, fau
     assert_alike(tmp_path / "one", tmp_path / "two", (1, 2))
 
 
-def test_processes_that_see_other_pictures_are_found_out(train, pictures, tmp_path):
-    shutil.copytree(pictures, tmp_path / "pictures")
+def test_processes_that_see_other_images_are_found_out(train, images, tmp_path):
+    shutil.copytree(images, tmp_path / "pictures")
     next((tmp_path / "pictures").rglob("*.png")).unlink()
     other = f"""
 import dataclasses, pathlib
 import ddimctl.jobs.train.run as owner
 original = owner.read_data
 def elsewhere(request, check, report):
-    data = pathlib.Path({str(tmp_path / "pictures")!r})
+    data = pathlib.Path({str(tmp_path / "images")!r})
     return original(dataclasses.replace(request, data=data), check, report)
 owner.read_data = elsewhere
 """
@@ -319,20 +319,20 @@ SCORES = "jobs.evaluate.sample_and_score:scores"
 
 
 @pytest.fixture(scope="module")
-def scored(forks, pictures, tmp_path_factory):
+def scored(forks, images, tmp_path_factory):
     """What one process leaves of an evaluation of four cells."""
     folder = tmp_path_factory.mktemp("scored")
-    ended = forks.run(*EVALUATE, "--data", pictures, cwd=folder)
+    ended = forks.run(*EVALUATE, "--data", images, cwd=folder)
     assert ended.code == 0, ended.stderr
     return ended.stdout, contents(folder / "out")
 
 
 @pytest.fixture
-def evaluate(forks, tmp_path, pictures):
+def evaluate(forks, tmp_path, images):
     """evaluate(count, *options, ...): the evaluation in so many processes."""
 
     def run(count, *more, **named):
-        return forks.run_many(count, *EVALUATE, "--data", pictures, *more, cwd=tmp_path, **named)
+        return forks.run_many(count, *EVALUATE, "--data", images, *more, cwd=tmp_path, **named)
 
     return run
 
@@ -430,8 +430,8 @@ def test_torchrun(tmp_path, torchrun_env, whole):
 
 
 @pytest.mark.slow
-def test_torchrun_of_an_evaluation(tmp_path, torchrun_env, pictures, scored):
-    with torchrun(tmp_path, torchrun_env, *EVALUATE, "--data", pictures) as started:
+def test_torchrun_of_an_evaluation(tmp_path, torchrun_env, images, scored):
+    with torchrun(tmp_path, torchrun_env, *EVALUATE, "--data", images) as started:
         stdout, stderr = started.communicate(timeout=120)
     assert started.returncode == 0, stderr
     assert (stdout, contents(tmp_path / "out")) == scored

@@ -81,7 +81,7 @@ def request_for(tmp_path):
 
 
 @pytest.fixture
-def photos(tmp_path):
+def inputs(tmp_path):
     (tmp_path / "photos").mkdir()
     for i in range(5):
         Image.new("RGB", (16, 16), (50 * i, 90, 220 - 50 * i)).save(tmp_path / f"photos/{i}.png")
@@ -93,12 +93,12 @@ def manifest(folder):
 
 
 def levels(folder):
-    pictures = []
+    images = []
     for path in sorted((folder / "images").iterdir()):
-        with Image.open(path) as picture:
-            pixels = bytearray(picture.tobytes())
-        pictures.append(torch.frombuffer(pixels, dtype=torch.uint8).int())
-    return torch.stack(pictures)
+        with Image.open(path) as image:
+            pixels = bytearray(image.tobytes())
+        images.append(torch.frombuffer(pixels, dtype=torch.uint8).int())
+    return torch.stack(images)
 
 
 @pytest.mark.parametrize(
@@ -219,25 +219,25 @@ def test_interpolation_backs_off_too(finish, small, tmp_path):
     assert manifest(tmp_path / "out")["smaller_batches"] == [[0, 1]]
 
 
-def test_inversion_goes_on_in_halves(finish, small, photos, tmp_path):
+def test_inversion_goes_on_in_halves(finish, small, inputs, tmp_path):
     settings = {"method": "naive", "steps": 4, "batch_size": 5}
     network = small(limit=99)
-    whole = finish(invert, invert_request(photos, out=tmp_path / "whole", **settings))
+    whole = finish(invert, invert_request(inputs, out=tmp_path / "whole", **settings))
     network = small(limit=2)
     settings["out"] = tmp_path / "out"
-    finished = finish(invert, invert_request(photos, **settings))
-    assert "out of memory with 5 pictures at a time; going on with 2." in finished.notices()
+    finished = finish(invert, invert_request(inputs, **settings))
+    assert "out of memory with 5 images at a time; going on with 2." in finished.notices()
     assert [size for size in network.sizes if size > 2] == [5]
     steps = [event.done for event in finished.events if hasattr(event, "done")]
     assert steps == sorted(steps)
-    for one, other in zip(finished.result.pictures, whole.result.pictures, strict=True):
+    for one, other in zip(finished.result.images, whole.result.images, strict=True):
         assert one["mse"] == pytest.approx(other["mse"], rel=1e-2)
     small(limit=0)
-    with pytest.raises(DeviceError, match="one picture at a time"):
-        finish(invert, invert_request(photos[:1], **settings, force=True))
+    with pytest.raises(DeviceError, match="one image at a time"):
+        finish(invert, invert_request(inputs[:1], **settings, force=True))
 
 
-def test_reconstruction_goes_on_in_halves(finish, small, photos, tmp_path):
+def test_reconstruction_goes_on_in_halves(finish, small, inputs, tmp_path):
     small(limit=2)
     request = reconstruct_request(
         tmp_path / "photos", steps=(4,), methods=("naive",),
@@ -263,22 +263,22 @@ class Poisoned(torch.nn.Module):
 
 
 @pytest.mark.parametrize("method", ["naive", "exact", "fixed-point"])
-def test_a_photo_without_a_finite_latent_is_told_and_the_others_go_on(
-    finish, tiny_checkpoint, photos, tmp_path, monkeypatch, method
+def test_a_input_image_without_a_finite_latent_is_told_and_the_others_go_on(
+    finish, tiny_checkpoint, inputs, tmp_path, monkeypatch, method
 ):
     checkpoint = load_checkpoint(tiny_checkpoint)
     checkpoint = replace(checkpoint, prediction="v", unet=Poisoned(checkpoint.unet))
     monkeypatch.setattr(trips, "open_checkpoint", lambda *_, **__: checkpoint)
     monkeypatch.setattr(interpolate_job, "open_checkpoint", lambda *_, **__: checkpoint)
-    Image.new("RGB", (16, 16), (255, 255, 255)).save(photos[1])
+    Image.new("RGB", (16, 16), (255, 255, 255)).save(inputs[1])
     settings = {"out": tmp_path / "out", "batch_size": 3}
-    request = invert_request(photos[:4], method=method, steps=3, **settings)
+    request = invert_request(inputs[:4], method=method, steps=3, **settings)
     finished = finish(invert, request)
     ((name, reason),) = finished.result.failed
-    assert name == str(photos[1])
+    assert name == str(inputs[1])
     assert "not finite" in reason
     assert reason in finished.notices()
-    assert len(finished.result.pictures) == 3
+    assert len(finished.result.images) == 3
     assert sorted(path.name for path in (tmp_path / "out").glob("*.pt")) == [
         "0.pt", "2.pt", "3.pt",
     ]  # fmt: skip
@@ -292,7 +292,7 @@ def test_a_photo_without_a_finite_latent_is_told_and_the_others_go_on(
     )
     with pytest.raises(NumericsError, match=f"{method} in 3 steps"):
         finish(reconstruct, table)
-    frames = interpolate_request(files=tuple(photos[:2]), steps=3, **settings, force=True)
+    frames = interpolate_request(files=tuple(inputs[:2]), steps=3, **settings, force=True)
     with pytest.raises(NumericsError, match=r"1\.png: its latent"):
         finish(interpolate, frames)
 

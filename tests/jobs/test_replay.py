@@ -1,4 +1,4 @@
-"""Replays of runs, of single pictures, and of records that strangers wrote."""
+"""Replays of runs, of single images, and of records that strangers wrote."""
 
 import json
 import shutil
@@ -13,9 +13,10 @@ from bad_input import FAST, value_or_our_error
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.pictures.images import (
     encode_image,
-    picture_pixels,
+    image_pixels,
+    read_image,
     read_image_text,
-    read_picture,
+    to_pil,
 )
 from ddimctl.jobs.interpolate.job import interpolate
 from ddimctl.jobs.replay.job import BYTES, LEVEL, OTHER, SAME, UNKNOWN, ReplayRequest, replay
@@ -27,7 +28,7 @@ from flat_requests import interpolate_request, sample_request
 
 @pytest.fixture(scope="module")
 def recorded(tiny_class_checkpoint, tmp_path_factory):
-    """A run of five pictures in batches of two, with noise in each step."""
+    """A run of five images in batches of two, with noise in each step."""
     out = tmp_path_factory.mktemp("recorded") / "old"
     request = sample_request(
         out=out,
@@ -71,11 +72,11 @@ def found(finished):
 
 
 def spoil(folder, place, change):
-    """Change the pixels of a recorded picture, and the manifest with it."""
+    """Change the pixels of a recorded image, and the manifest with it."""
     record = manifest(folder)
     path = folder / record["images"][place]["file"]
-    pixels = change(picture_pixels(read_picture(path, 3)))
-    path.write_bytes(encode_image(pixels, "png", read_image_text(path)))
+    pixels = change(image_pixels(read_image(path, 3)))
+    path.write_bytes(encode_image(to_pil(pixels), "png", read_image_text(path)))
     record["images"][place]["sha256"] = sha256_hex(path.read_bytes())
     edit(folder, **record)
 
@@ -126,7 +127,7 @@ def test_frames_are_decoded_again(finish, again, tiny_checkpoint, tmp_path, grid
 
 
 @pytest.mark.parametrize("format", ["png", "webp"])
-def test_a_picture_is_enough(finish, again, tiny_class_checkpoint, tmp_path, format):
+def test_a_image_is_enough(finish, again, tiny_class_checkpoint, tmp_path, format):
     request = sample_request(
         out=tmp_path / "old",
         ckpt=str(tiny_class_checkpoint),
@@ -137,15 +138,15 @@ def test_a_picture_is_enough(finish, again, tiny_class_checkpoint, tmp_path, for
         batch_size=1,
     )
     finish(sample, request)
-    picture = tmp_path / f"sent.{format}"
-    shutil.move(tmp_path / f"old/images/000004.{format}", picture)
-    finished = again(picture)
+    image = tmp_path / f"sent.{format}"
+    shutil.move(tmp_path / f"old/images/000004.{format}", image)
+    finished = again(image)
     assert found(finished) == [SAME]
     assert "batch size is not recorded" in finished.notices()
-    assert (tmp_path / f"new/images/000004.{format}").read_bytes() == picture.read_bytes()
+    assert (tmp_path / f"new/images/000004.{format}").read_bytes() == image.read_bytes()
 
 
-def test_a_picture_of_a_latent_finds_it_in_its_run(finish, recorded, again, tmp_path):
+def test_a_image_of_a_latent_finds_it_in_its_run(finish, recorded, again, tmp_path):
     request = sample_request(out=tmp_path / "old", latents=recorded / "latents.pt", batch_size=1)
     finish(sample, request)
     assert found(again(tmp_path / "old/images/000011.png")) == [SAME]
@@ -154,7 +155,7 @@ def test_a_picture_of_a_latent_finds_it_in_its_run(finish, recorded, again, tmp_
         again(tmp_path / "alone.png", out=tmp_path / "x")
 
 
-def test_pictures_compare_by_levels(old, again):
+def test_images_compare_by_levels(old, again):
     spoil(old, 0, lambda pixels: pixels ^ 1)
     spoil(old, 1, lambda pixels: torch.where(pixels > 127, pixels - 9, pixels + 9))
     spoil(old, 2, lambda pixels: pixels ^ 1)
@@ -208,10 +209,10 @@ def test_another_checkpoint_needs_to_be_named(old, again, tiny_class_checkpoint,
     assert found(finished) == [BYTES] * 5 or found(finished) == [SAME] * 5
 
 
-def test_old_pictures_are_never_written_over(old, again):
+def test_old_images_are_never_written_over(old, again):
     before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
     for settings in ({}, {"force": True}, {"resume": True}):
-        with pytest.raises(RequestError, match="holds the pictures to compare with"):
+        with pytest.raises(RequestError, match="holds the images to compare with"):
             again(old, out=old, **settings)
     assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
 
@@ -281,14 +282,14 @@ def test_any_text_is_a_record_or_refused(recorded, tmp_path):
     path = recorded / "images/000007.png"
     good, pixels = (
         json.loads(read_image_text(path)["ddimctl"]),
-        picture_pixels(read_picture(path, 3)),
+        image_pixels(read_image(path, 3)),
     )
 
     @FAST
     @given(st.dictionaries(st.sampled_from(PARTS), VALUES, min_size=1, max_size=3))
     def check(strange):
         (tmp_path / "x.png").write_bytes(
-            encode_image(pixels, "png", {"ddimctl": json.dumps(good | strange)})
+            encode_image(to_pil(pixels), "png", {"ddimctl": json.dumps(good | strange)})
         )
         value_or_our_error(lambda: read_record(tmp_path / "x.png"))
 

@@ -61,15 +61,15 @@ def test_every_output_is_written_and_named_in_the_manifest(finish, request_for, 
         assert hashlib.sha256(content).hexdigest() == image["sha256"]
 
 
-def test_the_pictures_are_those_of_the_python_api(finish, request_for, tiny_checkpoint, tmp_path):
+def test_the_images_are_those_of_the_python_api(finish, request_for, tiny_checkpoint, tmp_path):
     finish(sample, request_for(save=("images", "samples"), batch_size=5))
     checkpoint = ddimctl.load_checkpoint(tiny_checkpoint)
     x_T = ddimctl.seeded_noise([0, 1, 2, 3, 4], checkpoint.sample_shape)
     x_0 = ddimctl.sample(checkpoint, x_T, timesteps=ddimctl.timesteps("linspace", 3, 1000))
     stored = load_latents(tmp_path / "out" / "samples.pt", key="samples").latents
     torch.testing.assert_close(stored, x_0, rtol=1e-4, atol=1e-4 * float(x_0.abs().max()))
-    for seed, picture in enumerate(to_uint8(stored)):
-        assert torch.equal(pixels(tmp_path / "out", seed), picture.flatten().int())
+    for seed, image in enumerate(to_uint8(stored)):
+        assert torch.equal(pixels(tmp_path / "out", seed), image.flatten().int())
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -221,7 +221,7 @@ def test_nothing_is_overwritten_without_force(finish, request_for, tmp_path):
     ]
 
 
-def test_pictures_carry_their_settings_and_nothing_of_the_machine(finish, request_for, tmp_path):
+def test_images_carry_their_settings_and_nothing_of_the_machine(finish, request_for, tmp_path):
     finish(sample, request_for(eta=0.5))
     text = read_image_text(tmp_path / "out/images/000003.png")
     settings = json.loads(text["ddimctl"])
@@ -233,7 +233,7 @@ def test_pictures_carry_their_settings_and_nothing_of_the_machine(finish, reques
     assert read_image_text(tmp_path / "bare/grid.png") == {}
 
 
-def test_latents_decode_to_the_pictures_of_their_seeds(finish, request_for, tmp_path):
+def test_latents_decode_to_the_images_of_their_seeds(finish, request_for, tmp_path):
     finish(sample, request_for("a", eta=0.5, batch_size=5))
     latents = tmp_path / "a" / "latents.pt"
     expected = seeded_noise([0, 1, 2, 3, 4], (3, 16, 16))
@@ -350,7 +350,7 @@ def test_unknown_classes_are_refused_with_the_known_ones(
         ({"variance": "learned"}, "did not learn"),
         ({"clip": "hard"}, "unknown clipping"),
         ({"save": ("grids",)}, "unknown output 'grids'"),
-        ({"format": "bmp"}, "unknown picture format"),
+        ({"format": "bmp"}, "unknown image format"),
         ({"device": "tpu"}, "unknown device"),
         ({"precision": "fp8"}, "unknown precision"),
         ({"precision": "fp16"}, "fp16 runs on CUDA only"),
@@ -365,7 +365,7 @@ def test_wrong_requests_are_refused_and_leave_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_guidance_changes_the_picture_and_weight_one_does_not(
+def test_guidance_changes_the_image_and_weight_one_does_not(
     finish, request_for, tiny_class_checkpoint, tmp_path
 ):
     for name, guidance in (("plain", None), ("one", 1.0), ("three", 3.0)):
@@ -411,7 +411,7 @@ def test_a_damaged_manifest_is_not_resumed(finish, request_for, tmp_path):
         finish(sample, request_for(resume=True))
 
 
-def test_a_run_streams_its_pictures_instead_of_keeping_them(
+def test_a_run_streams_its_images_instead_of_keeping_them(
     finish, request_for, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(sampling_store, "GRID_LIMIT", 2)

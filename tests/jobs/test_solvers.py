@@ -45,7 +45,7 @@ def settings_of(folder):
     return json.loads((folder / "manifest.json").read_text())["settings"]
 
 
-def pictures(folder):
+def images(folder):
     return [path.read_bytes() for path in sorted((folder / "images").iterdir())]
 
 
@@ -81,7 +81,7 @@ def load(folder):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_the_pictures_are_those_of_the_python_api(finish, request_for, tmp_path, solver):
+def test_the_images_are_those_of_the_python_api(finish, request_for, tmp_path, solver):
     import torch
 
     finish(sample, request_for(solver=solver, save=("samples",)))
@@ -116,13 +116,13 @@ def test_an_inverted_latent_may_be_decoded_otherwise_with_a_warning(finish, requ
     assert "near" not in finish(sample, request_for("b", latents=path)).notices()
 
 
-def test_frames_take_the_solver_and_pictures_refuse_it(finish, request_for, tmp_path):
+def test_frames_take_the_solver_and_images_refuse_it(finish, request_for, tmp_path):
     request = interpolate_of(request_for(solver="dpm++2m"), seeds=(0, 1))
     finish(interpolate, request)
     assert settings_of(tmp_path / "out")["solver"] == "dpm++2m"
-    picture = tmp_path / "picture.png"
-    picture.write_bytes(next((tmp_path / "out" / "frames").iterdir()).read_bytes())
-    again = interpolate_of(request_for("again", solver="dpm++2m"), files=(picture,), seeds=(1,))
+    image = tmp_path / "image.png"
+    image.write_bytes(next((tmp_path / "out" / "frames").iterdir()).read_bytes())
+    again = interpolate_of(request_for("again", solver="dpm++2m"), files=(image,), seeds=(1,))
     with pytest.raises(RequestError, match="solver dpm"):
         finish(interpolate, again)
 
@@ -148,7 +148,7 @@ def test_auto_timesteps_are_found_once_and_recorded(
 
     again = finish(sample, request_for("b", timesteps="auto"))
     assert phases(again) == {"sampling"}
-    assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
+    assert images(tmp_path / "a") == images(tmp_path / "b")
     other = finish(sample, request_for("c", timesteps="auto", steps=5, solver="ipndm"))
     assert phases(other) == {"sampling"}  # from the probe that was kept
     assert len(settings_of(tmp_path / "c")["timesteps"]) == 5
@@ -186,7 +186,7 @@ def test_a_damaged_cache_is_made_again(finish, request_for, tmp_path, cache, con
     finish(sample, request_for("a", timesteps="auto"))
     next(cache.iterdir()).write_text(content)
     assert "choosing timesteps" in phases(finish(sample, request_for("b", timesteps="auto")))
-    assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
+    assert images(tmp_path / "a") == images(tmp_path / "b")
 
 
 def test_a_dry_run_searches_for_nothing(finish, request_for, cache):

@@ -21,8 +21,8 @@ CLASSES = ("left", "right")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Forty pictures of 8x8 in two classes: a bright half on the class's side."""
+def images(tmp_path_factory):
+    """Forty images of 8x8 in two classes: a bright half on the class's side."""
     folder = tmp_path_factory.mktemp("pictures")
     levels = seeded_noise(range(40), (8, 8, 3)).mul(20).clamp(-40, 40)
     for index, noise in enumerate(levels):
@@ -36,7 +36,7 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture
-def request_for(pictures, tmp_path):
+def request_for(images, tmp_path):
     def make(out="run", **settings):
         settings = {
             "model": "tiny",
@@ -49,7 +49,7 @@ def request_for(pictures, tmp_path):
             "log_every": 2,
             "lr": 1e-3,
         } | settings
-        return TrainRequest(data=pictures, out=tmp_path / out, **settings)
+        return TrainRequest(data=images, out=tmp_path / out, **settings)
 
     return make
 
@@ -65,7 +65,7 @@ def metrics(folder, timing=False):
     return [{k: v for k, v in record.items() if k not in hidden} for record in records]
 
 
-def test_a_run_leaves_a_checkpoint_states_metrics_and_pictures(finish, request_for, tmp_path):
+def test_a_run_leaves_a_checkpoint_states_metrics_and_images(finish, request_for, tmp_path):
     finished = finish(train, request_for(class_conditional=True, holdout=0.2))
     run = tmp_path / "run"
     assert finished.result.checkpoint == run / "checkpoint"
@@ -275,7 +275,7 @@ def test_half_precision_weights_take_half_the_room(finish, request_for, tmp_path
     assert 1.9 < sizes[0] / sizes[1] < 2.05
 
 
-def test_gray_pictures_train_a_one_channel_network(finish, request_for, tmp_path):
+def test_gray_images_train_a_one_channel_network(finish, request_for, tmp_path):
     finish(train, request_for(channels=1, background=(0,)))
     assert ddimctl.load_checkpoint(tmp_path / "run" / "checkpoint").sample_shape == (1, 8, 8)
 
@@ -332,9 +332,9 @@ def test_wrong_requests_are_refused(finish, request_for, settings, message):
         finish(train, request_for(**settings))
 
 
-def test_unreadable_pictures_are_named_and_counted(finish, request_for, pictures, tmp_path):
+def test_unreadable_images_are_named_and_counted(finish, request_for, images, tmp_path):
     data = tmp_path / "data"
-    shutil.copytree(pictures, data)
-    Path(data / "left" / "zz.png").write_text("not a picture")
+    shutil.copytree(images, data)
+    Path(data / "left" / "zz.png").write_text("not an image")
     finished = finish(train, replace(request_for(steps=1), data=data))
-    assert "1 unreadable pictures left out (left/zz.png" in finished.notices()
+    assert "1 unreadable images left out (left/zz.png" in finished.notices()

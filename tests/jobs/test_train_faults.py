@@ -33,8 +33,8 @@ from training_runs import (
     assert_equal,
     assert_same_run,
     last_state,
+    make_images,
     make_network,
-    make_pictures,
     signal_at,
 )
 
@@ -42,7 +42,7 @@ from training_runs import (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults")
-    make_pictures(folder / "pictures")
+    make_images(folder / "pictures")
     make_network(folder / "network.json")
     return folder
 
@@ -276,10 +276,10 @@ def test_a_network_file_that_changed_is_shown(finish, copied, request_for, tmp_p
         finish(train, request_for(resume=True, model=str(other)))
 
 
-def test_other_pictures_are_counted(finish, copied, request_for, folder, tmp_path):
+def test_other_images_are_counted(finish, copied, request_for, folder, tmp_path):
     data = shutil.copytree(folder / "pictures", tmp_path / "fewer")
     next((data / "left").iterdir()).unlink()
-    with pytest.raises(RequestError, match=r"it had 40 pictures .* has 39 pictures to learn from"):
+    with pytest.raises(RequestError, match=r"it had 40 images .* has 39 images to learn from"):
         finish(train, request_for(resume=True, data=data))
 
 
@@ -310,10 +310,10 @@ def test_the_first_signal_saves_and_exits_75(forks, folder, tmp_path, name):
     assert states(tmp_path / "run") == ["step-00000002.pt"]
 
 
-def test_a_signal_while_pictures_are_read_stops_before_the_first_step(
+def test_a_signal_while_images_are_read_stops_before_the_first_step(
     finish, request_for, folder, tmp_path
 ):
-    data = make_pictures(tmp_path / "unread")
+    data = make_images(tmp_path / "unread")
     (data / "left" / "00.png").unlink()  # so that no cache has it
 
     def on_event(event):
@@ -395,7 +395,7 @@ def test_out_of_memory_names_the_parts_to_try_and_they_work(
     with pytest.raises(DeviceError, match="out of memory") as told:
         finish(train, request_for())
     assert told.value.remedy == (
-        "It had 8 pictures at once: --resume with --grad-accum 2 takes 4 at once."
+        "It had 8 images at once: --resume with --grad-accum 2 takes 4 at once."
     )
     assert states(tmp_path / "run") == ["step-00000002.pt"]
     resumed = finish(train, request_for(resume=True, grad_accum=2))

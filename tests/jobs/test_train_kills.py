@@ -8,20 +8,20 @@ import pytest
 
 import ddimctl
 from ddimctl.errors import CheckpointError
-from training_runs import NETWORK, OPTIONS, assert_same_run, make_network, make_pictures, signal_at
+from training_runs import NETWORK, OPTIONS, assert_same_run, make_images, make_network, signal_at
 
 
 @pytest.fixture(scope="module")
 def run_in(tmp_path_factory, forks):
     """run_in(out, *more options, prelude=...): the training that all tests here kill."""
     folder = tmp_path_factory.mktemp("kills")
-    pictures, network = make_pictures(folder / "pictures"), make_network(folder / "network.json")
+    images, network = make_images(folder / "pictures"), make_network(folder / "network.json")
 
-    def run(out, *options, data=pictures, **how):
+    def run(out, *options, data=images, **how):
         command = ("train", data, "--out", out, "--model", network)
         return forks.run(*command, *OPTIONS, *options, **how)
 
-    run.pictures = pictures
+    run.images = images
     return run
 
 

@@ -18,7 +18,7 @@ def request_for(tmp_path, monkeypatch):
     monkeypatch.setattr(training_report, "SAMPLE_STEPS", 1)
     (tmp_path / "pictures").mkdir()
     for i in range(8):
-        Image.new("RGB", (8, 8), (30 * i, 90, 200)).save(tmp_path / f"pictures/{i}.png")
+        Image.new("RGB", (8, 8), (30 * i, 90, 200)).save(tmp_path / f"images/{i}.png")
 
     def make(out="run", **settings):
         settings = {
@@ -50,16 +50,16 @@ def read(run):
         events = log.Scalars(tag)
         curves[tag] = {event.step: event.value for event in events}
         assert len(curves[tag]) == len(events), f"{tag} has a step twice"
-    pictures = log.Images("samples") if "samples" in log.Tags()["images"] else []
-    assert all(Image.open(io.BytesIO(each.encoded_image_string)).width > 8 for each in pictures)
-    return curves, [each.step for each in pictures]
+    images = log.Images("samples") if "samples" in log.Tags()["images"] else []
+    assert all(Image.open(io.BytesIO(each.encoded_image_string)).width > 8 for each in images)
+    return curves, [each.step for each in images]
 
 
 def test_curves_and_samples_are_those_of_the_run(finish, request_for, tmp_path):
     pytest.importorskip("tensorboard")
     finish(train, request_for())
-    curves, pictures = read(tmp_path / "run")
-    assert pictures == [2, 4, 6]
+    curves, images = read(tmp_path / "run")
+    assert images == [2, 4, 6]
     assert set(curves) == {"loss", "train_loss", "holdout_loss", "lr", "images_per_second"}
     assert list(curves["loss"]) == [1, 2, 3, 4, 5, 6]
     assert list(curves["holdout_loss"]) == [2, 4, 6]
@@ -93,9 +93,9 @@ def test_what_a_killed_run_logged_after_its_state_is_hidden(finish, request_for,
         train(request_for(), on_event)
     assert list(read(tmp_path / "run")[0]["loss"]) == [1, 2, 3, 4, 5]
     finish(train, request_for(resume=True))
-    curves, pictures = read(tmp_path / "run")
+    curves, images = read(tmp_path / "run")
     assert list(curves["loss"]) == [1, 2, 3, 4, 5, 6]
-    assert (list(curves["holdout_loss"]), pictures) == ([2, 4, 6], [2, 4, 6])
+    assert (list(curves["holdout_loss"]), images) == ([2, 4, 6], [2, 4, 6])
 
 
 def test_without_tensorboard_the_remedy_is_told(request_for, monkeypatch, tmp_path):

@@ -9,11 +9,11 @@ from ddimctl.metrics.measure import Measure, scores, summarize
 CPU = torch.device("cpu")
 
 
-def features(pictures):
+def features(images):
     """A stand-in for Inception: means of a few regions, of any dtype but uint8 refused."""
-    assert pictures.dtype == torch.uint8
-    assert pictures.shape[1] == 3
-    return torch.nn.functional.adaptive_avg_pool2d(pictures.float() / 255, 2).flatten(1)
+    assert images.dtype == torch.uint8
+    assert images.shape[1] == 3
+    return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
 
 
 ALL = Measure(("swd", "fid", "kid"), Extractor(features, {"network": "regions"}))
@@ -48,7 +48,7 @@ def test_every_score_grows_with_the_difference():
     assert all(near[name] < far[name] for name in ("swd", "fid", "kid"))
 
 
-def test_gray_pictures_are_measured_as_one_channel_and_shown_to_the_network_as_three():
+def test_gray_images_are_measured_as_one_channel_and_shown_to_the_network_as_three():
     gray = pixels(20, channels=1)
     assert scores(ALL, summary(gray), summary(gray))["swd"] == 0
 
@@ -65,8 +65,8 @@ def test_only_so_many_features_are_kept_and_they_are_drawn_from_all(monkeypatch)
     assert torch.equal(kept, summary(x, size=11)["features"])
 
 
-def test_one_picture_is_too_few_for_fid():
-    with pytest.raises(DataError, match="two pictures"):
+def test_one_image_is_too_few_for_fid():
+    with pytest.raises(DataError, match="two images"):
         scores(ALL, summary(pixels(1)), summary(pixels(5)))
 
 

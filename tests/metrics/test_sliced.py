@@ -12,8 +12,8 @@ from ddimctl.metrics.sliced import (
 )
 
 
-def pictures(count, seed=0, side=32, channels=3):
-    """Smooth random pictures (N, C, H, W) in [-1, 1]."""
+def images(count, seed=0, side=32, channels=3):
+    """Smooth random images (N, C, H, W) in [-1, 1]."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, channels, 6, 6, generator=generator) * 1.6 - 0.8
     return torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic").clamp(-1, 1)
@@ -45,7 +45,7 @@ def enlarged(x, height, width):
     return blurred.view(spread.shape)[:, :, :height, :width]
 
 
-def test_the_pyramid_adds_up_to_the_picture():
+def test_the_pyramid_adds_up_to_the_image():
     for size in ((32, 32), (33, 20), (16, 41)):
         x = torch.rand(2, 3, *size)
         levels = laplacian_pyramid(x)
@@ -56,14 +56,14 @@ def test_the_pyramid_adds_up_to_the_picture():
         assert (back - x).abs().max() < 1e-5
 
 
-def test_a_constant_picture_has_nothing_but_its_coarsest_level():
+def test_a_constant_image_has_nothing_but_its_coarsest_level():
     *fine, coarse = laplacian_pyramid(torch.full((1, 3, 32, 32), 0.3))
     assert max(level.abs().max() for level in fine) < 1e-6
     assert coarse.sub(0.3).abs().max() < 1e-6
 
 
 def test_equal_sets_are_at_no_distance_in_any_order_and_batches():
-    x = pictures(40)
+    x = images(40)
     whole = patch_histograms(x)
     parts = sum(patch_histograms(part) for part in x.flip(0).split(7))
     assert distance(x, x) == [0, 0, 0]
@@ -74,13 +74,13 @@ def test_equal_sets_are_at_no_distance_in_any_order_and_batches():
 
 
 def test_it_is_symmetric():
-    a, b = pictures(30, 1), pictures(50, 2) * 0.5
+    a, b = images(30, 1), images(50, 2) * 0.5
     assert distance(a, b) == pytest.approx(distance(b, a), rel=1e-12)
     assert min(distance(a, b)) > 0
 
 
 def test_it_grows_with_noise_and_with_blur():
-    x = pictures(60)
+    x = images(60)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
     noisy = [mean(distance(x, x + level * noise)) for level in (0.01, 0.03, 0.1, 0.3)]
     assert noisy == sorted(noisy)
@@ -96,7 +96,7 @@ def test_a_brighter_set_is_as_far_as_optimal_transport_says():
     from ddimctl.diffusion.noise import hash_keys, normal
     from ddimctl.metrics.sliced import DIRECTIONS
 
-    x, delta = pictures(60) * 0.8, 0.1
+    x, delta = images(60) * 0.8, 0.1
     levels = distance(x, x + delta)
     directions = normal(hash_keys(torch.arange(DIRECTIONS), 0, 2, 3), (27,))
     expected = (directions / directions.norm(dim=1, keepdim=True)).sum(1).abs().mean() * delta
@@ -115,7 +115,7 @@ def test_two_gaussians_of_pixels_are_as_far_as_their_standard_deviations():
 
 
 def test_global_random_numbers_change_nothing():
-    x = pictures(4)
+    x = images(4)
     torch.manual_seed(1)
     first = patch_histograms(x)
     torch.manual_seed(2)

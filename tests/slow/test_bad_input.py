@@ -1,4 +1,4 @@
-"""The readers of strangers' files with thousands of damaged ones each, and the largest pictures."""
+"""The readers of strangers' files with thousands of damaged ones each, and the largest images."""
 
 import subprocess
 import sys
@@ -10,32 +10,32 @@ from PIL import Image
 from bad_input import (
     THOROUGH,
     a_zip,
+    check_image,
     check_latents,
-    check_picture,
     check_zip,
     damaged,
     encoded,
+    some_images,
     some_latents,
-    some_pictures,
     with_png_checksums,
 )
 from peak import IMPORT_PEAK
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-PICTURES = some_pictures()
+IMAGES = some_images()
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_thousands_of_damaged_pictures(name):
-    THOROUGH(given(damaged([PICTURES[name]]))(check_picture))()
+@pytest.mark.parametrize("name", IMAGES)
+def test_thousands_of_damaged_images(name):
+    THOROUGH(given(damaged([IMAGES[name]]))(check_image))()
 
 
-@pytest.mark.parametrize("name", [name for name in PICTURES if name.endswith(".png")])
+@pytest.mark.parametrize("name", [name for name in IMAGES if name.endswith(".png")])
 def test_thousands_of_png_files_that_claim_wrong_numbers(name):
     def check(data):
-        check_picture(with_png_checksums(data))
+        check_image(with_png_checksums(data))
 
-    THOROUGH(given(damaged([PICTURES[name]]))(check))()
+    THOROUGH(given(damaged([IMAGES[name]]))(check))()
 
 
 @pytest.mark.parametrize("name", ["new.pt", "old.pt", "a.safetensors"])
@@ -60,7 +60,7 @@ print(int(peak() - before))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "I;16"])
-def test_a_picture_of_a_hundred_million_pixels_takes_eight_bytes_of_memory_for_each(
+def test_a_image_of_a_hundred_million_pixels_takes_eight_bytes_of_memory_for_each(
     mode, tmp_path, clean_env
 ):
     path = tmp_path / "large.png"

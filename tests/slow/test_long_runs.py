@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ddimctl
-from ddimctl.files.pictures.images import from_uint8, picture_pixels, read_picture
+from ddimctl.files.pictures.images import from_uint8, image_pixels, read_image
 from forks import contents, killed_often
 from peak import IMPORT_PEAK
 
@@ -109,7 +109,7 @@ def test_twenty_kills_at_random_instants(forks, tmp_path, format, save):
 def test_the_paper_s_encoder_comes_nearer_with_more_steps():
     """The shape of the paper's Table 2, on the bundled checkpoint."""
     bundled = ddimctl.load_checkpoint()
-    avatars = from_uint8(torch.stack([picture_pixels(read_picture(path, 3)) for path in AVATARS]))
+    avatars = from_uint8(torch.stack([image_pixels(read_image(path, 3)) for path in AVATARS]))
     labels = torch.full((len(avatars),), bundled.null_class)
     errors = []
     for steps in (10, 50, 200):

@@ -10,7 +10,7 @@ import time
 import pytest
 
 import ddimctl
-from training_runs import OPTIONS, assert_same_run, make_network, make_pictures
+from training_runs import OPTIONS, assert_same_run, make_images, make_network
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -45,7 +45,7 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("long")
-    make_pictures(folder / "pictures")
+    make_images(folder / "pictures")
     make_network(folder / "network.json")
     return folder
 
@@ -112,7 +112,7 @@ def test_asked_to_stop_at_random_instants_in_processes_of_their_own(
             [sys.executable, "-m", "ddimctl", *arguments],
             env=environment, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        while "pictures to learn from" not in process.stderr.readline():
+        while "images to learn from" not in process.stderr.readline():
             assert process.poll() is None
         time.sleep(instant.uniform(0, 4))
         process.send_signal((signal.SIGTERM, signal.SIGUSR1)[turn % 2])

@@ -35,7 +35,7 @@ class Provenance:
     notes: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        """What names the checkpoint in manifests, latents and pictures: plain values."""
+        """What names the checkpoint in manifests, latents and images: plain values."""
         record = {key: value for key, value in asdict(self).items() if key != "notes"}
         if not self.flags:
             del record["flags"]

@@ -53,7 +53,7 @@ Paths in the file are relative to the current folder, and may begin with `~`.
 `ddimctl --install-completion` installs completion of commands, options and their words for bash, zsh, fish
 and PowerShell.
 """
-_PICTURES: Final = {
+_IMAGES: Final = {
     "sample": ("grid.png", "grid.png of a run"),
     "invert": (
         "inversion.png",
@@ -65,7 +65,10 @@ _PICTURES: Final = {
         "evaluate.png",
         "curve.png: score against number of evaluations, a line for each eta",
     ),
-    "reference": ("reference.png", "statistics of 30,000 avatars, and 256 samples scored with them"),
+    "reference": (
+        "reference.png",
+        "statistics of 30,000 avatars, and 256 samples scored with them",
+    ),
     "info": ("info.png", "what info prints of the bundled checkpoint"),
     "convert": ("convert.png", "an OpenAI checkpoint, converted and sampled from"),
     "train": ("loss.png", "loss.png of a run"),
@@ -87,8 +90,8 @@ def _command(name: str, command: Any) -> Iterator[str]:
     for what, line in EXAMPLES[name]:
         yield f"    {line}  # {what}"
     yield ""
-    if name in _PICTURES:
-        file, caption = _PICTURES[name]
+    if name in _IMAGES:
+        file, caption = _IMAGES[name]
         yield f"![{caption}](images/{file})\n"
     panels: dict[str, list[str]] = {}
     files = {id(param) for param in flags_of(command).values()}

@@ -8,8 +8,8 @@ EXAMPLES: Final = {
         ("more steps, one class", "ddimctl sample -n 64 --steps 50 --class peep --guidance 2"),
     ),
     "invert": (
-        ("the latent of a photo", "ddimctl invert photo.png"),
-        ("a folder of photos", "ddimctl invert photos/ --out latents --batch-size 8"),
+        ("the latent of an input image", "ddimctl invert photo.png"),
+        ("a folder of input images", "ddimctl invert photos/ --out latents --batch-size 8"),
     ),
     "interpolate": (
         ("between two images", "ddimctl interpolate a.png b.png --video gif"),

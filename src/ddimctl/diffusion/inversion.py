@@ -1,4 +1,4 @@
-"""From a picture to its latent: the DDIM decoder run backwards (section 4.3), step by step.
+"""From an image to its latent: the DDIM decoder run backwards (section 4.3), step by step.
 
 The decoder takes x at timestep t to y = F(x) below it. Each step up finds x from y: by Euler
 (naive), by a plain iteration, or exactly.
@@ -37,7 +37,7 @@ class Inversion(NamedTuple):
 def check_inversion(
     schedule: Schedule, timesteps: Sequence[int], method: str, tolerance: float
 ) -> None:
-    """Raise RequestError for settings that no picture can be inverted with."""
+    """Raise RequestError for settings that no image can be inverted with."""
     if method not in METHODS:
         raise RequestError(
             f"unknown method '{method}' of inversion.", f"Choose one of {', '.join(METHODS)}."
@@ -47,7 +47,7 @@ def check_inversion(
     if schedule(timesteps[-1]) == 0:
         raise RequestError(
             f"the schedule has no signal at t = {timesteps[-1]} (zero terminal SNR), where no "
-            "latent leads back to its picture.",
+            "latent leads back to its image.",
             f"Name timesteps below {timesteps[-1]} with --tau.",
         )
 

@@ -19,7 +19,7 @@ def is_atypical(latents: Tensor) -> Tensor:
     """(N,), bool: whose mean is far from 0 or whose standard deviation is far from 1.
 
     Far is more than a tenth and four standard errors, which for n normal numbers are 1/sqrt(n) of
-    the mean and 1/sqrt(2 n) of the deviation. Latents of seeds pass; those of an inverted picture
+    the mean and 1/sqrt(2 n) of the deviation. Latents of seeds pass; those of an inverted image
     that the model could not have drawn often do not, and mix badly with others.
     """
     mean, std = latent_statistics(latents)

@@ -1,4 +1,4 @@
-"""Curves and pictures for TensorBoard, which is an extra.
+"""Curves and images for TensorBoard, which is an extra.
 
 Its event files are the one output that is not atomic: they grow while somebody watches.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from ddimctl.errors import RequestError
 from ddimctl.files.atomic import storage_errors
-from ddimctl.files.pictures.images import picture_pixels, read_picture
+from ddimctl.files.pictures.images import image_pixels, read_image
 
 
 class EventLog:
@@ -27,9 +27,9 @@ class EventLog:
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()
 
-    def add_picture(self, step: int, name: str, path: Path) -> None:
-        """A picture file of ours. Raises DataError, StorageError."""
-        pixels = picture_pixels(read_picture(path, 3))
+    def add_image(self, step: int, name: str, path: Path) -> None:
+        """An image file of ours. Raises DataError, StorageError."""
+        pixels = image_pixels(read_image(path, 3))
         with storage_errors(self._folder):
             self._writer.add_image(name, pixels, step, dataformats="HWC")
             self._writer.flush()

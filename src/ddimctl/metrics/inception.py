@@ -24,14 +24,14 @@ _READING_ERRORS: Final = (
 
 
 class Extractor(NamedTuple):
-    """features: pictures (N, 3, H, W), uint8, to float32 (N, D). settings: which network it is."""
+    """features: images (N, 3, H, W), uint8, to float32 (N, D). settings: which network it is."""
 
     features: Callable[[Tensor], Tensor]
     settings: dict[str, Any]
 
 
 def load_inception(weights: Path | None, device: torch.device) -> Extractor:
-    """torch-fidelity's InceptionV3, which resizes pictures to 299 x 299 as TensorFlow 1 did.
+    """torch-fidelity's InceptionV3, which resizes images to 299 x 299 as TensorFlow 1 did.
 
     weights: the file of them that torch-fidelity offers; None lets torch download it once.
     Raises RequestError where torch-fidelity is missing, DataError for weights that cannot be read.
@@ -57,9 +57,9 @@ def load_inception(weights: Path | None, device: torch.device) -> Extractor:
         raise _wrong(weights, "they are not of this network") from error
     network.to(device)
 
-    def features(pictures: Tensor) -> Tensor:
+    def features(images: Tensor) -> Tensor:
         with torch.inference_mode(), ieee_float32():  # the same features on CPU and CUDA
-            found: Tensor = network(pictures)[0]
+            found: Tensor = network(images)[0]
         return found.float()
 
     return Extractor(features, {"network": "torch-fidelity", "weights": _digest(state)})

@@ -19,7 +19,7 @@ def mean_and_covariance(count: int, total: Tensor, outer: Tensor) -> tuple[Tenso
     total: the sum of f.  outer: the sum of f f^T. Raises DataError for fewer than two vectors.
     """
     if count < 2:
-        raise DataError(f"FID needs at least two pictures, not {count}.")
+        raise DataError(f"FID needs at least two images, not {count}.")
     mean = total / count
     return mean, (outer - count * torch.outer(mean, mean)) / (count - 1)
 
@@ -49,7 +49,7 @@ def kernel_distance(first: Tensor, second: Tensor) -> tuple[float, float]:
     """
     size = min(SUBSET_SIZE, len(first), len(second))
     if size < 2:
-        raise DataError(f"KID needs at least two pictures, not {size}.")
+        raise DataError(f"KID needs at least two images, not {size}.")
     found = []
     for subset in range(SUBSETS):
         x, y = (

@@ -1,4 +1,4 @@
-"""What the metrics need to know of a set of pictures, added up batch by batch; and their scores."""
+"""What the metrics need to know of a set of images, added up batch by batch; and their scores."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from ddimctl.metrics.inception_distances import (
 
 METRICS: Final = ("swd", "fid", "kid")
 KEPT_FEATURES: Final = 10_000
-"""KID compares at most so many pictures of a set, drawn from all of them."""
+"""KID compares at most so many images of a set, drawn from all of them."""
 
 _SEED: Final = 0
 
 Summary = Mapping[str, Tensor]
-"""What is kept of a set of pictures, on the CPU.
+"""What is kept of a set of images, on the CPU.
 
 count: (), int64.  patches: histograms of swd.  total, outer: float64 sums of features and of their
 products, for FID.  features: float32 (at most KEPT_FEATURES, D), for KID.
@@ -51,11 +51,11 @@ def summarize(
     device: torch.device,
     on_batch: Callable[[int], None] | None = None,
 ) -> Summary:
-    """The summary of count pictures, in batches (n, H, W, C), uint8.
+    """The summary of count images, in batches (n, H, W, C), uint8.
 
     on_batch: called with how many are done.
 
-    Memory does not grow with the number of pictures, but for KID's features.
+    Memory does not grow with the number of images, but for KID's features.
     """
     kept = torch.ones(count, dtype=torch.bool)
     if count > KEPT_FEATURES:

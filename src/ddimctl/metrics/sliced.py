@@ -1,9 +1,9 @@
-"""Sliced Wasserstein distance between the patches of two sets of pictures: no network needed.
+"""Sliced Wasserstein distance between the patches of two sets of images: no network needed.
 
-After Karras et al. 2018 (arXiv 1710.10196, section 5): pictures are taken apart into a Laplacian
+After Karras et al. 2018 (arXiv 1710.10196, section 5): images are taken apart into a Laplacian
 pyramid, patches of each level are projected on fixed random directions, and the projections of
 the two sets are compared as distributions. Here each projection is counted into a histogram, of
-which the distance follows exactly but for the width of a bin, so that any number of pictures takes
+which the distance follows exactly but for the width of a bin, so that any number of images takes
 the same memory, order and batches do not matter, and sets of different size can be compared.
 
 Two things differ from theirs. Patches are 3 x 3, not 7 x 7: projections of larger ones are nearly
@@ -22,10 +22,10 @@ from ddimctl.diffusion.noise import hash_keys, normal
 from ddimctl.errors import RequestError
 
 PATCH: Final = 3
-PATCHES: Final = 128  # at most so many of each picture and level
+PATCHES: Final = 128  # at most so many of each image and level
 DIRECTIONS: Final = 128
 BINS: Final = 2048
-_RANGE: Final = 5.25  # projections of pictures in [-1, 1]; what is beyond is counted at the ends
+_RANGE: Final = 5.25  # projections of images in [-1, 1]; what is beyond is counted at the ends
 _SMALLEST: Final = 8  # side of the coarsest level, in pixels
 _SEED: Final = 0
 
@@ -42,13 +42,13 @@ SETTINGS: Final[dict[str, Any]] = {
 
 
 def level_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """(H, W) of the pyramid's levels, the finest first: 32, 16, 8 for pictures of 32 pixels.
+    """(H, W) of the pyramid's levels, the finest first: 32, 16, 8 for images of 32 pixels.
 
-    Raises RequestError for pictures that are smaller than a patch.
+    Raises RequestError for images that are smaller than a patch.
     """
     if min(height, width) < PATCH:
         raise RequestError(
-            f"pictures of {height}x{width} are too small for patches of {PATCH} pixels.",
+            f"images of {height}x{width} are too small for patches of {PATCH} pixels.",
             "Measure larger ones with --size.",
         )
     sizes = [(height, width)]
@@ -70,8 +70,8 @@ def laplacian_pyramid(x: Tensor) -> list[Tensor]:
 def patch_histograms(x: Tensor) -> Tensor:
     """Counts (levels, DIRECTIONS, BINS), int64, of the projected patches of x (N, C, H, W) in [-1, 1].
 
-    Those of a set of pictures are the sum of those of its parts. The places of the patches and the
-    directions depend on the picture's shape alone.
+    Those of a set of images are the sum of those of its parts. The places of the patches and the
+    directions depend on the image's shape alone.
     """
     with ieee_float32():
         return torch.stack(

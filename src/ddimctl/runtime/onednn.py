@@ -38,7 +38,7 @@ def use_onednn(network: nn.Module) -> None:
 def pack_convolutions(network: nn.Module) -> None:
     """Bring the convolutions' weights into the library's order once, not in each evaluation.
 
-    That took a fifth of an evaluation of one picture. The order depends on the inputs' sizes, so
+    That took a fifth of an evaluation of one image. The order depends on the inputs' sizes, so
     the network's first input decides it; the outputs' bits do not depend on it.
     """
 

@@ -50,7 +50,7 @@ def architecture(
     divisor = 2 ** (len(config["block_out_channels"]) - 1)
     if height % divisor or width % divisor:
         raise RequestError(
-            f"--model {model} halves pictures {len(config['block_out_channels']) - 1} times, "
+            f"--model {model} halves images {len(config['block_out_channels']) - 1} times, "
             f"so {height}x{width} does not fit.",
             f"Choose an --image-size divisible by {divisor}.",
         )

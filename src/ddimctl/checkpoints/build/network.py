@@ -81,7 +81,7 @@ class _Uninitialised(TorchFunctionMode):
     """Within, new layers keep the weights that they were made with: others take their place.
 
     On the meta device initialising one has no effect, but drawing its normal numbers imports
-    torch's whole compiler, which takes longer than sampling a picture.
+    torch's whole compiler, which takes longer than sampling an image.
     """
 
     def __torch_function__(

@@ -117,7 +117,7 @@ def _is_number(value: Any) -> bool:
 
 
 def sampler_note(name: str, ignored: dict[str, Any]) -> str:
-    """One sentence on the settings of the file's own sampler that would change pictures, or ''."""
+    """One sentence on the settings of the file's own sampler that would change images, or ''."""
     told = {
         key: ignored[key]
         for key in ("clip_sample", "thresholding", "timestep_spacing")

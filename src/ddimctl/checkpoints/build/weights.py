@@ -134,7 +134,7 @@ def _present_name(key: str) -> str:
 
 
 def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
-    """Raise CheckpointError where a weight is NaN or infinite: such a network makes no pictures.
+    """Raise CheckpointError where a weight is NaN or infinite: such a network makes no images.
 
     where: the file or checkpoint, for messages. Reads every number once.
     """

@@ -53,7 +53,7 @@ def wrong(said: Said, key: str, cause: str, remedy: str = "Correct it.") -> Ddim
 def read_flags(said: Said, kinds: Mapping[str, type], ignored: Iterable[str]) -> dict[str, Any]:
     """The user's flags over the settings beside the file, each of its kind (int, float, bool, str).
 
-    kinds: the settings of the family. ignored: others of its scripts', which change no picture.
+    kinds: the settings of the family. ignored: others of its scripts', which change no image.
     Raises RequestError for a flag, CheckpointError for a setting, that is unknown or wrong.
     """
     for key in said.flags:

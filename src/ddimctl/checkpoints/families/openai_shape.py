@@ -56,7 +56,7 @@ def read_shape(weights: Mapping[str, Tensor], said: Said) -> Shape:
     taken, given = side(weights, MARK, 1, said), side(weights, "out.2.weight", 0, said)
     if taken == 6 or given < taken:
         raise CheckpointError(
-            f"{said.name} is an upsampler, which needs a small picture beside the noise.",
+            f"{said.name} is an upsampler, which needs a small image beside the noise.",
             "Pass a network that starts from noise alone.",
         )
     first = side(weights, "input_blocks.1.0.emb_layers.1.weight", 0, said)

@@ -24,15 +24,15 @@ def invert(
 
     result = run_job(job, request)
     record = asdict(result) | {"failed": dict(result.failed)}
-    if result.pictures or json:
+    if result.images or json:
         print_result(_lines(result, request.output.dry_run), record, json)
     if result.failed:
-        count = len(result.failed) + len(result.pictures)
+        count = len(result.failed) + len(result.images)
         raise DataError(f"{len(result.failed)} of {count} images could not be inverted.")
 
 
 def _lines(result: "InvertResult", dry_run: bool) -> list[str]:
     if dry_run:
-        names = {record["picture"]: record["latents"] for record in result.pictures}
+        names = {record["picture"]: record["latents"] for record in result.images}
         return listing({"images": names, "settings": result.settings})
-    return [record[kind] for record in result.pictures for kind in ("latents", "comparison")]
+    return [record[kind] for record in result.images for kind in ("latents", "comparison")]

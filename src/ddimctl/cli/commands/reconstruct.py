@@ -32,7 +32,7 @@ def reconstruct(
     result = run_job(job, request)
     record: dict[str, Any] = {
         "out": None if result.out is None else str(result.out),
-        "pictures": result.pictures,
+        "pictures": result.images,
         "settings": result.settings,
         "rows": list(result.rows),
     }

@@ -1,4 +1,4 @@
-"""Decoded pictures in one memory-mapped file, so that a data set is decoded once.
+"""Decoded images in one memory-mapped file, so that a data set is decoded once.
 
 The file is the pixels (N, H, W, C), uint8, then a JSON index, then a footer of fixed size with the
 index's length and hash. It is named by what it was made from; when in doubt it is made again.
@@ -30,7 +30,7 @@ from ddimctl.errors import DataError, RequestError, StorageError
 from ddimctl.files.atomic import clean_temporaries, make_folder, open_atomic
 from ddimctl.files.cache import make_room, mark_used
 from ddimctl.files.dataset.source import Entry, open_source, printable
-from ddimctl.files.pictures.images import bands, fit_picture, read_picture
+from ddimctl.files.pictures.images import bands, fit_image, read_image
 
 _FOOTER: Final = struct.Struct("<8sQ32s")  # magic, bytes of the index, sha256 of the index
 _MAGIC: Final = b"ddimpix1"
@@ -41,7 +41,7 @@ _REMOVE: Final = "Remove it; what made it makes it again with --resume."
 
 @dataclass(frozen=True)
 class Preparation:
-    """How pictures become pixels. image_size: (H, W), or None when all have one square size."""
+    """How images become pixels. image_size: (H, W), or None when all have one square size."""
 
     image_size: tuple[int, int] | None
     channels: int
@@ -53,8 +53,8 @@ class Index:
     """What lies in the pixels.
 
     shape:     (N, H, W, C).
-    hashes:    per picture, sha256 of it upright and composited but not yet resized, hexadecimal.
-    checksums: per picture, CRC-32 of its pixels.
+    hashes:    per image, sha256 of it upright and composited but not yet resized, hexadecimal.
+    checksums: per image, CRC-32 of its pixels.
     skipped:   position among the entries, and why it is not there.
     """
 
@@ -74,7 +74,7 @@ class _Sink(Protocol):
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _Image:
     pixels: bytes
     size: tuple[int, int]  # (W, H)
     hash: str
@@ -91,7 +91,7 @@ def read_pixels(
 ) -> tuple[Tensor, Index]:
     """Pixels (N, H, W, C), uint8, never to be written to, from the cache or decoded into it.
 
-    Where the cache cannot be written they are kept in memory; it is made anew when a picture that
+    Where the cache cannot be written they are kept in memory; it is made anew when an image that
     could not be read now can. on_progress is not called when the cache serves.
     Raises as decode does, and StorageError when memory ends.
     """
@@ -123,35 +123,35 @@ def decode(
     strict: bool,
     on_progress: Progress | None,
 ) -> Index:
-    """Write the pixels of every readable picture to sink, in order, decoding in threads.
+    """Write the pixels of every readable image to sink, in order, decoding in threads.
 
-    Raises DataError when no picture can be read or, if strict, for the first that cannot;
-    RequestError when how.image_size is None and the pictures are not all square and of one size.
+    Raises DataError when no image can be read or, if strict, for the first that cannot;
+    RequestError when how.image_size is None and the images are not all square and of one size.
     """
     hashes, checksums = list[str](), list[int]()
     skipped = list[tuple[int, str]]()
     first: tuple[str, tuple[int, int]] | None = None
-    with closing(_pictures(source, entries, how)) as pictures:
-        for position, picture in enumerate(pictures):
+    with closing(_images(source, entries, how)) as images:
+        for position, image in enumerate(images):
             name = printable(entries[position].name)
-            if isinstance(picture, _Picture):
-                first = first or (name, picture.size)
+            if isinstance(image, _Image):
+                first = first or (name, image.size)
                 if how.image_size is None:
-                    _check_same_size(first, (name, picture.size))
-                sink.write(picture.pixels)
-                hashes.append(picture.hash)
-                checksums.append(zlib.crc32(picture.pixels))
+                    _check_same_size(first, (name, image.size))
+                sink.write(image.pixels)
+                hashes.append(image.hash)
+                checksums.append(zlib.crc32(image.pixels))
             elif strict:
-                raise not_strict(name, picture)
+                raise not_strict(name, image)
             else:
-                skipped.append((position, picture))
+                skipped.append((position, image))
             if on_progress is not None:
                 on_progress(position + 1, len(entries))
     if first is None:
         raise DataError(
-            f"none of the {len(entries)} pictures in {source} can be read; "
+            f"none of the {len(entries)} images in {source} can be read; "
             f"{printable(entries[0].name)}: {skipped[0][1]}",
-            "Name a folder or a zip of PNG, JPEG or WebP pictures.",
+            "Name a folder or a zip of PNG, JPEG or WebP images.",
         )
     width, height = first[1]
     shape = (len(hashes), height, width, how.channels)
@@ -161,52 +161,52 @@ def decode(
 def stream_pixels(
     source: Path, entries: Sequence[Entry], how: Preparation, batch_size: int
 ) -> Generator[Tensor, None, None]:
-    """The pictures in batches (n, H, W, C), uint8, in order, kept nowhere; all brought to one size.
+    """The images in batches (n, H, W, C), uint8, in order, kept nowhere; all brought to one size.
 
     They are decoded in threads, some ahead. Raises DataError for one that cannot be read.
     """
     assert how.image_size is not None
     batch = list[bytes]()
-    with closing(_pictures(source, entries, how)) as pictures:
-        for position, picture in enumerate(pictures):
-            if not isinstance(picture, _Picture):
-                raise DataError(f"{printable(entries[position].name)}: {picture}", _REMOVE)
-            batch.append(picture.pixels)
+    with closing(_images(source, entries, how)) as images:
+        for position, image in enumerate(images):
+            if not isinstance(image, _Image):
+                raise DataError(f"{printable(entries[position].name)}: {image}", _REMOVE)
+            batch.append(image.pixels)
             if len(batch) == batch_size or position == len(entries) - 1:
                 shape = (len(batch), *how.image_size, how.channels)
                 yield torch.frombuffer(bytearray(b"".join(batch)), dtype=torch.uint8).view(shape)
                 batch = []
 
 
-def _pictures(
+def _images(
     source: Path, entries: Sequence[Entry], how: Preparation
-) -> Generator[_Picture | str, None, None]:
-    """Every picture, or why there is none, in order, decoded in threads."""
+) -> Generator[_Image | str, None, None]:
+    """Every image, or why there is none, in order, decoded in threads."""
     with (
         open_source(source) as read,
-        closing(_map_in_order(partial(_attempt, read, how), entries)) as pictures,
+        closing(_map_in_order(partial(_attempt, read, how), entries)) as images,
     ):
-        yield from pictures
+        yield from images
 
 
 def not_strict(name: str, reason: str) -> DataError:
-    """What --strict says of a picture that cannot be read."""
+    """What --strict says of an image that cannot be read."""
     return DataError(
         f"{name}: {reason}", "Remove it, or do without --strict (in evaluate: without -n)."
     )
 
 
 def _readable_now(source: Path, entries: Sequence[Entry], how: Preparation, index: Index) -> bool:
-    """Whether a picture that was skipped can be read by now: access was given, a zip repaired."""
+    """Whether an image that was skipped can be read by now: access was given, a zip repaired."""
     if not index.skipped:
         return False
     with open_source(source) as read:
         again = (_attempt(read, how, entries[position]) for position, _ in index.skipped)
-        return any(isinstance(picture, _Picture) for picture in again)
+        return any(isinstance(image, _Image) for image in again)
 
 
-def _attempt(read: Callable[[Entry], bytes], how: Preparation, entry: Entry) -> _Picture | str:
-    """The picture, or why there is none."""
+def _attempt(read: Callable[[Entry], bytes], how: Preparation, entry: Entry) -> _Image | str:
+    """The image, or why there is none."""
     try:
         return _prepare(read(entry), how)
     except DataError as error:
@@ -215,21 +215,21 @@ def _attempt(read: Callable[[Entry], bytes], how: Preparation, entry: Entry) -> 
         return f"{error.strerror or error}."
 
 
-def _prepare(data: bytes, how: Preparation) -> _Picture:
-    picture = read_picture(data, how.channels, how.background, name="it")
-    content = hashlib.sha256(f"{picture.mode} {picture.width}x{picture.height}\n".encode())
-    for _, band in bands(picture):
+def _prepare(data: bytes, how: Preparation) -> _Image:
+    image = read_image(data, how.channels, how.background, name="it")
+    content = hashlib.sha256(f"{image.mode} {image.width}x{image.height}\n".encode())
+    for _, band in bands(image):
         content.update(band.tobytes())
     if how.image_size is not None:
-        picture = fit_picture(picture, how.image_size, "crop", how.background)
-    return _Picture(picture.tobytes(), picture.size, content.hexdigest())
+        image = fit_image(image, how.image_size, "crop", how.background)
+    return _Image(image.tobytes(), image.size, content.hexdigest())
 
 
 def _check_same_size(first: tuple[str, tuple[int, int]], this: tuple[str, tuple[int, int]]) -> None:
     for name, (width, height) in (first, this):
         if (width, height) != first[1] or width != height:
             raise RequestError(
-                f"the pictures are not all square and of one size: {first[0]} is "
+                f"the images are not all square and of one size: {first[0]} is "
                 f"{first[1][0]}x{first[1][1]}, {name} is {width}x{height} (width x height).",
                 "Say to which size to bring them: --image-size 64 in train, else --size 64.",
             )
@@ -309,7 +309,7 @@ def _read_index(view: mmap.mmap, key: str) -> Index | None:
 
 
 def _whole(view: mmap.mmap, index: Index) -> bool:
-    """Whether evenly spread pictures, all of them in a file that is not huge, are as written."""
+    """Whether evenly spread images, all of them in a file that is not huge, are as written."""
     count, size = index.shape[0], math.prod(index.shape[1:])
     stride = max(1, count * size // _CHECKED_BYTES)
     return all(

@@ -1,4 +1,4 @@
-"""Data sets of pictures: read once, split by content, and gathered into training batches."""
+"""Data sets of images: read once, split by content, and gathered into training batches."""
 
 import os
 from collections.abc import Callable, Generator
@@ -23,16 +23,16 @@ from ddimctl.files.dataset.source import Entry, printable, scan
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Pictures of one size, in memory or mapped from a file; never write to `pixels`.
+    """Images of one size, in memory or mapped from a file; never write to `pixels`.
 
     pixels:         (N, H, W, C), uint8.
     labels:         (N,), int64, indices into class_names; None without classes.
     class_names:    the class folders, sorted; empty without classes.
-    training:       indices of the pictures to learn from, int64, ascending.
+    training:       indices of the images to learn from, int64, ascending.
     held_out:       indices of those kept aside, int64, ascending.
     fingerprint:    sha256 of names, contents and preparation: changes when training would.
-    skipped:        name and reason of every picture that could not be read.
-    content_hashes: per picture, sha256 of it as decoded, before any resizing.
+    skipped:        name and reason of every image that could not be read.
+    content_hashes: per image, sha256 of it as decoded, before any resizing.
     """
 
     pixels: Tensor
@@ -63,15 +63,15 @@ def load_dataset(
     cache_dir: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """The pictures of a folder or a zip, upright, composited, cropped and resized to image_size.
+    """The images of a folder or a zip, upright, composited, cropped and resized to image_size.
 
-    image_size: (H, W); None takes the pictures' own, which must then be square and all equal.
+    image_size: (H, W); None takes the images' own, which must then be square and all equal.
     class_conditional: the first folder of each name is its class.
-    holdout: in [0, 1); a picture is kept aside when its content's hash, as a fraction, is below:
-    whatever its name, size and neighbours, so equal pictures stay on one side.
-    strict: an unreadable picture is a DataError instead of an entry in `skipped`.
+    holdout: in [0, 1); an image is kept aside when its content's hash, as a fraction, is below:
+    whatever its name, size and neighbours, so equal images stay on one side.
+    strict: an unreadable image is a DataError instead of an entry in `skipped`.
     cache_dir: where decoded pixels are kept; None is the user's cache.
-    on_progress: called with (pictures read, of how many), only when they must be decoded.
+    on_progress: called with (images read, of how many), only when they must be decoded.
     Raises RequestError (no such source, sizes differ) and DataError (nothing to train on).
     """
     if not 0 <= holdout < 1:
@@ -104,7 +104,7 @@ def load_dataset(
     )
 
 
-def stream_pictures(
+def stream_images(
     source: Path,
     count: int,
     batch_size: int,
@@ -113,14 +113,14 @@ def stream_pictures(
     channels: int = 3,
     background: tuple[int, ...] = (0, 0, 0),
 ) -> Generator[Tensor, None, None]:
-    """The first `count` pictures by name, as load_dataset prepares them, but kept nowhere.
+    """The first `count` images by name, as load_dataset prepares them, but kept nowhere.
 
     Yields (n, H, W, C), uint8, n = batch_size but for the last. Raises DataError where there are
     fewer, or one cannot be read.
     """
     entries = scan(source)
     if count > len(entries):
-        raise DataError(f"{source} holds {len(entries)} pictures, not {count}.", "Make more.")
+        raise DataError(f"{source} holds {len(entries)} images, not {count}.", "Make more.")
     how = Preparation(image_size, channels, background)
     yield from stream_pixels(source, entries[:count], how, batch_size)
 
@@ -156,9 +156,9 @@ def gather(
 
 
 def sample_indices(seed: int, first_sample: int, count: int, n: int) -> Tensor:
-    """Which of n pictures the samples first_sample ... first_sample + count - 1 show, (count,).
+    """Which of n images the samples first_sample ... first_sample + count - 1 show, (count,).
 
-    A run sees the n pictures in one random order after the other. Each order depends on the seed
+    A run sees the n images in one random order after the other. Each order depends on the seed
     and the epoch alone, so a resumed run needs nothing restored and any batch size sees the same.
     """
     pieces, at, end = list[Tensor](), first_sample, first_sample + count
@@ -182,7 +182,7 @@ def _class_names(entries: list[Entry]) -> dict[str, str]:
         if "/" not in entry.name:
             raise DataError(
                 f"{printable(entry.name)} is not in a class folder.",
-                "Put each picture in a folder named as its class, or do without --class-conditional.",
+                "Put each image in a folder named as its class, or do without --class-conditional.",
             )
     return {entry.name: printable(entry.name.partition("/")[0]) for entry in entries}
 
@@ -193,7 +193,7 @@ def _split(hashes: tuple[str, ...], holdout: float) -> tuple[Tensor, Tensor]:
     aside = torch.tensor([int(content, 16) < bound for content in hashes])
     if aside.all():
         raise DataError(
-            f"holding out {holdout:g} of {len(hashes)} pictures leaves none to learn from.",
-            "Lower --holdout, or add pictures.",
+            f"holding out {holdout:g} of {len(hashes)} images leaves none to learn from.",
+            "Lower --holdout, or add images.",
         )
     return (~aside).nonzero().flatten(), aside.nonzero().flatten()

@@ -1,4 +1,4 @@
-"""Where the pictures of a data set come from: a folder or a zip, which is read only in memory."""
+"""Where the images of a data set come from: a folder or a zip, which is read only in memory."""
 
 import heapq
 import os
@@ -18,17 +18,17 @@ from ddimctl.files.untrusted.guards import check_plain_file, is_folder
 SUFFIXES: Final = frozenset(
     (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 )
-MAX_BYTES: Final = 256 * 2**20  # of one encoded picture
+MAX_BYTES: Final = 256 * 2**20  # of one encoded image
 _BOMB_BYTES, _BOMB_RATIO = (
     16 * 2**20,
     200,
-)  # encoded pictures barely deflate; this much is no picture
+)  # encoded images barely deflate; this much is no image
 _ENCRYPTED: Final = 0x1  # in a zip member's flags
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture of a source, not opened yet.
+    """One image of a source, not opened yet.
 
     name:  POSIX path inside the source, without "..".
     size:  encoded bytes.  stamp: mtime in ns, or the CRC-32 that a zip records.
@@ -42,25 +42,25 @@ class Entry:
 
 
 def scan(source: Path) -> list[Entry]:
-    """The pictures, by suffix, of a folder (recursively) or a zip, sorted by name.
+    """The images, by suffix, of a folder (recursively) or a zip, sorted by name.
 
     Hidden files are left out. Each folder is visited once, whatever links lead to it; a link that
     leads to a folder around the source is not followed. A zip that holds nothing but one folder
     of folders is read as if that one were its top.
-    Raises RequestError when source does not exist, DataError when it holds no pictures.
+    Raises RequestError when source does not exist, DataError when it holds no images.
     """
     try:
         source.stat()
     except FileNotFoundError as error:
         raise RequestError(
-            f"{source} does not exist.", "Name a folder or a zip of pictures."
+            f"{source} does not exist.", "Name a folder or a zip of images."
         ) from error
     except (OSError, ValueError):  # opening it says why
         pass
     entries = list(_walk(source)) if is_folder(source) else _members(source)
     if not entries:
         known = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
-        raise DataError(f"{source} holds no pictures.", f"Files that end in {known} are read.")
+        raise DataError(f"{source} holds no images.", f"Files that end in {known} are read.")
     return sorted(entries, key=lambda entry: entry.name)
 
 
@@ -107,7 +107,7 @@ def _walk(top: Path) -> Iterator[Entry]:
             try:
                 status = path.stat()
             except OSError:  # a link to nothing: reading will say so
-                if _is_picture(name):
+                if _is_image(name):
                     yield Entry(name, 0, 0, path)
                 continue
             if stat.S_ISDIR(status.st_mode):
@@ -115,7 +115,7 @@ def _walk(top: Path) -> Iterator[Entry]:
                     heapq.heappush(links, path)
                 else:
                     folders.append(path)
-            elif stat.S_ISREG(status.st_mode) and _is_picture(name):
+            elif stat.S_ISREG(status.st_mode) and _is_image(name):
                 yield Entry(name, status.st_size, status.st_mtime_ns, path)
 
 
@@ -129,7 +129,7 @@ def _members(source: Path) -> list[Entry]:
     entries = [
         entry
         for entry in entries
-        if _is_picture(entry.name) and not any(map(_hidden, entry.name.split("/")))
+        if _is_image(entry.name) and not any(map(_hidden, entry.name.split("/")))
     ]
     tops = {entry.name.split("/")[0] for entry in entries}
     if len(tops) == 1 and all(entry.name.count("/") >= 2 for entry in entries):
@@ -144,7 +144,7 @@ def _open_zip(source: Path) -> zipfile.ZipFile:
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
         raise DataError(
             f"{source} is neither a folder nor a zip that can be read ({error}).",
-            "Name a folder or a zip of pictures.",
+            "Name a folder or a zip of images.",
         ) from error
     except OSError as error:
         raise DataError(f"{source}: {error.strerror}.", "Check its permissions.") from error
@@ -183,7 +183,7 @@ def _inside(raw: str) -> str:
     return "/".join(p for p in raw.replace("\\", "/").split("/") if p not in ("", ".", ".."))
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 

@@ -1,4 +1,4 @@
-"""Animated pictures that loop for ever."""
+"""Animated images that loop for ever."""
 
 import io
 from collections.abc import Sequence

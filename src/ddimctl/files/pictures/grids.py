@@ -1,4 +1,4 @@
-"""Many images in one picture, enlarged so that one can see them, with labels where there are any."""
+"""Many images in one image, enlarged so that one can see them, with labels where there are any."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ddimctl.errors import RequestError
-from ddimctl.files.pictures.images import to_picture
+from ddimctl.files.pictures.images import to_pil
 
 GRID_LIMIT: Final = 256
 """A grid shows at most this many images, the first ones; whoever asks for more tells the user."""
@@ -29,7 +29,7 @@ def make_grid(
     scale: int | None = None,
     labels: Sequence[str] | None = None,
 ) -> Image.Image:
-    """An RGB picture of the first GRID_LIMIT images of pixels (N, H, W, C), uint8, row by row.
+    """An RGB image of the first GRID_LIMIT images of pixels (N, H, W, C), uint8, row by row.
 
     columns: by default a little wider than tall, with few empty places. scale: a whole factor,
     nearest neighbour; by default small images grow to about 128 pixels. labels: one per image,
@@ -53,13 +53,13 @@ def make_grid(
         )
     shrink = 1 if scale else -(-side // _LONGEST_SIDE)
     cell_width, cell_height = max(1, width * factor // shrink), max(1, height * factor // shrink)
-    pictures = (to_picture(image) for image in shown)
+    images = (to_pil(image) for image in shown)
     if shrink == 1:
         cells = [
-            cell.resize((cell_width, cell_height), Image.Resampling.NEAREST) for cell in pictures
+            cell.resize((cell_width, cell_height), Image.Resampling.NEAREST) for cell in images
         ]
     else:
-        cells = [cell.resize((cell_width, cell_height), Image.Resampling.BOX) for cell in pictures]
+        cells = [cell.resize((cell_width, cell_height), Image.Resampling.BOX) for cell in images]
     return _arrange(cells, columns, names)
 
 

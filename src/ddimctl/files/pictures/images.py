@@ -1,4 +1,4 @@
-"""Pictures in and out: tensors to 8-bit images with their settings, and strangers' files to tensors."""
+"""Images in and out: tensors to 8-bit images with their settings, and strangers' files to tensors."""
 
 import io
 import json
@@ -21,7 +21,7 @@ FORMATS: Final = ("png", "webp")
 FITS: Final = ("crop", "pad", "stretch")
 
 MAX_PIXELS: Final = 128_000_000
-"""Larger pictures are refused before they are decoded, which takes 8 bytes of memory a pixel."""
+"""Larger images are refused before they are decoded, which takes 8 bytes of memory a pixel."""
 MAX_SIDE: Final = 65_535  # what JPEG knows; resizing a longer strip takes gigabytes
 
 _MODES: Final = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -39,9 +39,9 @@ _DECODING_ERRORS: Final = (
 _PNG_BEGIN: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_END: Final = b"\0\0\0\0IEND\xaeB`\x82"  # its last chunk, which is empty
 _COMMENT_CODE: Final = b"ASCII\0\0\0"  # how EXIF marks the encoding of a UserComment
-_BAND: Final = 256  # rows of a picture that are converted at once
+_BAND: Final = 256  # rows of an image that are converted at once
 _16_TO_8_BITS: Final = [(level + 128) // 257 for level in range(65536)]  # 65535 = 255 * 257
-# What makes a picture upright, by its EXIF orientation.
+# What makes an image upright, by its EXIF orientation.
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,34 +64,27 @@ def from_uint8(pixels: Tensor) -> Tensor:
     return (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
 
 
-def to_picture(pixels: Tensor) -> Image.Image:
+def to_pil(pixels: Tensor) -> Image.Image:
     """A gray, RGB or RGBA image from pixels (H, W, C), uint8. Raises DataError for another C."""
     height, width, channels = pixels.shape
     if channels not in _MODES:
         raise DataError(
-            f"an image of {channels} channels cannot be written as a picture.",
+            f"an image of {channels} channels cannot be written as an image.",
             "Gray (1), RGB (3) and RGBA (4) can; save the samples or latents instead.",
         )
     data = pixels.cpu().contiguous().numpy().tobytes()
     return Image.frombytes(_MODES[channels], (width, height), data)
 
 
-def picture_pixels(picture: Image.Image) -> Tensor:
+def image_pixels(image: Image.Image) -> Tensor:
     """The pixels (H, W, C), uint8, of a gray, RGB or RGBA image."""
     # frombuffer needs a buffer that may be written
-    levels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return levels.view(picture.height, picture.width, len(picture.getbands()))
+    levels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return levels.view(image.height, image.width, len(image.getbands()))
 
 
 def encode_image(
-    pixels: Tensor, format: str = "png", text: Mapping[str, str] | None = None
-) -> bytes:
-    """The lossless file of pixels (H, W, C), uint8; see encode_picture."""
-    return encode_picture(to_picture(pixels), format, text)
-
-
-def encode_picture(
-    picture: Image.Image, format: str = "png", text: Mapping[str, str] | None = None
+    image: Image.Image, format: str = "png", text: Mapping[str, str] | None = None
 ) -> bytes:
     """The bytes of a lossless png or webp file, the same for the same arguments.
 
@@ -102,16 +95,16 @@ def encode_picture(
         chunks = PngInfo()
         for key, value in (text or {}).items():
             chunks.add_text(key, value)
-        picture.save(buffer, "PNG", pnginfo=chunks)
+        image.save(buffer, "PNG", pnginfo=chunks)
     elif format == "webp":
         exif = Image.Exif()
         if text:
             comment = _COMMENT_CODE + json.dumps(dict(text)).encode("ascii")
             exif[ExifTags.IFD.Exif] = {ExifTags.Base.UserComment: comment}
-        picture.save(buffer, "WEBP", lossless=True, exact=True, exif=exif)
+        image.save(buffer, "WEBP", lossless=True, exact=True, exif=exif)
     else:
         raise RequestError(
-            f"unknown picture format '{format}'.", f"Choose one of {', '.join(FORMATS)}."
+            f"unknown image format '{format}'.", f"Choose one of {', '.join(FORMATS)}."
         )
     return buffer.getvalue()
 
@@ -136,11 +129,11 @@ def looks_whole(path: Path) -> bool:
 
 
 def read_image_text(source: Path | bytes) -> dict[str, str]:
-    """The text that encode_image stored in a PNG or WebP file, or a stranger in a PNG; else empty.
+    """The text that encode_picture stored in a PNG or WebP file, or a stranger in a PNG; else empty.
 
-    Raises DataError for what cannot be read as a picture.
+    Raises DataError for what cannot be read as an image.
     """
-    name = "the picture" if isinstance(source, bytes) else str(source)
+    name = "the image" if isinstance(source, bytes) else str(source)
     try:
         with _open(source, name) as image:
             if image.format == "PNG":
@@ -152,25 +145,25 @@ def read_image_text(source: Path | bytes) -> dict[str, str]:
     return _comment_text(comment)
 
 
-def read_picture(
+def read_image(
     source: Path | bytes | BinaryIO,
     channels: int,
     background: Sequence[int] = (0, 0, 0),
     *,
     name: str | None = None,
 ) -> Image.Image:
-    """Any picture file as an upright 8-bit image, RGB (channels = 3) or L (1); the first frame.
+    """Any image file as an upright 8-bit image, RGB (channels = 3) or L (1); the first frame.
 
     Transparent pixels show the background (1 or 3 levels). 16 bits are scaled to 8. EXIF that
     cannot be read is passed over.
-    name: what errors call the picture; by default the path. Raises DataError naming it, also for
+    name: what errors call the image; by default the path. Raises DataError naming it, also for
     one of more than MAX_PIXELS.
     """
     if name is None:
-        name = str(source) if isinstance(source, Path) else "the picture"
+        name = str(source) if isinstance(source, Path) else "the image"
     if channels not in (1, 3):
         raise DataError(
-            f"pictures cannot be read as {channels} channels.", "Gray (1) and RGB (3) are possible."
+            f"images cannot be read as {channels} channels.", "Gray (1) and RGB (3) are possible."
         )
     colour = _rgb(background)
     try:
@@ -193,7 +186,7 @@ def bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
         yield top, image.crop((0, top, image.width, min(top + _BAND, image.height)))
 
 
-def fit_picture(
+def fit_image(
     image: Image.Image,
     size: tuple[int, int],
     fit: str = "crop",
@@ -284,11 +277,9 @@ def _unreadable(name: str, error: BaseException) -> DataError:
     if isinstance(error, PermissionError):
         return DataError(f"{name}: no permission to read it.", "Check its owner and permissions.")
     if isinstance(error, UnidentifiedImageError):
-        return DataError(
-            f"{name} is not a picture of a known format.", "Convert it to PNG or JPEG."
-        )
+        return DataError(f"{name} is not an image of a known format.", "Convert it to PNG or JPEG.")
     if isinstance(error, Image.DecompressionBombError):
         return _too_large(f"{name} has too many pixels")
     return DataError(
-        f"{name} cannot be read as a picture: {reason(error)}.", "Open and save it anew as PNG."
+        f"{name} cannot be read as an image: {reason(error)}.", "Open and save it anew as PNG."
     )

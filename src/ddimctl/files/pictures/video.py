@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddimctl.errors import RequestError
 from ddimctl.files.pictures import animation
-from ddimctl.files.pictures.images import to_picture
+from ddimctl.files.pictures.images import to_pil
 
 FORMATS: Final = (*animation.FORMATS, "mp4")
 
@@ -46,15 +46,15 @@ def encode_video(
     check_video(format, fps)
     if format == "mp4":
         return _encode_mp4(frames, fps)
-    pictures = [_enlarged(frame) for frame in frames]
-    return animation.encode_animation(pictures, format, fps, hold_last=0 if loop else _HOLD)
+    images = [_enlarged(frame) for frame in frames]
+    return animation.encode_animation(images, format, fps, hold_last=0 if loop else _HOLD)
 
 
 def _enlarged(pixels: Tensor) -> Image.Image:
-    picture = to_picture(pixels).convert("RGB")
-    factor = max(1, _SIDE // max(picture.size))
-    size = (picture.width * factor, picture.height * factor)
-    return picture.resize(size, Image.Resampling.NEAREST)
+    image = to_pil(pixels).convert("RGB")
+    factor = max(1, _SIDE // max(image.size))
+    size = (image.width * factor, image.height * factor)
+    return image.resize(size, Image.Resampling.NEAREST)
 
 
 def _encode_mp4(frames: Sequence[Tensor], fps: float) -> bytes:

@@ -32,7 +32,7 @@ class Cell:
 
     @property
     def evaluations(self) -> int:
-        """How often it asks the network for each picture."""
+        """How often it asks the network for each image."""
         return self.sampler.steps
 
     @property

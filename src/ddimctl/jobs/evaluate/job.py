@@ -13,7 +13,7 @@ from ddimctl.jobs.checkpoint import open_checkpoint
 from ddimctl.jobs.evaluate.cells import Cell, make_cells, table_rows
 from ddimctl.jobs.evaluate.paper_checks import check_size, differences
 from ddimctl.jobs.evaluate.paper_tables import PRESETS, Row
-from ddimctl.jobs.evaluate.reference import Preparation, few_pictures, make_measure
+from ddimctl.jobs.evaluate.reference import Preparation, few_images, make_measure
 from ddimctl.jobs.evaluate.report import FILES, SHOWN, ReportFolder, combine, write_report
 from ddimctl.jobs.evaluate.request import EvaluateRequest, check_target
 from ddimctl.jobs.evaluate.sample_and_score import (
@@ -109,7 +109,7 @@ def _evaluate(
                 f"{_listed(settings['evaluations'])}: repeated ones are left out."
             )
         )
-    few_pictures(request.count, "each cell", report)
+    few_images(request.count, "each cell", report)
     if output.dry_run or out is None:
         return EvaluateResult(None, (), settings)
 
@@ -234,7 +234,7 @@ def _check_of(stop: StopRequest, out: Path, ranks: Ranks) -> Callable[[], None]:
 
 
 def _row(
-    cell: Cell, pictures: int, found: Sequence[Scores], preset: str | None, judged: bool
+    cell: Cell, images: int, found: Sequence[Scores], preset: str | None, judged: bool
 ) -> dict[str, Any]:
     """The table's row of a cell, from the scores of its repeats."""
     is_eta = isinstance(cell.row, float)
@@ -243,7 +243,7 @@ def _row(
         "variance": "eta" if is_eta else cell.row,
         "steps": cell.steps,
         "evaluations": cell.evaluations,
-        "pictures": pictures,
+        "pictures": images,
         "repeats": len(found),
     }
     paper = PRESETS[preset].fid.get(cell.row, {}).get(cell.steps) if preset else None
@@ -253,7 +253,7 @@ def _row(
 def _shown(
     out: Path, cells: Sequence[Cell], seeds: Sequence[int]
 ) -> Iterator[tuple[Row, int, list[Path]]]:
-    """(row, S, files): the pictures of the first seeds in each cell."""
+    """(row, S, files): the images of the first seeds in each cell."""
     names = [f"{seed:06d}" for seed in seeds[:SHOWN]]
     for cell in cells:
         if cell.repeat == 0:

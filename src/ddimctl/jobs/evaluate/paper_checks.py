@@ -7,7 +7,7 @@ import torch
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.errors import RequestError
-from ddimctl.jobs.evaluate.paper_tables import PICTURES, PRESETS
+from ddimctl.jobs.evaluate.paper_tables import IMAGES, PRESETS
 from ddimctl.jobs.evaluate.request import EvaluateRequest
 
 
@@ -16,16 +16,16 @@ def check_size(name: str, size: Sequence[int]) -> None:
     preset, (height, width) = PRESETS[name], size
     if (height, width) != (preset.side, preset.side):
         raise RequestError(
-            f"--preset {name} is of {preset.side}x{preset.side} pictures, the checkpoint "
+            f"--preset {name} is of {preset.side}x{preset.side} images, the checkpoint "
             f"of {height}x{width}.",
             f"Use its own checkpoint: {preset.checkpoint}.",
         )
 
 
 def differences(
-    name: str, checkpoint: Checkpoint, request: EvaluateRequest, pictures: int
+    name: str, checkpoint: Checkpoint, request: EvaluateRequest, images: int
 ) -> list[str]:
-    """In what an evaluation is not the paper's experiment. pictures: of the data.
+    """In what an evaluation is not the paper's experiment. images: of the data.
 
     Whether network and data are those of the paper, they do not tell; this is what can be seen.
     """
@@ -35,13 +35,13 @@ def differences(
         schedule.alpha_bar, theirs.alpha_bar, rtol=1e-3, atol=0
     )
     found = {
-        f"{count:,} pictures a cell, not {PICTURES:,}": count != PICTURES,
-        f"{pictures:,} pictures of data, not {preset.pictures or 0:,}": preset.pictures
-        not in (None, pictures),
+        f"{count:,} images a cell, not {IMAGES:,}": count != IMAGES,
+        f"{images:,} images of data, not {preset.images or 0:,}": preset.images
+        not in (None, images),
         f"a network that predicts {checkpoint.prediction}, not eps": checkpoint.prediction != "eps",
         "another noise schedule": not same_schedule,
         "a network that knows classes": checkpoint.num_classes is not None,
-        "pictures without colours": checkpoint.sample_shape[0] != 3,
+        "images without colours": checkpoint.sample_shape[0] != 3,
         f"--solver {sampler.solver}": sampler.solver not in (None, "ddim"),
         f"--clip {sampler.clip}": sampler.clip is not None,
     }

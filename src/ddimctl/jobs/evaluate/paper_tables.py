@@ -6,7 +6,7 @@ from typing import Final
 
 from ddimctl.errors import RequestError
 
-PICTURES: Final = 50_000
+IMAGES: Final = 50_000
 """How many samples the paper's numbers are of."""
 
 _RELATIVE, _ABSOLUTE = 0.05, 0.3
@@ -19,7 +19,7 @@ class Preset:
     """A column of the paper's tables.
 
     checkpoint: where its network is found.  side: pixels.  squared: whether tau is quadratic.
-    fid: by row, then S.  pictures: how many the data has, where that is beyond doubt.
+    fid: by row, then S.  images: how many the data has, where that is beyond doubt.
     """
 
     checkpoint: str
@@ -27,7 +27,7 @@ class Preset:
     side: int
     squared: bool
     fid: Mapping[Row, Mapping[int, float]]
-    pictures: int | None = None
+    images: int | None = None
 
     @property
     def etas(self) -> tuple[float, ...]:
@@ -47,7 +47,7 @@ def _fid(rows: Mapping[Row, str]) -> dict[Row, dict[int, float]]:
 PRESETS: Final[Mapping[str, Preset]] = {
     "paper-cifar10": Preset(
         "google/ddpm-ema-cifar10-32",
-        "the 50,000 training pictures of CIFAR-10",
+        "the 50,000 training images of CIFAR-10",
         32,
         True,
         _fid(
@@ -59,7 +59,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
                 "large": "367.43/133.37/32.72/9.99/3.17",
             }
         ),
-        pictures=50_000,
+        images=50_000,
     ),
     "paper-celeba": Preset(
         "the ckpt.pth for CelebA of ermongroup/ddim",
@@ -97,7 +97,7 @@ def paper_timesteps(squared: bool, steps: int, num_train_timesteps: int) -> tupl
     """The list that ermongroup/ddim, which the numbers are of, walks for S = steps.
 
     squared: int(linspace(0, sqrt(0.8 T), S)^2), else range(0, T, T // S). Repeated timesteps are
-    left out, which changes no picture at eta = 0, so there can be fewer than S; where S does not
+    left out, which changes no image at eta = 0, so there can be fewer than S; where S does not
     divide T the second has more. Raises RequestError for an S that it cannot walk.
     """
     T, S = num_train_timesteps, steps

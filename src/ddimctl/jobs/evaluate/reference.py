@@ -1,4 +1,4 @@
-"""Pictures of a folder or a zip, prepared as for training and measured; and references to them."""
+"""Images of a folder or a zip, prepared as for training and measured; and references to them."""
 
 from collections.abc import Iterable
 from contextlib import closing
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.atomic import check_writable
-from ddimctl.files.dataset.datasets import load_dataset, stream_pictures
+from ddimctl.files.dataset.datasets import load_dataset, stream_images
 from ddimctl.files.dataset.reference_file import (
     SUFFIX,
     check_reference_name,
@@ -26,7 +26,7 @@ from ddimctl.metrics.sliced import BINS, DIRECTIONS, PATCH, level_sizes
 from ddimctl.runtime.device import memory_errors, resolve_device
 
 ENOUGH: Final = 10_000
-"""Below so many pictures on a side, scores say more of the number than of the pictures."""
+"""Below so many images on a side, scores say more of the number than of the images."""
 
 _BATCH: Final = 64
 _FIT: Final = "crop"  # what load_dataset does
@@ -35,7 +35,7 @@ _LARGEST_SIDE: Final = 16_384
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is done to pictures on both sides. size: (H, W), or None for their own, all equal."""
+    """What is done to images on both sides. size: (H, W), or None for their own, all equal."""
 
     size: tuple[int, int] | None
     channels: int = 3
@@ -43,14 +43,14 @@ class Preparation:
 
 
 class Measured(NamedTuple):
-    """summary: what the metrics compare. facts: of what pictures and how prepared, plain values."""
+    """summary: what the metrics compare. facts: of what images and how prepared, plain values."""
 
     summary: Summary
     facts: dict[str, Any]
 
     @property
     def preparation(self) -> Preparation:
-        """How the pictures were prepared."""
+        """How the images were prepared."""
         height, width = self.facts["size"]
         return Preparation((height, width), self.facts["channels"], tuple(self.facts["background"]))
 
@@ -64,7 +64,7 @@ def make_measure(metrics: tuple[str, ...], inception: Path | None, device: torch
     return Measure(metrics, load_inception(inception, device))
 
 
-def measure_pictures(
+def measure_images(
     source: Path,
     how: Preparation,
     measure: Measure,
@@ -74,9 +74,9 @@ def measure_pictures(
     limit: int | None = None,
     known: Measured | None = None,
 ) -> Measured:
-    """Read, prepare and measure the pictures; the first `limit` by name, and then exactly so many.
+    """Read, prepare and measure the images; the first `limit` by name, and then exactly so many.
 
-    known: returned instead where it is of the same pictures, preparation and metrics.
+    known: returned instead where it is of the same images, preparation and metrics.
     Raises RequestError, DataError.
     """
     data = load_dataset(
@@ -91,7 +91,7 @@ def measure_pictures(
         report(Notice(f"left out: {name}: {reason}"))
     count = len(data.pixels) if limit is None else limit
     if count > len(data.pixels):
-        raise DataError(f"{source} holds {len(data.pixels)} pictures, not {count}.", "Make more.")
+        raise DataError(f"{source} holds {len(data.pixels)} images, not {count}.", "Make more.")
     channels, height, width = data.sample_shape
     facts = {
         "kind": "reference",
@@ -106,7 +106,7 @@ def measure_pictures(
     }
     if known is not None and known.facts == facts:
         return known
-    level_sizes(height, width)  # raises for pictures that are too small
+    level_sizes(height, width)  # raises for images that are too small
     batches = (data.pixels[at : min(at + _BATCH, count)] for at in range(0, count, _BATCH))
     return Measured(_summarize(batches, count, measure, device, report), facts)
 
@@ -119,12 +119,12 @@ def measure_samples(
     count: int,
     report: Report,
 ) -> Summary:
-    """Measure the first `count` pictures of a run by name, exactly so many, while they are read.
+    """Measure the first `count` images of a run by name, exactly so many, while they are read.
 
     The summary is as measure_pictures' to the bit. Raises DataError, also for one that is damaged.
     """
     assert how.size is not None
-    pictures = stream_pictures(
+    images = stream_images(
         folder,
         count,
         _BATCH,
@@ -132,7 +132,7 @@ def measure_samples(
         channels=how.channels,
         background=how.background,
     )
-    with closing(pictures) as batches:
+    with closing(images) as batches:
         return _summarize(batches, count, measure, device, report)
 
 
@@ -189,12 +189,12 @@ def check_preparation(path: Path, found: Measured, wanted: Preparation) -> None:
         )
 
 
-def few_pictures(count: int, what: str, report: Report) -> None:
+def few_images(count: int, what: str, report: Report) -> None:
     """Report a warning where there are few."""
     if count < ENOUGH:
         report(
             Notice(
-                f"{count:,} pictures of {what} are few: scores of fewer than {ENOUGH:,} are too high "
+                f"{count:,} images of {what} are few: scores of fewer than {ENOUGH:,} are too high "
                 "(KID: uncertain); compare only those of equal numbers."
             )
         )
@@ -210,8 +210,8 @@ def make_reference(request: ReferenceRequest, report: Report = ignore) -> tuple[
     check_writable(out.parent)
     measure = make_measure(request.metrics, request.inception, device)
     how = Preparation(request.size, request.channels, request.background)
-    found = measure_pictures(request.data, how, measure, device, report)
-    few_pictures(found.facts["pictures"], "the data", report)
+    found = measure_images(request.data, how, measure, device, report)
+    few_images(found.facts["pictures"], "the data", report)
     save_reference(out, found.summary, found.facts)
     return out, found
 

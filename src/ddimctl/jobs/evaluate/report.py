@@ -13,7 +13,7 @@ import torch
 
 from ddimctl.files.atomic import write_bytes, write_json
 from ddimctl.files.pictures.grids import GRID_LIMIT, make_grid
-from ddimctl.files.pictures.images import encode_picture, fit_picture, picture_pixels, read_picture
+from ddimctl.files.pictures.images import encode_image, fit_image, image_pixels, read_image
 from ddimctl.files.pictures.plots import line_plot, stack_plots
 from ddimctl.jobs.evaluate.paper_tables import Row, is_within_band
 from ddimctl.metrics.measure import METRICS
@@ -98,7 +98,7 @@ def write_report(
     rows: Sequence[dict[str, Any]],
     shown: Iterable[tuple[Row, int, list[Path]]],
 ) -> None:
-    """Write FILES into the folder, over what is there. shown: row, S, picture files of the seeds."""
+    """Write FILES into the folder, over what is there. shown: row, S, image files of the seeds."""
     columns = dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO()
     table = csv.DictWriter(text, list(columns), lineterminator="\n")
@@ -126,7 +126,7 @@ def _cell(row: Mapping[str, Any] | None, metric: str) -> str:
 
 
 def _curve(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Each metric against the evaluations that a picture costs, a line for each eta."""
+    """Each metric against the evaluations that an image costs, a line for each eta."""
     plots = []
     for metric in METRICS:
         series: dict[str, list[tuple[float, float]]] = {}
@@ -137,12 +137,12 @@ def _curve(rows: Sequence[Mapping[str, Any]]) -> bytes:
                 series.setdefault(name, []).append((row["evaluations"], row[metric]))
         if series:
             points = {name: sorted(found) for name, found in series.items()}
-            plots.append(line_plot(points, "evaluations a picture", TITLES[metric], log_x=True))
-    return encode_picture(stack_plots(plots))
+            plots.append(line_plot(points, "evaluations an image", TITLES[metric], log_x=True))
+    return encode_image(stack_plots(plots))
 
 
 def _seed_grid(shown: Iterable[tuple[Row, int, list[Path]]], size: Sequence[int]) -> bytes:
-    """A line of pictures for each cell, by eta, then S; the same seed in each column."""
+    """A line of images for each cell, by eta, then S; the same seed in each column."""
     cells = sorted(shown, key=lambda cell: (isinstance(cell[0], str), cell[0], cell[1]))
     height, width = size
     shrink = max(1, -(-max(height, width) // _LARGEST_SHOWN))
@@ -151,10 +151,10 @@ def _seed_grid(shown: Iterable[tuple[Row, int, list[Path]]], size: Sequence[int]
         name = row if isinstance(row, str) else f"eta {row:g}"
         labels += [f"{name}, S = {steps}", *[""] * (len(files) - 1)]
         for file in files:
-            picture = read_picture(file, 3)
-            pixels.append(picture_pixels(fit_picture(picture, (height // shrink, width // shrink))))
+            image = read_image(file, 3)
+            pixels.append(image_pixels(fit_image(image, (height // shrink, width // shrink))))
     columns = len(cells[0][2])
-    return encode_picture(make_grid(torch.stack(pixels), columns, labels=labels))
+    return encode_image(make_grid(torch.stack(pixels), columns, labels=labels))
 
 
 _STYLE: Final = """
@@ -180,9 +180,7 @@ def _page(report: ReportFolder, found: Sequence[Table], curve: bytes, seeds: byt
     """One file that needs no other."""
     settings, compared = report.settings, report.settings["reference"]
     name = str(settings["checkpoint"].get("name"))
-    notes = [
-        f"{settings['pictures']:,} pictures a cell against {compared['pictures']:,} of the data."
-    ]
+    notes = [f"{settings['images']:,} images a cell against {compared['images']:,} of the data."]
     if settings["repeats"] > 1:
         notes.append(f"Mean of {settings['repeats']} repeats ± half their range.")
     unlike = settings.get("unlike_the_paper", [])
@@ -195,10 +193,10 @@ def _page(report: ReportFolder, found: Sequence[Table], curve: bytes, seeds: byt
         f"<p>{escape(' '.join(notes))} Lower is better.</p>",
         *(_html_table(table) for table in found),
         "<h2>Score against evaluations</h2>",
-        _html_picture(curve, "Score against evaluations, one line for each eta"),
+        _html_image(curve, "Score against evaluations, one line for each eta"),
         "<h2>The same seeds in every cell</h2>",
         "<p>Each column begins with the same x_T.</p>",
-        _html_picture(seeds, "Samples of the same seeds at every eta and S"),
+        _html_image(seeds, "Samples of the same seeds at every eta and S"),
         "<h2>Settings</h2>",
         "<dl>",
         *(
@@ -249,7 +247,7 @@ def _html_table(table: Table) -> str:
     )
 
 
-def _html_picture(content: bytes, text: str) -> str:
+def _html_image(content: bytes, text: str) -> str:
     data = base64.b64encode(content).decode()
     return f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'
 

@@ -18,8 +18,8 @@ from ddimctl.jobs.evaluate.reference import (
     Measured,
     Preparation,
     check_preparation,
-    few_pictures,
-    measure_pictures,
+    few_images,
+    measure_images,
     measure_samples,
     open_reference,
 )
@@ -47,7 +47,7 @@ Scores = dict[str, float]
 class Work:
     """What all cells share.
 
-    request: what all were asked for.  out: the evaluation's folder.  shape: (C, H, W).  how: what is done to the pictures of both sides.
+    request: what all were asked for.  out: the evaluation's folder.  shape: (C, H, W).  how: what is done to the images of both sides.
     check: raises where a signal, or another process, has ended the evaluation.
     """
 
@@ -78,12 +78,12 @@ def open_target(work: Work, report: Report) -> Measured:
     ranks.add("kept", 1)
     found = open_reference(reference or kept, work.measure)
     check_preparation(reference or kept, found, work.how)
-    few_pictures(found.facts["pictures"], "the data", report)
+    few_images(found.facts["pictures"], "the data", report)
     return found
 
 
 def sample_cell(cell: Cell, work: Work, report: Report) -> None:
-    """Make the cell's pictures, or what is missing of them, as `ddimctl sample` would.
+    """Make the cell's images, or what is missing of them, as `ddimctl sample` would.
 
     Raises as decode does; NumericsError names the cell, too.
     """
@@ -152,13 +152,13 @@ def _keep_reference(data: Path, kept: Path, work: Work, report: Report) -> None:
         except (DataError, RequestError):  # of other metrics, or damaged: measured again
             known = None
     checked = tagged(report, "", work.check)
-    found = measure_pictures(data, work.how, work.measure, work.device, checked, known=known)
+    found = measure_images(data, work.how, work.measure, work.device, checked, known=known)
     if found is not known:
         save_reference(kept, found.summary, found.facts)
 
 
 def _identity(cell: Cell, target: Measured, work: Work) -> str:
-    """What a score is of: the pictures and what they are compared with."""
+    """What a score is of: the images and what they are compared with."""
     manifest = json.loads((work.out / CELLS / cell.name / MANIFEST).read_text("utf-8"))
     return hash_json([manifest["images"], target.facts, asdict(work.how)])
 

@@ -1,4 +1,4 @@
-"""Scores of pictures that exist already, whoever made them."""
+"""Scores of images that exist already, whoever made them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 from ddimctl.jobs.evaluate.reference import (
     Preparation,
     check_preparation,
-    few_pictures,
+    few_images,
     make_measure,
-    measure_pictures,
+    measure_images,
     open_reference,
 )
 from ddimctl.jobs.evaluate.request import ScoreRequest, check_target
@@ -27,7 +27,7 @@ class ScoreResult:
 
 
 def score(request: ScoreRequest, report: Report = ignore) -> ScoreResult:
-    """Compare pictures with a data set or a reference to one.
+    """Compare images with a data set or a reference to one.
 
     Raises RequestError, DataError (fewer samples than asked for, unreadable ones).
     """
@@ -46,10 +46,10 @@ def score(request: ScoreRequest, report: Report = ignore) -> ScoreResult:
             scoring.background or own.background,
         )
         check_preparation(scoring.reference, target, how)
-    found = measure_pictures(request.samples, how, measure, device, report, limit=request.count)
-    few_pictures(found.facts["pictures"], "the samples", report)
+    found = measure_images(request.samples, how, measure, device, report, limit=request.count)
+    few_images(found.facts["pictures"], "the samples", report)
     if target is None:
         assert scoring.data is not None
-        target = measure_pictures(scoring.data, found.preparation, measure, device, report)
-    few_pictures(target.facts["pictures"], "the data", report)
+        target = measure_images(scoring.data, found.preparation, measure, device, report)
+    few_images(target.facts["pictures"], "the data", report)
     return ScoreResult(scores(measure, found.summary, target.summary), found.facts, target.facts)

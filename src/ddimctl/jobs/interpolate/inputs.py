@@ -1,4 +1,4 @@
-"""What an interpolation leads between: latents, pictures and seeds, and what they agree on."""
+"""What an interpolation leads between: latents, images and seeds, and what they agree on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from torch import Tensor
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.latents import SUFFIXES, load_latents
-from ddimctl.files.pictures.images import read_picture
+from ddimctl.files.pictures.images import read_image
 from ddimctl.jobs.sample.plan import class_index, drawn_labels
 
 _ANNOUNCED: Final = ("steps", "tau", "solver", "clip", "guidance", "precision")
@@ -21,8 +21,8 @@ _OF_ONE_FILE: Final = ("labels", "seeds", "method", "eta", "variance")
 class Input:
     """One place that the frames lead through.
 
-    name: what errors call it.  caption: what pictures and manifests do, without folders.
-    source: a latent (C, H, W), a picture, or a seed.  label, known: the latent's, and its file's.
+    name: what errors call it.  caption: what images and manifests do, without folders.
+    source: a latent (C, H, W), an image, or a seed.  label, known: the latent's, and its file's.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Input:
 
 
 def read_inputs(files: Sequence[Path], seeds: Sequence[int]) -> list[Input]:
-    """The files' latents and pictures in order, every latent of a file, and then the seeds.
+    """The files' latents and images in order, every latent of a file, and then the seeds.
 
     Raises DataError for a file that cannot be used.
     """
@@ -42,7 +42,7 @@ def read_inputs(files: Sequence[Path], seeds: Sequence[int]) -> list[Input]:
         if path.suffix.lower() in SUFFIXES:
             inputs += _read_latents(path)
         else:
-            read_picture(path, 3)  # a bad one is known before the checkpoint is loaded
+            read_image(path, 3)  # a bad one is known before the checkpoint is loaded
             inputs.append(Input(str(path), path.stem, path))
     return inputs + [Input(f"seed {seed}", f"seed {seed}", seed) for seed in seeds]
 
@@ -104,7 +104,7 @@ def differences(inputs: Sequence[Input], given: Mapping[str, Any]) -> list[str]:
         if i.known.get("eta") or i.known.get("variance") not in (None, "eta"):
             found.append(
                 f"{i.name} was sampled with noise in each step; frames are decoded without "
-                "(eta = 0), so its own picture looks different here."
+                "(eta = 0), so its own image looks different here."
             )
     return found
 
@@ -113,7 +113,7 @@ def common_label(
     inputs: Sequence[Input], classes: Sequence[str] | None, checkpoint: Checkpoint
 ) -> int | None:
     """The label of all frames: --class, else the latents' own, else the seeds' as `sample` draws
-    them; pictures and latents that name none take the null class. None without classes.
+    them; images and latents that name none take the null class. None without classes.
 
     Raises RequestError where the inputs' labels differ or nothing tells one.
     """

@@ -1,4 +1,4 @@
-"""Interpolation: latents, pictures or seeds in, a folder of the frames between them out."""
+"""Interpolation: latents, images or seeds in, a folder of the frames between them out."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from ddimctl.jobs.interpolate.request import (
     InterpolateRequest,
     TourOptions,
 )
-from ddimctl.jobs.invert.cached_latents import METHOD, check_invertible, picture_latents
+from ddimctl.jobs.invert.cached_latents import METHOD, check_invertible, image_latents
 from ddimctl.jobs.invert.request import DEFAULT_STEPS
 from ddimctl.jobs.invert.round_trip import inversion_precision
 from ddimctl.jobs.requests import SamplerOptions, StepOptions
@@ -100,7 +100,7 @@ def _interpolate(
     device = resolve_device(request.device.device)
     if request.device.deterministic:
         make_deterministic()
-    if _has_pictures(inputs):
+    if _has_images(inputs):
         precision = inversion_precision(request.device.precision, METHOD, device)
     else:
         asked = request.device.precision or metadata.get("precision") or "auto"
@@ -118,7 +118,7 @@ def _interpolate(
     plan = _plan(
         request, options, inputs, metadata, checkpoint, device, precision, recorded, report
     )
-    if _has_pictures(inputs):
+    if _has_images(inputs):
         check_invertible(plan, checkpoint)
     if output.dry_run or out is None:
         return InterpolateResult(out, {}, plan.record(), captions, plan.count, 0.0)
@@ -159,7 +159,7 @@ def _sampler_options(
     """
     steps = asked.steps
     told = isinstance(asked.timesteps, tuple) or "timesteps" in metadata or "steps" in metadata
-    if _has_pictures(inputs) and not told:
+    if _has_images(inputs) and not told:
         steps = steps or DEFAULT_STEPS
     return SamplerOptions(**{**vars(asked), "steps": steps}, eta=0.0, variance="eta")
 
@@ -181,7 +181,7 @@ def _outputs(request: InterpolateRequest) -> OutputSettings:
     )
 
 
-def _has_pictures(inputs: Sequence[Input]) -> bool:
+def _has_images(inputs: Sequence[Input]) -> bool:
     return any(isinstance(i.source, Path) for i in inputs)
 
 
@@ -232,11 +232,11 @@ def _latents(
     report: Report,
 ) -> Tensor:
     """The latents (K, C, H, W) of all inputs, float32, with a warning for atypical ones."""
-    pictures = [i.source for i in inputs if isinstance(i.source, Path)]
+    images = [i.source for i in inputs if isinstance(i.source, Path)]
     inverted: dict[Path, Tensor] = {}
-    if pictures:
-        found = picture_latents(pictures, plan, checkpoint, device, report)
-        inverted = dict(zip(pictures, found, strict=True))
+    if images:
+        found = image_latents(images, plan, checkpoint, device, report)
+        inverted = dict(zip(images, found, strict=True))
     latents = torch.stack([_latent(i.source, plan, inverted) for i in inputs])
     means, stds = latent_statistics(latents)
     for i, mean, std, odd in zip(inputs, means, stds, is_atypical(latents), strict=True):
@@ -244,7 +244,7 @@ def _latents(
             report(
                 Notice(
                     f"{i.name} is unlike noise (mean {mean:.2f}, deviation {std:.2f}, not 0 and 1): "
-                    "the pictures near it may be unlike the model's."
+                    "the images near it may be unlike the model's."
                 )
             )
     return latents

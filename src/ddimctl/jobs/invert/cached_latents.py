@@ -1,4 +1,4 @@
-"""The latents of pictures, inverted as a plan decodes them, once: they are kept in the user's cache."""
+"""The latents of images, inverted as a plan decodes them, once: they are kept in the user's cache."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from ddimctl.files.dataset.datasets import user_cache
 from ddimctl.files.latents import load_latents, save_latents
 from ddimctl.files.pictures.images import from_uint8
 from ddimctl.jobs.events import Notice, Report
-from ddimctl.jobs.invert.input_images import fit_photo
+from ddimctl.jobs.invert.input_images import fit_input_image
 from ddimctl.jobs.invert.round_trip import Steps, fidelity, round_trip
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.records import sha256_hex
@@ -40,25 +40,25 @@ def check_invertible(plan: Plan, checkpoint: Checkpoint) -> None:
     for option, plain in (("solver", "ddim"), ("guidance", 1.0), ("clip", "none")):
         if settings[option] != plain:
             raise RequestError(
-                f"a picture's latent cannot be found with {option} {settings[option]}.",
+                f"an image's latent cannot be found with {option} {settings[option]}.",
                 f"Pass --{option} {plain}.",
             )
     check_inversion(checkpoint.schedule, plan.timesteps, METHOD, TOLERANCE)
 
 
-def picture_latents(
-    pictures: Sequence[Path],
+def image_latents(
+    images: Sequence[Path],
     plan: Plan,
     checkpoint: Checkpoint,
     device: torch.device,
     report: Report,
 ) -> Tensor:
-    """The latents (N, C, H, W), float32, that the plan decodes to the pictures, cut to its size.
+    """The latents (N, C, H, W), float32, that the plan decodes to the images, cut to its size.
 
-    Raises DataError naming a picture that cannot be read, NumericsError.
+    Raises DataError naming an image that cannot be read, NumericsError.
     """
-    fitted = [fit_photo(path, checkpoint, plan.shape[1:], "crop") for path in pictures]
-    files = [_cache_path(picture.pixels, plan, checkpoint) for picture in fitted]
+    fitted = [fit_input_image(path, checkpoint, plan.shape[1:], "crop") for path in images]
+    files = [_cache_path(image.pixels, plan, checkpoint) for image in fitted]
     known = [_cached(file, plan) for file in files]
     missing = [i for i, found in enumerate(known) if found is None]
     steps, size = len(plan.timesteps), plan.batch_size
@@ -72,16 +72,16 @@ def picture_latents(
         for i, finite in zip(group, trip.finite.tolist(), strict=True):
             if not finite:
                 raise NumericsError(
-                    f"{pictures[i]}: its latent, or what that decodes to, is not finite.",
-                    "Leave the picture out, or take more --steps.",
+                    f"{images[i]}: its latent, or what that decodes to, is not finite.",
+                    "Leave the image out, or take more --steps.",
                 )
         errors = [found.worst_level for found in fidelity(x_0, trip.decoded)]
         for i, latent, error in zip(group, trip.latents.cpu(), errors, strict=True):
             known[i] = Inverted(latent, error)
             _keep(files[i], latent, error)
     found = [inverted for inverted in known if inverted is not None]
-    for path, picture, inverted in zip(pictures, fitted, found, strict=True):
-        report(Notice(f"{path}: {picture.sentence()}."))
+    for path, image, inverted in zip(images, fitted, found, strict=True):
+        report(Notice(f"{path}: {image.sentence()}."))
         if inverted.worst_level > 1:
             report(
                 Notice(
@@ -93,7 +93,7 @@ def picture_latents(
 
 
 def _cache_path(pixels: Tensor, plan: Plan, checkpoint: Checkpoint) -> Path | None:
-    """Where the latent of a fitted picture is kept, by all that it depends on."""
+    """Where the latent of a fitted image is kept, by all that it depends on."""
     if not checkpoint.provenance.sha256:
         return None
     depends = {

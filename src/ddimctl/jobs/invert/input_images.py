@@ -1,4 +1,4 @@
-"""Strangers' pictures, found, named, and fitted to what a checkpoint knows."""
+"""Strangers' images, found, named, and fitted to what a checkpoint knows."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -11,18 +11,18 @@ from torch import Tensor
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import RequestError
 from ddimctl.files.dataset.source import scan
-from ddimctl.files.pictures.images import FITS, fit_picture, picture_pixels, read_picture
+from ddimctl.files.pictures.images import FITS, fit_image, image_pixels, read_image
 from ddimctl.files.untrusted.guards import is_folder
 
 SHEET: Final = ".inversion.png"
-"""How the sheets end that inversion makes, which are no pictures to invert."""
+"""How the sheets end that inversion makes, which are no images to invert."""
 
 _LONGEST: Final = 200  # bytes of a name
 
 
 @dataclass(frozen=True)
-class Photo:
-    """A picture file; name: what its results are called, different from every other's."""
+class InputImage:
+    """An image file; name: what its results are called, different from every other's."""
 
     path: Path
     name: str
@@ -30,7 +30,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A picture as the model takes it: pixels (H, W, C), uint8; what it was: (H, W)."""
+    """An image as the model takes it: pixels (H, W, C), uint8; what it was: (H, W)."""
 
     pixels: Tensor
     original: tuple[int, int]
@@ -58,16 +58,16 @@ class Fitted:
         return f"{size}, {how} to {to_width}x{to_height}"
 
 
-def find_photos(given: Sequence[Path]) -> list[Photo]:
-    """The files, and the pictures in the folders, in order, each once.
+def find_inputs(given: Sequence[Path]) -> list[InputImage]:
+    """The files, and the images in the folders, in order, each once.
 
     A name is the file's stem, cut where it is very long, with a number where an earlier one has it.
     A file that is missing or
-    no picture is found out when it is read. Raises DataError for a folder without pictures.
+    no image is found out when it is read. Raises DataError for a folder without images.
     """
     paths = dict.fromkeys(path for entry in given for path in _expand(entry))
     taken: set[str] = set()
-    photos = []
+    inputs = []
     for path in paths:
         stem, number = _shortened(path.stem), 1
         name = stem
@@ -75,20 +75,20 @@ def find_photos(given: Sequence[Path]) -> list[Photo]:
             number += 1
             name = f"{stem}-{number}"
         taken.add(name.casefold())
-        photos.append(Photo(path, name))
-    return photos
+        inputs.append(InputImage(path, name))
+    return inputs
 
 
-def fit_photo(path: Path, checkpoint: Checkpoint, size: tuple[int, int], fit: str) -> Fitted:
-    """Read a picture and fit it to (H, W). Raises DataError naming it."""
+def fit_input_image(path: Path, checkpoint: Checkpoint, size: tuple[int, int], fit: str) -> Fitted:
+    """Read an image and fit it to (H, W). Raises DataError naming it."""
     background = checkpoint.background or (0, 0, 0)
-    picture = read_picture(path, checkpoint.sample_shape[0], background)
-    fitted = fit_picture(picture, size, fit, background)
-    return Fitted(picture_pixels(fitted), (picture.height, picture.width), fit)
+    image = read_image(path, checkpoint.sample_shape[0], background)
+    fitted = fit_image(image, size, fit, background)
+    return Fitted(image_pixels(fitted), (image.height, image.width), fit)
 
 
 def check_fit(fit: str) -> None:
-    """Raise RequestError for an unknown way to fit pictures."""
+    """Raise RequestError for an unknown way to fit images."""
     if fit not in FITS:
         raise RequestError(f"unknown fit '{fit}'.", f"Choose one of {', '.join(FITS)}.")
 

@@ -1,4 +1,4 @@
-"""Inversion: photos in, their latents and a comparison of each out."""
+"""Inversion: input images in, their latents and a comparison of each out."""
 
 import json
 import math
@@ -17,14 +17,20 @@ from ddimctl.files.atomic import check_writable, make_folder, write_bytes
 from ddimctl.files.latents import save_latents
 from ddimctl.files.pictures.images import from_uint8, to_uint8
 from ddimctl.jobs.events import Notice, Progress, Report, Wrote, ignore, notify
-from ddimctl.jobs.invert.input_images import Fitted, Photo, check_fit, find_photos, fit_photo
+from ddimctl.jobs.invert.input_images import (
+    Fitted,
+    InputImage,
+    check_fit,
+    find_inputs,
+    fit_input_image,
+)
 from ddimctl.jobs.invert.report import figures_of, sentence, warnings
 from ddimctl.jobs.invert.request import InvertRequest
 from ddimctl.jobs.invert.resume import (
     Recorder,
     finished_figures,
+    input_image_paths,
     matching,
-    photo_paths,
     read_records,
     recorded_batch_size,
 )
@@ -46,40 +52,40 @@ from ddimctl.runtime.signals import StopRequest, stop_on_signals
 
 @dataclass(frozen=True)
 class InvertResult:
-    """pictures: one record for each that was inverted, or would be. failed: name and reason of
+    """images: one record for each that was inverted, or would be. failed: name and reason of
     those that could not be read or inverted."""
 
-    pictures: tuple[dict[str, Any], ...]
+    images: tuple[dict[str, Any], ...]
     failed: tuple[tuple[str, str], ...]
     settings: dict[str, Any]
     seconds: float
 
 
 def invert(request: InvertRequest, report: Report = ignore) -> InvertResult:
-    """Invert every photo, batch by batch, and write NAME.pt and NAME.inversion.png for each.
+    """Invert every input image, batch by batch, and write NAME.pt and NAME.inversion.png for each.
 
-    A photo that cannot be read, or has no finite latent, is a notice and an entry in `failed`. With
-    --resume, photos that a run with the same settings has finished are kept. Raises
+    An input image that cannot be read, or has no finite latent, is a notice and an entry in `failed`. With
+    --resume, input images that a run with the same settings has finished are kept. Raises
     RequestError (also where something would be overwritten), CheckpointError, DataError,
     StorageError, DeviceError; Stopped when a signal ended the run, which --resume goes on with.
     """
     check_fit(request.images.fit)
-    photos, output = find_photos(request.photos), request.output
+    inputs, output = find_inputs(request.inputs), request.output
     folder = output.out or Path()
     with (
         run_folder(folder, "invert", resume=output.resume, dry_run=output.dry_run),
         memory_errors("Use a smaller --batch-size or another --device."),
     ):
-        return _invert(request, folder, photos, report)
+        return _invert(request, folder, inputs, report)
 
 
 def _invert(
-    request: InvertRequest, out: Path, photos: Sequence[Photo], report: Report
+    request: InvertRequest, out: Path, inputs: Sequence[InputImage], report: Report
 ) -> InvertResult:
     started = time.monotonic()
     output, inversion = request.output, request.inversion
-    recorded = read_records(out, photos) if output.resume else {}
-    missing = [photo for photo in photos if photo.name not in recorded]
+    recorded = read_records(out, inputs) if output.resume else {}
+    missing = [input_image for input_image in inputs if input_image.name not in recorded]
     _check_room(out, missing, output.force)
     checkpoint, device, precision = open_for_inversion(
         request.checkpoint, request.device, inversion.method, request.images.size
@@ -89,20 +95,23 @@ def _invert(
         request.images,
         inversion,
         checkpoint,
-        len(photos),
+        len(inputs),
         device,
         precision,
         request.device.batch_size or recorded_batch_size(recorded),  # for the same groups
     )
     recorder = Recorder(out, plan, checkpoint, inversion.tolerance)
-    run = _Run(request, photos, recorder)
+    run = _Run(request, inputs, recorder)
     run.recorded = matching(recorded, recorder, force=output.force)
     if output.dry_run:
         for batch in run.batches():
             readable = _read(run, batch, report)
-            run.records += [photo_paths(out, photo) | fitted.record() for photo, fitted in readable]
+            run.records += [
+                input_image_paths(out, input_image) | fitted.record()
+                for input_image, fitted in readable
+            ]
     else:
-        check_writable(out, 4 * (len(photos) - len(run.recorded)) * math.prod(plan.shape))
+        check_writable(out, 4 * (len(inputs) - len(run.recorded)) * math.prod(plan.shape))
         _resumable(run, device, report)
     seconds = time.monotonic() - started
     return InvertResult(tuple(run.records), tuple(run.failed), plan.record(), seconds)
@@ -110,21 +119,21 @@ def _invert(
 
 @dataclass
 class _Run:
-    """recorded: the metadata of this run's latents that were there, by the photos' names."""
+    """recorded: the metadata of this run's latents that were there, by the input images' names."""
 
     request: InvertRequest
-    photos: Sequence[Photo]
+    inputs: Sequence[InputImage]
     recorder: Recorder
     recorded: dict[str, dict[str, Any]] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
     made: int = 0  # how many of the records are new
 
-    def batches(self) -> Iterator[Sequence[Photo]]:
-        """The photos in groups, which are the same in a resumed run."""
+    def batches(self) -> Iterator[Sequence[InputImage]]:
+        """The input images in groups, which are the same in a resumed run."""
         size = self.recorder.plan.batch_size
-        for start in range(0, len(self.photos), size):
-            yield self.photos[start : start + size]
+        for start in range(0, len(self.inputs), size):
+            yield self.inputs[start : start + size]
 
 
 def _resumable(run: _Run, device: torch.device, report: Report) -> None:
@@ -138,26 +147,26 @@ def _resumable(run: _Run, device: torch.device, report: Report) -> None:
         remedy = f"{error.remedy} {go_on(run.recorder.out)}".strip()
         raise StorageError(error.cause, remedy) from error
     if run.recorded and not run.made and not run.failed:
-        report(Notice(f"complete already: {len(run.records)} photos."))
+        report(Notice(f"complete already: {len(run.records)} input images."))
 
 
 def _stop(run: _Run, stop: StopRequest) -> NoReturn:
     if not run.records:
         stop.pass_on()
-    out, how_far = run.recorder.out, f"{len(run.records)} of {len(run.photos)} photos"
+    out, how_far = run.recorder.out, f"{len(run.records)} of {len(run.inputs)} input images"
     raise Stopped(f"{stop.name}: stopped with {how_far} in {out}.", go_on(out))
 
 
 def _invert_all(run: _Run, device: torch.device, stop: StopRequest, report: Report) -> None:
-    """Invert the groups in which a photo is not done, whole; of them, only such photos are written."""
+    """Invert the groups in which an input image is not done, whole; of them, only such input images are written."""
     recorder, plan = run.recorder, run.recorder.plan
-    steps, total = len(plan.timesteps), -(-len(run.photos) // plan.batch_size) * len(plan.timesteps)
+    steps, total = len(plan.timesteps), -(-len(run.inputs) // plan.batch_size) * len(plan.timesteps)
     for number, batch in enumerate(run.batches()):
         readable = _read(run, batch, report)
-        known = [_figures_known(run, photo, fitted) for photo, fitted in readable]
+        known = [_figures_known(run, input_image, fitted) for input_image, fitted in readable]
         if None in known:
             x_0 = from_uint8(torch.stack([fitted.pixels for _, fitted in readable])).to(device)
-            facts = {"pictures": f"{len(run.records)}/{len(run.photos)}"}
+            facts = {"pictures": f"{len(run.records)}/{len(run.inputs)}"}
             progress = Steps(number * steps, total, facts)
             try:
                 with stop.at_once():
@@ -170,94 +179,98 @@ def _invert_all(run: _Run, device: torch.device, stop: StopRequest, report: Repo
                 _stop(run, stop)
             _store(run, readable, known, x_0, trip, report)
         else:
-            for (photo, fitted), figures in zip(readable, known, strict=True):
-                _note(run, photo, fitted, figures or {})
-        facts = {"pictures": f"{len(run.records)}/{len(run.photos)}"}
+            for (input_image, fitted), figures in zip(readable, known, strict=True):
+                _note(run, input_image, fitted, figures or {})
+        facts = {"pictures": f"{len(run.records)}/{len(run.inputs)}"}
         report(Progress("inverting", (number + 1) * steps, total, "steps", facts))
 
 
-def _check_room(out: Path, photos: Sequence[Photo], force: bool) -> None:
+def _check_room(out: Path, inputs: Sequence[InputImage], force: bool) -> None:
     if force:
         return
-    for photo in photos:
-        made = photo_paths(out, photo)
+    for input_image in inputs:
+        made = input_image_paths(out, input_image)
         for path in (Path(made["latents"]), Path(made["comparison"])):
-            if path.exists() and path != photo.path:
+            if path.exists() and path != input_image.path:
                 raise RequestError(
                     f"{path} exists already.",
                     "Go on with --resume, write over it with --force, or name another --out.",
                 )
 
 
-def _read(run: _Run, photos: Sequence[Photo], report: Report) -> list[tuple[Photo, Fitted]]:
-    """Those of the photos that can be read, fitted; the others go to run.failed."""
+def _read(
+    run: _Run, inputs: Sequence[InputImage], report: Report
+) -> list[tuple[InputImage, Fitted]]:
+    """Those of the input images that can be read, fitted; the others go to run.failed."""
     size = run.recorder.plan.shape[1:]
     readable = []
-    for photo in photos:
+    for input_image in inputs:
         try:
-            fitted = fit_photo(photo.path, run.recorder.checkpoint, size, run.request.images.fit)
+            fitted = fit_input_image(
+                input_image.path, run.recorder.checkpoint, size, run.request.images.fit
+            )
         except DataError as error:
-            report(_fail(run, photo, error.cause))
+            report(_fail(run, input_image, error.cause))
         else:
-            report(Notice(f"{photo.path}: {fitted.sentence()}."))
-            readable.append((photo, fitted))
+            report(Notice(f"{input_image.path}: {fitted.sentence()}."))
+            readable.append((input_image, fitted))
     return readable
 
 
-def _figures_known(run: _Run, photo: Photo, fitted: Fitted) -> dict[str, Any] | None:
-    """The figures of a photo that is done, or None."""
-    record = run.recorded.get(photo.name)
+def _figures_known(run: _Run, input_image: InputImage, fitted: Fitted) -> dict[str, Any] | None:
+    """The figures of an input image that is done, or None."""
+    record = run.recorded.get(input_image.name)
     force = run.request.output.force
-    return record and finished_figures(record, run.recorder.out, photo, fitted, force=force)
+    return record and finished_figures(record, run.recorder.out, input_image, fitted, force=force)
 
 
-def _fail(run: _Run, photo: Photo, cause: str) -> Notice:
-    run.failed.append((str(photo.path), cause))
+def _fail(run: _Run, input_image: InputImage, cause: str) -> Notice:
+    run.failed.append((str(input_image.path), cause))
     return Notice(f"left out: {cause}")
 
 
-def _note(run: _Run, photo: Photo, fitted: Fitted, figures: dict[str, Any]) -> None:
-    run.records.append(photo_paths(run.recorder.out, photo) | fitted.record() | figures)
+def _note(run: _Run, input_image: InputImage, fitted: Fitted, figures: dict[str, Any]) -> None:
+    run.records.append(input_image_paths(run.recorder.out, input_image) | fitted.record() | figures)
 
 
 def _store(
     run: _Run,
-    photos: Sequence[tuple[Photo, Fitted]],
+    inputs: Sequence[tuple[InputImage, Fitted]],
     known: Sequence[dict[str, Any] | None],
     x_0: Tensor,
     trip: RoundTrip,
     report: Report,
 ) -> None:
-    """Write the two files of each photo that is not done, and note all in run.records."""
+    """Write the two files of each input image that is not done, and note all in run.records."""
     plan, out = run.recorder.plan, run.recorder.out
     make_folder(out)
     odd, finite = is_atypical(trip.latents), trip.finite.tolist()
     decoded = to_uint8(trip.decoded).cpu()
     found = fidelity(x_0, trip.decoded)
-    for i, (photo, fitted) in enumerate(photos):
+    for i, (input_image, fitted) in enumerate(inputs):
         if (figures := known[i]) is not None:
-            _note(run, photo, fitted, figures)
+            _note(run, input_image, fitted, figures)
             continue
         if not finite[i]:
-            cause = f"{photo.path}: its latent, or what that decodes to, is not finite."
-            report(_fail(run, photo, cause))
+            cause = f"{input_image.path}: its latent, or what that decodes to, is not finite."
+            report(_fail(run, input_image, cause))
             continue
         latents = trip.latents[i : i + 1].cpu()
-        paths = photo_paths(out, photo)
+        paths = input_image_paths(out, input_image)
         figures = figures_of(found[i], trip, i, bool(odd[i]))
-        metadata = run.recorder.metadata(photo, fitted, figures)
+        metadata = run.recorder.metadata(input_image, fitted, figures)
         save_latents(Path(paths["latents"]), latents, metadata)
         text = image_text(_of_one(plan, latents), run.recorder.checkpoint, 0)
         said = {"ddimctl": json.dumps(text | {"method": plan.method})}
         sheet = inversion_sheet(fitted.pixels, decoded[i], len(plan.timesteps), said)
         write_bytes(Path(paths["comparison"]), sheet)
         run.made += 1
-        _note(run, photo, fitted, figures)
+        _note(run, input_image, fitted, figures)
         report(Wrote(paths["latents"], sentence(figures)))
-        notify(report, warnings(photo.path, plan, found[i], trip.residuals[i], figures))
+        notify(report, warnings(input_image.path, plan, found[i], trip.residuals[i], figures))
 
 
 def _of_one(plan: Plan, latents: Tensor) -> Plan:
-    """The plan of decoding one picture's latents (1, C, H, W)."""
+    """The plan of decoding one image's latents (1, C, H, W)."""
     labels = None if plan.labels is None else plan.labels[:1]
     return replace(plan, names=(0,), seeds=(0,), labels=labels, x_T=latents, batch_size=1)

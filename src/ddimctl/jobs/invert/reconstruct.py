@@ -1,4 +1,4 @@
-"""The reconstruction table (the paper's Table 2): pictures inverted and decoded at several S."""
+"""The reconstruction table (the paper's Table 2): images inverted and decoded at several S."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from ddimctl.diffusion.timesteps import timesteps
 from ddimctl.errors import DataError, NumericsError, RequestError
 from ddimctl.files.atomic import write_bytes, write_json
 from ddimctl.files.dataset.datasets import Dataset, gather, load_dataset, sample_indices
-from ddimctl.files.pictures.images import encode_picture
+from ddimctl.files.pictures.images import encode_image
 from ddimctl.files.pictures.plots import line_plot, stack_plots
 from ddimctl.jobs.events import Notice, Report, counted, ignore, notify
 from ddimctl.jobs.invert.request import (
@@ -37,7 +37,7 @@ from ddimctl.jobs.sample.plan import Plan
 from ddimctl.runtime.device import memory_errors
 
 FILES: Final = ("table.csv", "table.json", "plot.png")
-_SEED: Final = 0  # of the choice of pictures
+_SEED: Final = 0  # of the choice of images
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class ReconstructResult:
 
     out: Path | None
     rows: tuple[dict[str, Any], ...]
-    pictures: int
+    images: int
     settings: dict[str, Any]
 
 
 def reconstruct(request: ReconstructRequest, report: Report = ignore) -> ReconstructResult:
-    """Invert and decode the pictures at every S by every method; table.csv, table.json, plot.png.
+    """Invert and decode the images at every S by every method; table.csv, table.json, plot.png.
 
     The table on disk grows with each finished row. Raises as invert does.
     """
@@ -134,12 +134,10 @@ def _load(request: ReconstructRequest, checkpoint: Checkpoint, report: Report) -
 
 
 def _choose(data: Dataset, table: ReconstructionOptions) -> Tensor:
-    """Indices (n,) of the pictures: those asked for, in a random order that is always the same."""
+    """Indices (n,) of the images: those asked for, in a random order that is always the same."""
     among = data.training if table.holdout is None else data.held_out
     if not len(among):
-        raise DataError(
-            f"--holdout {table.holdout:g} keeps none of the pictures aside.", "Raise it."
-        )
+        raise DataError(f"--holdout {table.holdout:g} keeps none of the images aside.", "Raise it.")
     count = min(table.limit or len(among), len(among))
     return among[sample_indices(_SEED, 0, count, len(among))]
 
@@ -225,13 +223,13 @@ def _write(out: Path, head: dict[str, Any], rows: Sequence[dict[str, Any]]) -> N
     error = line_plot(
         dict(_series(rows, "mse")),
         "steps",
-        "error: MSE per dimension, pictures in [0, 1]",
+        "error: MSE per dimension, images in [0, 1]",
         log_x=True,
     )
     cost = line_plot(
-        dict(_series(rows, "evaluations")), "steps", "cost: evaluations a picture", log_x=True
+        dict(_series(rows, "evaluations")), "steps", "cost: evaluations an image", log_x=True
     )
-    write_bytes(out / "plot.png", encode_picture(stack_plots((error, cost))))
+    write_bytes(out / "plot.png", encode_image(stack_plots((error, cost))))
 
 
 def _series(

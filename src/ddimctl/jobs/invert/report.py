@@ -1,4 +1,4 @@
-"""What is said of a photo that was inverted: figures, a sentence, warnings."""
+"""What is said of an input image that was inverted: figures, a sentence, warnings."""
 
 import math
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _NAMED_STEPS: Final = 5  # in a warning about steps that were not solved
 
 
 def figures_of(found: Fidelity, trip: RoundTrip, i: int, atypical: bool) -> dict[str, Any]:
-    """Plain values by name, of the i-th picture of a round trip."""
+    """Plain values by name, of the i-th image of a round trip."""
     mean, std = latent_statistics(trip.latents[i : i + 1])
     residuals = [r if math.isfinite(r) else None for r in trip.residuals[i].tolist()]
     return {
@@ -42,13 +42,13 @@ def sentence(figures: dict[str, Any]) -> str:
 def warnings(
     path: Path, plan: Plan, found: Fidelity, residuals: Tensor, figures: dict[str, Any]
 ) -> Iterator[str]:
-    """What the user should know of an inverted picture besides its figures."""
+    """What the user should know of an inverted image besides its figures."""
     if plan.method != "naive" and found.largest_error > HALF_A_LEVEL * 255 / 2:
         by_size = sorted(zip(residuals.tolist(), plan.timesteps, strict=True), reverse=True)
         left = ", ".join(f"{r * 255 / 2:.2g} at t = {t}" for r, t in by_size[:_NAMED_STEPS])
         yield (
-            f"{path}: decoding misses the picture by up to {found.largest_error:.2g} levels of "
-            f"255; the steps that were not solved leave {left}. A picture that the model does not "
+            f"{path}: decoding misses the image by up to {found.largest_error:.2g} levels of "
+            f"255; the steps that were not solved leave {left}. An image that the model does not "
             "know may have no exact latent; more --steps come nearer."
         )
     if figures["atypical"]:

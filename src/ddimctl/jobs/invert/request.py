@@ -146,9 +146,9 @@ class InversionOutputOptions:
 
 @dataclass(frozen=True)
 class InvertRequest:
-    """What to invert and how. photos: files and folders."""
+    """What to invert and how. input images: files and folders."""
 
-    photos: Annotated[
+    inputs: Annotated[
         tuple[Path, ...],
         argument("IMAGE|DIR", "Input images, and folders of them.", check=reachable),
     ]

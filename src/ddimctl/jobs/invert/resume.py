@@ -1,6 +1,6 @@
-"""What a photo's latents say of its inversion, and which photos of a stopped run are done by that.
+"""What an input image's latents say of its inversion, and which input images of a stopped run are done by that.
 
-There is no manifest: photos of several runs may lie in one folder, and each speaks for itself.
+There is no manifest: input images of several runs may lie in one folder, and each speaks for itself.
 """
 
 import json
@@ -13,7 +13,7 @@ from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.latents import load_latents
 from ddimctl.files.pictures.images import looks_whole
-from ddimctl.jobs.invert.input_images import SHEET, Fitted, Photo
+from ddimctl.jobs.invert.input_images import SHEET, Fitted, InputImage
 from ddimctl.jobs.sample.manifest import AGAIN, differences
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.records import latents_metadata, sha256_hex
@@ -21,7 +21,7 @@ from ddimctl.jobs.sample.records import latents_metadata, sha256_hex
 
 @dataclass(frozen=True)
 class Recorder:
-    """How the photos of a run are recorded. out: the folder of their files."""
+    """How the input images of a run are recorded. out: the folder of their files."""
 
     out: Path
     plan: Plan
@@ -29,39 +29,41 @@ class Recorder:
     tolerance: float
 
     def settings(self) -> dict[str, Any]:
-        """What is the same for all photos of the run, apart from what `inversion` says."""
+        """What is the same for all input images of the run, apart from what `inversion` says."""
         labels = None if self.plan.labels is None else self.plan.labels[:1]
         return latents_metadata(replace(self.plan, labels=labels), self.checkpoint)
 
-    def metadata(self, photo: Photo, fitted: Fitted, figures: Mapping[str, Any]) -> dict[str, Any]:
-        """Of a photo's latents."""
+    def metadata(
+        self, input_image: InputImage, fitted: Fitted, figures: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Of an input image's latents."""
         report = {
             "tolerance": self.tolerance,
             "batch_size": self.plan.batch_size,
             "pixels_sha256": _hash(fitted),
             "figures": dict(figures),
         }
-        own = fitted.record() | {"picture": photo.path.name, "inversion": report}
+        own = fitted.record() | {"picture": input_image.path.name, "inversion": report}
         return self.settings() | own
 
 
-def photo_paths(out: Path, photo: Photo) -> dict[str, str]:
-    """Where a photo is, and where what is made of it goes."""
+def input_image_paths(out: Path, input_image: InputImage) -> dict[str, str]:
+    """Where an input image is, and where what is made of it goes."""
     return {
-        "picture": str(photo.path),
-        "latents": str(out / f"{photo.name}.pt"),
-        "comparison": str(out / f"{photo.name}{SHEET}"),
+        "picture": str(input_image.path),
+        "latents": str(out / f"{input_image.name}.pt"),
+        "comparison": str(out / f"{input_image.name}{SHEET}"),
     }
 
 
-def read_records(out: Path, photos: Sequence[Photo]) -> dict[str, dict[str, Any]]:
-    """The metadata of the latents that are there, by the photos' names.
+def read_records(out: Path, inputs: Sequence[InputImage]) -> dict[str, dict[str, Any]]:
+    """The metadata of the latents that are there, by the input images' names.
 
-    Raises RequestError for what no inversion of a photo has written.
+    Raises RequestError for what no inversion of an input image has written.
     """
     records = {}
-    for photo in photos:
-        path = Path(photo_paths(out, photo)["latents"])
+    for input_image in inputs:
+        path = Path(input_image_paths(out, input_image)["latents"])
         if not path.exists():
             continue
         try:
@@ -71,7 +73,7 @@ def read_records(out: Path, photos: Sequence[Photo]) -> dict[str, dict[str, Any]
         report = metadata.get("inversion")
         if len(latents) != 1 or not isinstance(report, dict) or "figures" not in report:
             raise RequestError(f"--resume: {path} is no latent that invert wrote.", AGAIN)
-        records[photo.name] = metadata | {"shape": list(latents.shape[1:])}
+        records[input_image.name] = metadata | {"shape": list(latents.shape[1:])}
     return records
 
 
@@ -104,22 +106,27 @@ def matching(
 
 
 def finished_figures(
-    record: dict[str, Any] | None, out: Path, photo: Photo, fitted: Fitted, *, force: bool
+    record: dict[str, Any] | None,
+    out: Path,
+    input_image: InputImage,
+    fitted: Fitted,
+    *,
+    force: bool,
 ) -> dict[str, Any] | None:
-    """The figures of a photo that is done, or None. Raises RequestError where its record is of
-    another picture, unless force."""
+    """The figures of an input image that is done, or None. Raises RequestError where its record is of
+    another image, unless force."""
     if record is None:
         return None
-    own = fitted.record() | {"picture": photo.path.name}
+    own = fitted.record() | {"picture": input_image.path.name}
     changed = differences(record, own)
     if record["inversion"].get("pixels_sha256") != _hash(fitted):
         changed.append("its pixels differ")
     if changed and not force:
         raise RequestError(
-            f"--resume: {photo.path} is not the picture that was inverted: {'; '.join(changed)}.",
+            f"--resume: {input_image.path} is not the image that was inverted: {'; '.join(changed)}.",
             AGAIN,
         )
-    done = not changed and looks_whole(Path(photo_paths(out, photo)["comparison"]))
+    done = not changed and looks_whole(Path(input_image_paths(out, input_image)["comparison"]))
     return dict(record["inversion"]["figures"]) if done else None
 
 

@@ -1,4 +1,4 @@
-"""Pictures to latents and back: inversion, verified by the sampler's own decode."""
+"""Images to latents and back: inversion, verified by the sampler's own decode."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -56,16 +56,16 @@ class RoundTrip(NamedTuple):
 
     @property
     def finite(self) -> Tensor:
-        """(N,), bool: whether a picture's latent, its decode, and what the network said are numbers."""
+        """(N,), bool: whether an image's latent, its decode, and what the network said are numbers."""
         both = (self.latents.isfinite() & self.decoded.isfinite()).flatten(1).all(1)
         return both & ~self.residuals.isinf().any(1)  # a step of which no residual was a number
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How near a decoded picture is to the original.
+    """How near a decoded image is to the original.
 
-    mse: per dimension, pictures in [0, 1].  psnr: in dB; None where mse is 0.
+    mse: per dimension, images in [0, 1].  psnr: in dB; None where mse is 0.
     largest_error: in levels of 255, before rounding.  worst_level: after it.
     exact_pixels: the share of pixels of which all channels are equal after rounding.
     """
@@ -145,12 +145,12 @@ def _one_label(
 ) -> Sequence[int] | None:
     """The label of all images: the class asked for, else the null class."""
     if classes is not None and len(classes) > 1:
-        raise RequestError("--class: pictures are inverted as one class.", "Name one.")
+        raise RequestError("--class: images are inverted as one class.", "Name one.")
     if classes is not None or checkpoint.num_classes is None:
         return image_labels(classes, {}, checkpoint, range(count))
     if checkpoint.null_class is None:
         raise RequestError(
-            "this checkpoint needs to know what the pictures show.", "Name it with --class."
+            "this checkpoint needs to know what the images show.", "Name it with --class."
         )
     return (checkpoint.null_class,) * count
 
@@ -200,7 +200,7 @@ def round_trip(
                 raise
             if group.size == 1:
                 raise DeviceError(
-                    "the device is out of memory with one picture at a time.",
+                    "the device is out of memory with one image at a time.",
                     "Use a smaller --size or another --device.",
                 ) from error
         free_memory(x_0.device)
@@ -209,7 +209,7 @@ def round_trip(
         left = [batch for batch in batches if batch.images.start >= group.images.start]
         report(
             Notice(
-                f"out of memory with {len(group.images)} pictures at a time; "
+                f"out of memory with {len(group.images)} images at a time; "
                 f"going on with {left[0].size}."
             )
         )
@@ -269,7 +269,7 @@ def decode_latents(
 
 
 def fidelity(x_0: Tensor, decoded: Tensor) -> list[Fidelity]:
-    """Of each decoded picture, to its x_0; both (N, C, H, W)."""
+    """Of each decoded image, to its x_0; both (N, C, H, W)."""
     error = (decoded - x_0).double()
     levels = (to_uint8(decoded).int() - to_uint8(x_0).int()).abs()  # (N, H, W, C)
     found = []

@@ -1,4 +1,4 @@
-"""Replay: recorded pictures made once more, and compared with what was recorded."""
+"""Replay: recorded images made once more, and compared with what was recorded."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ import torch
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.atomic import storage_errors, write_json
-from ddimctl.files.pictures.images import picture_pixels, read_picture
+from ddimctl.files.pictures.images import image_pixels, read_image
 from ddimctl.jobs.checkpoint import open_checkpoint
 from ddimctl.jobs.events import Report, ignore, notify
 from ddimctl.jobs.interpolate import job as interpolate
@@ -51,12 +51,12 @@ _LAYOUTS: Final = {
     "interpolate": replace(interpolate.LAYOUT, captions=()),
 }
 SAME, BYTES, LEVEL, OTHER, UNKNOWN = "same", "other bytes", "within a level", "differs", "unknown"
-"""How a picture compares: the same file; the same pixels in another file; at most one level of 255
-away; further away; and other bytes than a picture had that is no longer there."""
+"""How an image compares: the same file; the same pixels in another file; at most one level of 255
+away; further away; and other bytes than an image had that is no longer there."""
 
 
 class Compared(NamedTuple):
-    """One picture: its name, one of the words above or None without a recorded hash, and by how
+    """One image: its name, one of the words above or None without a recorded hash, and by how
     many levels of 255 it differs at most, where the old one is there.
     """
 
@@ -67,7 +67,7 @@ class Compared(NamedTuple):
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """The folder, its outputs by kind, each picture's comparison, and what else is not as it was."""
+    """The folder, its outputs by kind, each image's comparison, and what else is not as it was."""
 
     out: Path
     outputs: dict[str, Path]
@@ -77,14 +77,14 @@ class ReplayResult:
 
 
 def replay(request: ReplayRequest, report: Report = ignore) -> ReplayResult:
-    """Make the recorded pictures again, in the recorded batches and threads, and compare them.
+    """Make the recorded images again, in the recorded batches and threads, and compare them.
 
     Raises as sampling does; DataError for a record that cannot be used.
     """
     record = read_record(request.source)
     if request.out is not None and request.out.resolve() in record.source.resolve().parents:
         raise RequestError(
-            f"--out {request.out} holds the pictures to compare with.", "Name another folder."
+            f"--out {request.out} holds the images to compare with.", "Name another folder."
         )
     with (
         run_folder(request.out, "replay", resume=request.resume) as out,
@@ -168,7 +168,7 @@ def _begin(
 
 
 def _changes(record: Record, checkpoint: Checkpoint, device: torch.device) -> list[str]:
-    """Sentences on what is not as it was when the pictures were made."""
+    """Sentences on what is not as it was when the images were made."""
     was: Mapping[str, str] = record.environment or {}
     now = {"ddimctl": version("ddimctl"), **versions(), "device": device_name(device)}
     now["threads"] = str(torch.get_num_threads())
@@ -187,7 +187,7 @@ def _changes(record: Record, checkpoint: Checkpoint, device: torch.device) -> li
         )
     if record.batch_size is None:
         changes.append(
-            "the batch size is not recorded in a picture: equal within a level is what to expect."
+            "the batch size is not recorded in an image: equal within a level is what to expect."
         )
     return changes
 
@@ -195,7 +195,7 @@ def _changes(record: Record, checkpoint: Checkpoint, device: torch.device) -> li
 def _compare(old: tuple[OldImage, ...], out: Path, channels: int) -> Iterator[Compared]:
     manifest = load_manifest(out / "manifest.json")
     if manifest is None or len(manifest["images"]) != len(old):
-        raise DataError(f"{out} was changed while its pictures were compared.")
+        raise DataError(f"{out} was changed while its images were compared.")
     for image, new in zip(old, manifest["images"], strict=True):
         if image.sha256 is None:
             yield Compared(image.name, None, None)
@@ -211,7 +211,7 @@ def _compare(old: tuple[OldImage, ...], out: Path, channels: int) -> Iterator[Co
 
 
 def _levels(old: OldImage, new: Path, channels: int) -> int | None:
-    """The largest difference of two pictures; None without the old one as it was recorded."""
+    """The largest difference of two images; None without the old one as it was recorded."""
     if old.path is None or not old.path.is_file():
         return None
     with storage_errors(old.path):
@@ -219,8 +219,8 @@ def _levels(old: OldImage, new: Path, channels: int) -> int | None:
     if sha256_hex(content) != old.sha256:
         return None
     channels = 1 if channels == 1 else 3  # transparent ones are compared on black
-    was = picture_pixels(read_picture(content, channels, name=str(old.path))).int()
-    now = picture_pixels(read_picture(new, channels)).int()
+    was = image_pixels(read_image(content, channels, name=str(old.path))).int()
+    now = image_pixels(read_image(new, channels)).int()
     return int((was - now).abs().max()) if was.shape == now.shape else 255
 
 

@@ -1,4 +1,4 @@
-"""What a manifest or a picture's text says of how pictures were made, checked: strangers write them."""
+"""What a manifest or an image's text says of how images were made, checked: strangers write them."""
 
 import re
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ _FILE: Final = re.compile(r"(images|frames)/[0-9]{1,19}\.(png|webp)")
 
 @dataclass(frozen=True)
 class OldImage:
-    """A picture that was made: its path, whether or not it is still there, and the file's hash."""
+    """An image that was made: its path, whether or not it is still there, and the file's hash."""
 
     name: str
     path: Path | None
@@ -36,7 +36,7 @@ class OldImage:
 
 @dataclass(frozen=True)
 class Record:
-    """What is needed to make pictures again.
+    """What is needed to make images again.
 
     known: settings, checkpoint, seeds and labels, named as in a latent file's metadata.
     size: (H, W).  batch_size: None where it is not recorded.  latents: (N, C, H, W), or None where
@@ -60,7 +60,7 @@ class Record:
 
 
 def read_record(source: Path) -> Record:
-    """The record in a run's folder, its manifest, or the text of one of its pictures.
+    """The record in a run's folder, its manifest, or the text of one of its images.
 
     Raises DataError naming what is wrong with it, also where latents are needed that are not there.
     """
@@ -68,10 +68,10 @@ def read_record(source: Path) -> Record:
     check_plain_file(path)
     if path.suffix.lower() in SUFFIXES:
         raise DataError(
-            f"{path} is a latent file, not the record of a picture.",
+            f"{path} is a latent file, not the record of an image.",
             f"Decode it with ddimctl sample --latents {path}.",
         )
-    return _from_manifest(path) if path.suffix.lower() == ".json" else _from_picture(path)
+    return _from_manifest(path) if path.suffix.lower() == ".json" else _from_image(path)
 
 
 def _from_manifest(path: Path) -> Record:
@@ -79,7 +79,7 @@ def _from_manifest(path: Path) -> Record:
     if found is None or found["command"] not in COMMANDS:
         raise DataError(
             f"{path} is not the manifest of a run of `ddimctl sample` or `ddimctl interpolate`.",
-            "Name the folder of such a run, its manifest.json, or one of its pictures.",
+            "Name the folder of such a run, its manifest.json, or one of its images.",
         )
     settings, images = found["settings"], found["images"]
     if not images:
@@ -106,7 +106,7 @@ def _from_manifest(path: Path) -> Record:
     )
 
 
-def _from_picture(path: Path) -> Record:
+def _from_image(path: Path) -> Record:
     """One image: what it was drawn beside is not recorded in it."""
     try:
         text = parse_json(read_image_text(path).get("ddimctl", "null"), paths=True)
@@ -116,7 +116,7 @@ def _from_picture(path: Path) -> Record:
         grid = isinstance(text, dict) and "seeds" in text
         raise DataError(
             f"{path} {'is the grid of a run' if grid else 'does not say how it was made'}.",
-            f"Name the run's {NAME}, or one of its pictures, made without --no-metadata.",
+            f"Name the run's {NAME}, or one of its images, made without --no-metadata.",
         )
     content = path.read_bytes()
     latents, place = None, 0
@@ -142,7 +142,7 @@ def _known(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     known = plain_metadata(path, wanted)
     needed = ("checkpoint", "steps", "tau", "eta", "precision")
     if missing := [key for key in needed if key not in known]:
-        raise DataError(f"{path} does not say the {missing[0]} of its pictures.")
+        raise DataError(f"{path} does not say the {missing[0]} of its images.")
     return {key: value for key, value in known.items() if key not in ("batch_size", "size")}
 
 
@@ -166,7 +166,7 @@ def _size(path: Path, settings: Mapping[str, Any]) -> tuple[int, int]:
         or len(size) != 2
         or not all(type(side) is int and 1 <= side <= _MAX_SIDE for side in size)
     ):
-        raise DataError(f"{path} does not say the size of its pictures.")
+        raise DataError(f"{path} does not say the size of its images.")
     return size[0], size[1]
 
 
@@ -189,15 +189,15 @@ def _latents(folder: Path, images: list[dict[str, Any]]) -> Tensor | None:
     latents = load_latents(_latents_file(folder / _LATENTS)).latents
     if hashes != [latent_sha256(latent) for latent in latents]:
         raise DataError(
-            f"{folder / _LATENTS} holds other latents than the pictures were decoded from.",
+            f"{folder / _LATENTS} holds other latents than the images were decoded from.",
             "Bring back the run's own.",
         )
     return latents
 
 
-def _find_latent(picture: Path, sha256: Any) -> tuple[Tensor, int]:
-    """The picture's latent (1, C, H, W) in its run's latents.pt, and its place there."""
-    folder = picture.parent
+def _find_latent(image: Path, sha256: Any) -> tuple[Tensor, int]:
+    """The image's latent (1, C, H, W) in its run's latents.pt, and its place there."""
+    folder = image.parent
     path = next((p for p in (folder / _LATENTS, folder.parent / _LATENTS) if p.exists()), None)
     path = _latents_file(path or folder.parent / _LATENTS)
     latents, metadata = load_latents(path)
@@ -207,7 +207,7 @@ def _find_latent(picture: Path, sha256: Any) -> tuple[Tensor, int]:
             told = isinstance(seeds, list) and len(seeds) == len(latents)
             return torch.clone(latent)[None], seeds[place] if told and seeds else place
     raise DataError(
-        f"{path} does not hold the latent that {picture} was decoded from.",
+        f"{path} does not hold the latent that {image} was decoded from.",
         "Bring back the run's own.",
     )
 
@@ -215,7 +215,7 @@ def _find_latent(picture: Path, sha256: Any) -> tuple[Tensor, int]:
 def _latents_file(path: Path) -> Path:
     if not path.exists():
         raise DataError(
-            f"{path} is not there, and the pictures were decoded from it.",
+            f"{path} is not there, and the images were decoded from it.",
             "Bring it back: its hash is recorded, the latents are not.",
         )
     return path

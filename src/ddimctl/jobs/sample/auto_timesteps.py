@@ -32,7 +32,7 @@ from ddimctl.runtime.ranks import Ranks
 
 BUNDLED_FILE: Final = BUNDLED / "timesteps.json"
 IMAGES: Final = 32
-_FIRST_SEED: Final = 2**32  # away from those that pictures are made of
+_FIRST_SEED: Final = 2**32  # away from those that images are made of
 _DIGITS: Final = 9
 _VERSION: Final = 1
 

@@ -1,4 +1,4 @@
-"""Sampling: seeds or latents in, a folder of pictures out."""
+"""Sampling: seeds or latents in, a folder of images out."""
 
 import time
 from dataclasses import dataclass
@@ -169,7 +169,7 @@ def _check(request: SampleRequest) -> None:
         )
     if output.format not in FORMATS:
         raise RequestError(
-            f"unknown picture format '{output.format}'.", f"Choose of {', '.join(FORMATS)}."
+            f"unknown image format '{output.format}'.", f"Choose of {', '.join(FORMATS)}."
         )
     if request.images.latents is None and not request.images.all_seeds:
         raise RequestError("there is nothing to sample: no seeds.", "Name some with --seeds.")

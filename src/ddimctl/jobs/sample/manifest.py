@@ -29,7 +29,7 @@ class Layout:
     """What a command calls the things in its output folder, and what it adds to them.
 
     command: in the manifest, and in the names of numbered folders.
-    images: the pictures' folder; their numbers have at least that many digits.
+    images: the images' folder; their numbers have at least that many digits.
     captions: one per image, for the grid; None for the classes' names.
     video, fps: gif, webp or mp4 of all images in their order; loop: it ends where it begins.
     details: more entries of the manifest; records: more entries of each image in it.

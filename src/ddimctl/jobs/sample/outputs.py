@@ -23,7 +23,7 @@ _NAMES: Final = {
 
 @dataclass(frozen=True)
 class OutputPaths:
-    """The paths in a folder for pictures of a format; what is half done is in dotfiles."""
+    """The paths in a folder for images of a format; what is half done is in dotfiles."""
 
     out: Path
     layout: Layout
@@ -40,7 +40,7 @@ class OutputPaths:
         return self.out / _NAMES[kind]
 
     def image(self, name: int) -> Path:
-        """The picture with that number."""
+        """The image with that number."""
         return self.of("images") / f"{name:0{self.layout.digits}d}.{self.format}"
 
     @property
@@ -62,17 +62,17 @@ class OutputPaths:
         """Where a process that is not the first notes its smaller batches."""
         return self.out / f".smaller-{rank}.json"
 
-    def pictures_part(self, rank: int) -> Path:
-        """What a process that is not the first hands over, of pictures that have no file."""
-        return self.out / f".pictures-{rank}.pt"
+    def images_part(self, rank: int) -> Path:
+        """What a process that is not the first hands over, of images that have no file."""
+        return self.out / f".images-{rank}.pt"
 
     def smaller_parts(self) -> list[Path]:
         """Those that there are."""
         return sorted(self.out.glob(".smaller-*.json"))
 
-    def pictures_parts(self) -> list[Path]:
+    def images_parts(self) -> list[Path]:
         """Those that there are."""
-        return sorted(self.out.glob(".pictures-*.pt"))
+        return sorted(self.out.glob(".images-*.pt"))
 
     def remove_parts(self) -> None:
         """Take away what was half done."""
@@ -81,7 +81,7 @@ class OutputPaths:
 
     def remove_rank_parts(self) -> None:
         """Take away what processes handed to the first."""
-        _remove([*self.smaller_parts(), *self.pictures_parts()])
+        _remove([*self.smaller_parts(), *self.images_parts()])
 
     def remove_earlier_run(self) -> None:
         """Take away what an earlier run would leave among a new one's files; strangers' files stay."""
@@ -101,7 +101,7 @@ class OutputPaths:
 def bytes_needed(save: Iterable[str], count: int, shape: Sequence[int]) -> int:
     """What images of that shape take on the disk at least.
 
-    Latents and samples take their size, and once more while they get their final name; pictures
+    Latents and samples take their size, and once more while they get their final name; images
     are rarely smaller than a quarter of their pixels.
     """
     numbers = count * math.prod(shape)

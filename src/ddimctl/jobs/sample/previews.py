@@ -11,11 +11,11 @@ from torch import Tensor
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.files.pictures.animation import encode_animation
 from ddimctl.files.pictures.grids import GRID_LIMIT, make_grid
-from ddimctl.files.pictures.images import encode_picture
+from ddimctl.files.pictures.images import encode_image
 from ddimctl.jobs.sample.manifest import Layout
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.request import OutputSettings
-from ddimctl.jobs.sample.shares import read_pictures, write_pictures
+from ddimctl.jobs.sample.shares import read_images, write_images
 
 TRAJECTORY_IMAGES: Final = 16
 TRAJECTORY_FRAMES: Final = 60
@@ -31,19 +31,19 @@ class Kept:
 
     def keep_step(self, images: range, index: int, pixels: Tensor) -> None:
         """Remember the pixels (k, H, W, C) of the x_0 that step `index` predicts of the first k."""
-        for i, picture in zip(images, pixels, strict=False):
+        for i, image in zip(images, pixels, strict=False):
             before = self.frames.get(i, []) if index else []  # or it is made once more
-            self.frames[i] = [*before, picture]
+            self.frames[i] = [*before, image]
 
     def hand_over(self, path: Path, *, pixels: bool) -> None:
         """Write it for another process, the pixels only if wanted; nothing where there is nothing."""
         handed = self.pixels if pixels else {}
         if handed or self.frames:
-            write_pictures(path, handed, self.frames)
+            write_images(path, handed, self.frames)
 
     def take_over(self, path: Path) -> None:
         """Add what another process handed over."""
-        pixels, frames = read_pictures(path)
+        pixels, frames = read_images(path)
         self.pixels |= pixels
         self.frames |= frames
 
@@ -69,14 +69,14 @@ def captions(plan: Plan, checkpoint: Checkpoint, layout: Layout) -> list[str] | 
 
 
 def draw_grid(
-    pictures: Sequence[Tensor],
+    images: Sequence[Tensor],
     outputs: OutputSettings,
     said: Sequence[str] | None,
     text: dict[str, str] | None,
 ) -> bytes:
-    """A PNG of pictures (H, W, C), uint8, with what is said under each, and a text chunk."""
-    grid = make_grid(torch.stack(list(pictures)), outputs.columns, outputs.scale, said)
-    return encode_picture(grid, "png", text)
+    """A PNG of images (H, W, C), uint8, with what is said under each, and a text chunk."""
+    grid = make_grid(torch.stack(list(images)), outputs.columns, outputs.scale, said)
+    return encode_image(grid, "png", text)
 
 
 def draw_animation(

@@ -1,4 +1,4 @@
-"""What latents and pictures say of themselves."""
+"""What latents and images say of themselves."""
 
 import hashlib
 from importlib.metadata import version
@@ -32,7 +32,7 @@ def latents_metadata(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def image_text(plan: Plan, checkpoint: Checkpoint, i: int | None) -> dict[str, Any]:
-    """The settings that a picture carries: image i's, or the whole grid's when i is None."""
+    """The settings that an image carries: image i's, or the whole grid's when i is None."""
     settings = {key: value for key, value in plan.record().items() if key != "batch_size"}
     if settings["tau"] in KINDS:  # kind and steps say it in two words
         del settings["timesteps"]

@@ -113,7 +113,7 @@ def _run_groups(run: _Run, groups: Sequence[Group]) -> None:
     """Make the groups, in halves where the device has no memory for them.
 
     The device is given steps before the results of those before are taken in: so it does not wait
-    while pictures are handed over to be encoded, also not between groups.
+    while images are handed over to be encoded, also not between groups.
     """
     left, walked, steps = deque(groups), deque[_Walked](), len(run.plan.timesteps)
     while left:

@@ -59,7 +59,7 @@ def with_parts(smaller: Sequence[Smaller], parts: Iterable[Path]) -> list[Smalle
     return changes
 
 
-def write_pictures(
+def write_images(
     path: Path, pixels: Mapping[int, Tensor], frames: Mapping[int, list[Tensor]]
 ) -> None:
     """Hand over pixels (H, W, C) and the animation's frames by image."""
@@ -67,7 +67,7 @@ def write_pictures(
         torch.save({"pixels": dict(pixels), "frames": dict(frames)}, file)
 
 
-def read_pictures(path: Path) -> tuple[dict[int, Tensor], dict[int, list[Tensor]]]:
+def read_images(path: Path) -> tuple[dict[int, Tensor], dict[int, list[Tensor]]]:
     """What write_pictures wrote."""
     found = torch.load(path, weights_only=True)
     return found["pixels"], found["frames"]

@@ -1,4 +1,4 @@
-"""The output folder of a sampling run: pictures as they come, then grid, latents and manifest."""
+"""The output folder of a sampling run: images as they come, then grid, latents and manifest."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -16,9 +16,10 @@ from ddimctl.files.latents import save_samples
 from ddimctl.files.pictures.grids import GRID_LIMIT
 from ddimctl.files.pictures.images import (
     encode_image,
+    image_pixels,
     looks_whole,
-    picture_pixels,
-    read_picture,
+    read_image,
+    to_pil,
     to_uint8,
 )
 from ddimctl.files.pictures.video import encode_video
@@ -148,11 +149,11 @@ class SampleStore:
         CPU; encoding happens elsewhere."""
         if "samples" in self._outputs.save:
             self._samples.keep(images, x)
-        for i, picture in zip(images, pixels, strict=True):
+        for i, levels in zip(images, pixels, strict=True):
             if i < GRID_LIMIT:
-                self._kept.pixels[i] = picture
+                self._kept.pixels[i] = levels
             if "images" in self._outputs.save:
-                self._writer.submit(self._write_image, i, picture)
+                self._writer.submit(self._write_image, i, levels)
 
     def check(self) -> None:
         """Raise the error of a write in the background, if one has failed."""
@@ -165,14 +166,14 @@ class SampleStore:
     def hand_over(self) -> None:
         """In a process that is not the first, after its last group: leave all to that one."""
         self.wait()
-        part = self.paths.pictures_part(self._ranks.rank)
+        part = self.paths.images_part(self._ranks.rank)
         self._kept.hand_over(part, pixels=not self.resumable)  # else they are read from the disk
 
     def finish(self) -> None:
         """Write what the run ends with, the manifest last."""
         self.wait()
         self._smaller = with_parts(self._smaller, self.paths.smaller_parts())
-        for part in self.paths.pictures_parts():
+        for part in self.paths.images_parts():
             self._kept.take_over(part)
         save, plan = self._outputs.save, self._plan
         if "images" in save:
@@ -192,13 +193,13 @@ class SampleStore:
         said = captions(self._plan, self._checkpoint, layout)
         everything = range(self._plan.count)
         if "grid" in outputs.save:
-            first = list(map(self._picture, everything[:GRID_LIMIT]))
+            first = list(map(self._image, everything[:GRID_LIMIT]))
             write_bytes(paths.of("grid"), draw_grid(first, outputs, said, self._text(None)))
         if "trajectory" in outputs.save and self._kept.frames:
             path = paths.of("trajectory")
             write_bytes(path, draw_animation(self._kept.frames, outputs, said, path.suffix[1:]))
         if layout.video:
-            frames = list(map(self._picture, everything))
+            frames = list(map(self._image, everything))
             content = encode_video(frames, layout.video, layout.fps, layout.loop)
             write_bytes(paths.of("video"), content)
 
@@ -249,20 +250,20 @@ class SampleStore:
         return record
 
     def _write_image(self, i: int, pixels: Tensor) -> None:
-        content = encode_image(pixels, self._outputs.format, self._text(i))
+        content = encode_image(to_pil(pixels), self._outputs.format, self._text(i))
         self._digests[i] = sha256_hex(content)
         write_bytes(self._image_path(i), content, sync=False)
 
-    def _picture(self, i: int) -> Tensor:
+    def _image(self, i: int) -> Tensor:
         """The pixels (H, W, C) of a finished image, from the disk where they were not kept."""
         if i in self._kept.pixels:
             return self._kept.pixels[i]
         if "images" not in self._outputs.save:
             return to_uint8(self._samples.values[i : i + 1])[0]
-        return picture_pixels(read_picture(self._image_path(i), self._plan.shape[0]))
+        return image_pixels(read_image(self._image_path(i), self._plan.shape[0]))
 
     def _text(self, i: int | None) -> dict[str, str] | None:
-        """The text chunk of a picture: one JSON object under the program's name."""
+        """The text chunk of an image: one JSON object under the program's name."""
         if not self._outputs.metadata:
             return None
         return {"ddimctl": json.dumps(image_text(self._plan, self._checkpoint, i))}

@@ -1,4 +1,4 @@
-"""The pictures of a training run, and everything random about them."""
+"""The images of a training run, and everything random about them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -47,10 +47,10 @@ def read_data(request: TrainRequest, check: Callable[[], None], report: Report) 
     if data.skipped:
         named = "; ".join(f"{name}: {reason}" for name, reason in data.skipped[:5])
         more = f"; and {len(data.skipped) - 5} more" if len(data.skipped) > 5 else ""
-        report(Notice(f"{len(data.skipped)} unreadable pictures left out ({named}{more})."))
+        report(Notice(f"{len(data.skipped)} unreadable images left out ({named}{more})."))
     kept = f", {len(data.held_out)} held out" if len(data.held_out) else ""
     classes = f", {len(data.class_names)} classes" if data.class_names else ""
-    report(Notice(f"{len(data.training)} pictures to learn from{kept}{classes}."))
+    report(Notice(f"{len(data.training)} images to learn from{kept}{classes}."))
     return data
 
 
@@ -62,7 +62,7 @@ def make_batch(
     count: int,
     device: torch.device,
 ) -> Batch:
-    """Pictures first ... first + count - 1 of the run, each random as (seed, its number) decides."""
+    """Images first ... first + count - 1 of the run, each random as (seed, its number) decides."""
     indices = data.training[sample_indices(request.seed, first, count, len(data.training))]
     keys = noise.hash_keys(torch.arange(first, first + count), request.seed)
     flips = noise.uniform(noise.hash_keys(keys, _FLIP)) < 0.5 if request.flip else None
@@ -81,7 +81,7 @@ def make_batch(
 
 
 def seed_of(seed: int, index: int) -> int:
-    """The seed of torch's own generator for the pass that begins with that picture of the run.
+    """The seed of torch's own generator for the pass that begins with that image of the run.
 
     What modules draw, such as dropout, comes from there; index -1 is for fresh weights.
     """

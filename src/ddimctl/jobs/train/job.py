@@ -1,4 +1,4 @@
-"""Training a checkpoint with L_simple on a folder or a zip of pictures."""
+"""Training a checkpoint with L_simple on a folder or a zip of images."""
 
 import signal
 import time
@@ -41,7 +41,7 @@ class TrainResult:
 def train(request: TrainRequest, report: Report = ignore) -> TrainResult:
     """Train, writing RUN/checkpoint, state, metrics.jsonl, loss.png and samples as it goes.
 
-    Every random number is a function of (seed, step, index of the picture in the run), so a run
+    Every random number is a function of (seed, step, index of the image in the run), so a run
     that was stopped or killed and resumed is the run that was not. The state is written first and
     the other files follow from it: a resumed run writes them again. Raises RequestError,
     DataError, CheckpointError, StorageError, NumericsError, DeviceError where memory ends, and
@@ -84,7 +84,7 @@ def _own_folder(request: TrainRequest, ranks: Ranks) -> Iterator[None]:
 def _learn(run: Run, stop: StopRequest, report: Report) -> None:
     """Updates until the last step, the time limit or a signal, with what is due after each."""
     request, learner = run.request, run.learner
-    started, pictures, busy = time.monotonic(), 0, 0.0
+    started, images, busy = time.monotonic(), 0, 0.0
     facts: dict[str, str] = {}
     while learner.step < request.steps:
         begun = time.monotonic()
@@ -98,11 +98,11 @@ def _learn(run: Run, stop: StopRequest, report: Report) -> None:
         logged = learner.step % request.log_every == 0 or complete
         if logged or learner.step % request.save_every == 0:
             count_updates(run)
-        pictures += request.batch_size
+        images += request.batch_size
         busy += time.monotonic() - begun  # reports and states are not training time
         if logged:
-            facts = add_record(request, learner, pictures / busy, time.monotonic() - started)
-            pictures, busy = 0, 0.0
+            facts = add_record(request, learner, images / busy, time.monotonic() - started)
+            images, busy = 0, 0.0
         report(Progress("training", learner.step, request.steps, "steps", facts))
         late = request.time_limit is not None and time.monotonic() - started > request.time_limit
         late, stopping = _agree(run.ranks, late, stop)

@@ -31,7 +31,7 @@ def training_log(
         follower = _Follower(log, step, metrics, report)
         samples = request.out / "samples" / f"step-{step:08d}.png"
         if samples.exists():
-            log.add_picture(step, "samples", samples)
+            log.add_image(step, "samples", samples)
         try:
             yield follower.report
         finally:
@@ -48,7 +48,7 @@ class _Follower:
     def report(self, event: Event) -> None:
         self.add_new()
         if isinstance(event, Wrote) and (name := _SAMPLES.fullmatch(Path(event.path).name)):
-            self._log.add_picture(int(name[1]), "samples", Path(event.path))
+            self._log.add_image(int(name[1]), "samples", Path(event.path))
         self._report(event)
 
     def add_new(self) -> None:

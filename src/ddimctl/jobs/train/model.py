@@ -14,7 +14,7 @@ from ddimctl.jobs.train.request import TrainRequest
 
 
 def model_to_train(request: TrainRequest, data: Dataset) -> Checkpoint:
-    """A fresh network, or that of --init, for the pictures. Raises RequestError, CheckpointError."""
+    """A fresh network, or that of --init, for the images. Raises RequestError, CheckpointError."""
     if request.init is None:
         return _fresh(request, data)
     return _adapted(load_checkpoint(request.init), request, data)
@@ -53,7 +53,7 @@ def _adapted(start: Checkpoint, request: TrainRequest, data: Dataset) -> Checkpo
         )
     if shape[1] % start.size_divisor or shape[2] % start.size_divisor:
         raise RequestError(
-            f"--init does not take pictures of {shape[1]}x{shape[2]}.",
+            f"--init does not take images of {shape[1]}x{shape[2]}.",
             f"Choose an --image-size divisible by {start.size_divisor}.",
         )
     size = shape[1] if shape[1] == shape[2] else list(shape[1:])

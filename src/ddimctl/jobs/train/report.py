@@ -25,7 +25,7 @@ from ddimctl.jobs.train.state import Learner
 from ddimctl.jobs.train.step import learning_rate
 from ddimctl.runtime.signals import StopRequest
 
-EVALUATED = 256  # pictures; enough for two digits of the loss
+EVALUATED = 256  # images; enough for two digits of the loss
 SAMPLES, SAMPLE_STEPS = 32, 20
 _BATCH = 64
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -51,7 +51,7 @@ def add_record(
 
 
 def add_evaluation(run: Run, stop: StopRequest) -> None:
-    """Add the EMA network's loss on pictures it learns from and on those held out to the metrics.
+    """Add the EMA network's loss on images it learns from and on those held out to the metrics.
 
     Nothing is added when a signal comes before the end, or where it has been done.
     """
@@ -76,9 +76,9 @@ def is_evaluated(learner: Learner) -> bool:
 
 @torch.inference_mode()
 def evaluate_loss(run: Run, indices: Tensor, stop: StopRequest) -> float | None:
-    """L_simple of the EMA network over up to 256 of the pictures, t spread evenly over 0 ... T-1.
+    """L_simple of the EMA network over up to 256 of the images, t spread evenly over 0 ... T-1.
 
-    Pictures, timesteps and noise are the same at every call, so that a curve of it is smooth.
+    Images, timesteps and noise are the same at every call, so that a curve of it is smooth.
     None where it is not finite, and when a signal came before the end.
     """
     data, device, checkpoint = run.data, run.device, run.averaged

@@ -322,10 +322,10 @@ def memory_remedy(request: TrainRequest, processes: int) -> str:
     """What to do when a pass over a part of a batch does not fit in memory."""
     batch, parts = request.batch_size // processes, request.grad_accum
     if batch == parts:
-        return "One picture at once is too much for it: use a smaller --model or --image-size."
+        return "One image at once is too much for it: use a smaller --model or --image-size."
     more = next(n for n in range(parts + 1, batch + 1) if batch % n == 0)
     return (
-        f"It had {batch // parts} pictures at once: --resume with --grad-accum {more} "
+        f"It had {batch // parts} images at once: --resume with --grad-accum {more} "
         f"takes {batch // more} at once."
     )
 
@@ -371,5 +371,5 @@ def _changes(prefix: str, was: dict[str, Any], now: dict[str, Any]) -> list[str]
 
 
 def _data_words(data: dict[str, Any]) -> str:
-    words = f"{data['pictures']} pictures to learn from and {data['held_out']} held out"
+    words = f"{data['images']} images to learn from and {data['held_out']} held out"
     return f"{words} (fingerprint {data['fingerprint'][:12]})"

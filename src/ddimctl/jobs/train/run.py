@@ -55,7 +55,7 @@ class Run:
 
     @property
     def micro_batch(self) -> int:
-        """Pictures in a process's memory at once."""
+        """Images in a process's memory at once."""
         return self.request.batch_size // (self.request.grad_accum * self.ranks.count)
 
 
@@ -79,7 +79,7 @@ def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks, report: Rep
         if (request.out / folder).is_dir():
             clean_temporaries(request.out / folder)
     state = _state_to_go_on_from(request, report)
-    if not ranks.first:  # then they find the pictures decoded, if they are on its machine
+    if not ranks.first:  # then they find the images decoded, if they are on its machine
         ranks.share("pictures", None)
     data = read_data(request, check_stop, report)
     if ranks.first:
@@ -145,7 +145,7 @@ def _record(
         "schedule": model.schedule.settings,
     }
     config = json.loads(model.unet.to_json_string())  # type: ignore[operator]
-    pictures = {
+    images = {
         "pictures": len(data.training),
         "held_out": len(data.held_out),
         "fingerprint": data.fingerprint,
@@ -154,7 +154,7 @@ def _record(
     return {
         "settings": settings,
         "network": network,
-        "data": pictures,
+        "data": images,
         "steps": request.steps,
     }
 
@@ -171,7 +171,7 @@ def _check_alike(ranks: Ranks, learner: Learner, record: dict[str, Any]) -> None
         differs = [name for name in mine if mine[name] != theirs[name]]
         raise DataError(
             f"it does not begin as process 0 does: {', '.join(differs)} differ.",
-            "Give all the same command, and the same pictures and run on a shared disk.",
+            "Give all the same command, and the same images and run on a shared disk.",
         )
 
 

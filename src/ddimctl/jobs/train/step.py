@@ -18,7 +18,7 @@ SKIP_LIMIT = 100
 
 
 def update(run: Run) -> None:
-    """One step of AdamW on request.batch_size pictures; none where its gradient is not finite.
+    """One step of AdamW on request.batch_size images; none where its gradient is not finite.
 
     Raises NumericsError when that has happened too often in a row.
     """
