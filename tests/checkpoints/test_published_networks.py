@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddimctl.checkpoints.build.network import build_unet
 from ddimctl.checkpoints.families import ermongroup, openai
-from ddimctl.checkpoints.families.common import Converted, Said
+from ddimctl.checkpoints.families.common import Converted, Flags
 from ddimctl.errors import RequestError
 
 IMPROVED: dict[str, Any] = {
@@ -110,7 +110,7 @@ def test_openais_published_networks_need_no_flags(name: str) -> None:
     published = OPENAI[name]
     flags = published.flags
     weights = reference_openai.names_and_shapes(flags)
-    converted = openai.convert(weights, Said(name, {}, {}))
+    converted = openai.convert(weights, Flags(name, {}, {}))
     _check_fits(converted, weights, published)
     assert "published" in converted.notes[0]
 
@@ -121,7 +121,7 @@ def test_openais_published_networks_need_no_flags(name: str) -> None:
             *("noise_schedule", "diffusion_steps", "rescale_timesteps"),
         )
     }
-    said = openai.convert(weights, Said(name, told, {}))  # what its README tells of it
+    said = openai.convert(weights, Flags(name, told, {}))  # as its README names them
     assert said.config == converted.config
     assert said.patches == converted.patches
     assert said.diffusion.prediction == converted.diffusion.prediction == "eps"
@@ -134,7 +134,7 @@ def test_openais_published_networks_need_no_flags(name: str) -> None:
 def test_the_published_networks_of_ho_et_al_need_no_config(name: str) -> None:
     published = HO[name]
     weights = reference_ermongroup.names_and_shapes(published.flags)
-    converted = ermongroup.convert(weights, Said("model.ckpt", {}, {}))
+    converted = ermongroup.convert(weights, Flags("model.ckpt", {}, {}))
     _check_fits(converted, weights, published)
     assert converted.diffusion.schedule.settings == {
         "kind": "linear",
@@ -154,14 +154,14 @@ def test_a_network_of_another_kind_is_not_taken_for_a_published_one() -> None:
         {"in_channels": 1},
     ):
         weights = reference_openai.names_and_shapes(IMPROVED | changed)
-        with pytest.raises(RequestError, match="do not tell its image_size, num_heads"):
-            openai.convert(weights, Said("model.pt", {}, {}))
+        with pytest.raises(RequestError, match="do not show image_size, num_heads"):
+            openai.convert(weights, Flags("model.pt", {}, {}))
 
 
 def test_what_is_said_counts_more_than_what_is_published() -> None:
     weights = reference_openai.names_and_shapes(IMPROVED)
     told = {"noise_schedule": "linear", "num_heads": "8"}
-    converted = openai.convert(weights, Said("model.pt", told, {}, size=(128, 64)))
+    converted = openai.convert(weights, Flags("model.pt", told, {}, size=(128, 64)))
     assert converted.config["sample_size"] == (128, 64)
     assert converted.diffusion.schedule.settings["kind"] == "linear"
     assert converted.patches.heads == 8

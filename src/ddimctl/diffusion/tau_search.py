@@ -172,13 +172,15 @@ def _predicted(found: Probe, schedule: Schedule) -> tuple[Denoiser, Tensor, Tens
     N = len(found.timesteps)
     x_0s, epss = torch.eye(2 * N, dtype=torch.float64)[:, None].chunk(2)
     place = {t: i for i, t in enumerate(found.timesteps)}
-    top, response = found.timesteps[-1], found.response.tolist()
-    walk = {top: ddim_step(x_0s[-1], epss[-1], schedule(top))}
+    start_timestep, response = found.timesteps[-1], found.response.tolist()
+    walk = {start_timestep: ddim_step(x_0s[-1], epss[-1], schedule(start_timestep))}
 
     def replay(x: Tensor, t: int, labels: Tensor | None) -> Prediction:
         return Prediction(x_0s[place[t]], epss[place[t]])
 
-    for step in trajectory(replay, walk[top], schedule, found.timesteps, solver=_FINE_SOLVER):
+    for step in trajectory(
+        replay, walk[start_timestep], schedule, found.timesteps, solver=_FINE_SOLVER
+    ):
         walk[step.t_next] = step.x
 
     def denoise(x: Tensor, t: int, labels: Tensor | None) -> Prediction:
@@ -186,7 +188,7 @@ def _predicted(found: Probe, schedule: Schedule) -> tuple[Denoiser, Tensor, Tens
         x_0 = x_0s[place[t]] + response[place[t]] * (x - walk[t])
         return Prediction(x_0, (x - math.sqrt(level) * x_0) / math.sqrt(1 - level))
 
-    return denoise, walk[top], walk[CLEAN]
+    return denoise, walk[start_timestep], walk[CLEAN]
 
 
 def _spread(shape: Sequence[float], steps: int, N: int) -> list[int]:
@@ -230,7 +232,7 @@ def _descend(
 
 
 def _watched(denoise: Denoiser, record: dict[int, tuple[Tensor, Prediction]]) -> Denoiser:
-    """The denoiser, noting by timestep what it was asked and what it said."""
+    """The denoiser, recording its input and prediction by timestep."""
 
     def watched(x: Tensor, t: int, labels: Tensor | None) -> Prediction:
         found = denoise(x, t, labels)

@@ -35,10 +35,10 @@ def check_wanted(wanted: str, known: str, name: str) -> None:
     """Raise CheckpointError unless the weights that are there are those wanted ("auto": any)."""
     if wanted in ("auto", known):
         return
-    told = (
-        "does not say which weights it has" if known == "unknown" else f"has {known} weights only"
+    cause = (
+        "does not say which weights it holds" if known == "unknown" else f"holds {known} weights"
     )
-    raise CheckpointError(f"{name} {told}.", "Leave --weights at auto.")
+    raise CheckpointError(f"{name} {cause}, not {wanted}.", "Leave --weights at auto.")
 
 
 def fill(
@@ -47,16 +47,16 @@ def fill(
     options: Options,
     name: str,
     remedy: str,
-    spoken: Callable[[str], str] = str,
+    source_name: Callable[[str], str] = str,
 ) -> None:
     """Put weights into the network, strictly, and the network on the device.
 
-    remedy: what to do where they do not fit. spoken: from a weight's name to that in the user's
+    remedy: what to do where they do not fit. source_name: from a weight's name to that in the user's
     file. Raises CheckpointError, also for weights that are not finite, unless the options take them.
     """
-    assign_weights(built.unet, weights, options.device, options.dtype, name, remedy, spoken)
+    assign_weights(built.unet, weights, options.device, options.dtype, name, remedy, source_name)
     if not options.allow_nonfinite:
-        check_finite({spoken(key): tensor for key, tensor in weights.items()}, name)
+        check_finite({source_name(key): tensor for key, tensor in weights.items()}, name)
     compute_buffers(built.unet)
     built.unet.to(options.device).eval()
 

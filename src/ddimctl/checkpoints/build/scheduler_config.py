@@ -63,7 +63,7 @@ def read_diffusion(config: dict[str, Any], where: str) -> Diffusion:
             f"{where} ({kind}) does not say the betas of the training.", SUPPORTED
         )
 
-    # predict_epsilon is how diffusers before 0.10 said it
+    # diffusers before 0.10 has predict_epsilon instead
     assumed = "sample" if config.get("predict_epsilon") is False else "epsilon"
     prediction = str(config.get("prediction_type") or assumed)
     if prediction not in _PREDICTIONS:
@@ -118,15 +118,15 @@ def _is_number(value: Any) -> bool:
 
 def sampler_note(name: str, ignored: dict[str, Any]) -> str:
     """One sentence on the settings of the file's own sampler that would change images, or ''."""
-    told = {
+    own = {
         key: ignored[key]
         for key in ("clip_sample", "thresholding", "timestep_spacing")
         if ignored.get(key) not in (None, False, "linspace")
     }
-    if not told:
+    if not own:
         return ""
-    settings = ", ".join(f"{key} = {value}" for key, value in told.items())
-    return f"{name} has sampler settings of its own, which are not applied: {settings}."
+    settings = ", ".join(f"{key} = {value}" for key, value in own.items())
+    return f"the sampler settings of {name} are not applied: {settings}."
 
 
 def scheduler_config(schedule: Schedule, prediction: str) -> dict[str, Any]:
@@ -136,16 +136,17 @@ def scheduler_config(schedule: Schedule, prediction: str) -> dict[str, Any]:
     sigmoid schedule, which DDIMScheduler does not know.
     """
     settings = schedule.settings
-    spelled = {ours: theirs for theirs, ours in _KINDS.items()}
+    kinds = {ours: name for name, ours in _KINDS.items()}
+    predictions = {ours: name for name, ours in _PREDICTIONS.items()}
     config: dict[str, Any] = {
         "_class_name": "DDPMScheduler" if settings["kind"] == "sigmoid" else "DDIMScheduler",
         "num_train_timesteps": schedule.num_train_timesteps,
         "beta_start": settings.get("beta_start", 1e-4),
         "beta_end": settings.get("beta_end", 0.02),
-        "beta_schedule": spelled.get(settings["kind"], "linear"),
+        "beta_schedule": kinds.get(settings["kind"], "linear"),
         "trained_betas": settings.get("betas"),
         "rescale_betas_zero_snr": settings.get("rescale_zero_snr", False),
-        "prediction_type": {ours: theirs for theirs, ours in _PREDICTIONS.items()}[prediction],
+        "prediction_type": predictions[prediction],
         "clip_sample": False,
         "timestep_spacing": "trailing",
     }

@@ -166,17 +166,18 @@ def assign_weights(
     dtype: torch.dtype,
     name: str,
     remedy: str,
-    spoken: Callable[[str], str] = str,
+    source_name: Callable[[str], str] = str,
 ) -> None:
     """Make weights the network's own; convolutions without a copy where device and dtype are right.
 
-    spoken: from a weight's name to that in the user's file. Raises CheckpointError with this remedy when the names or shapes are not exactly the network's.
+    source_name: from a weight's name to that in the user's file. Raises CheckpointError with this
+    remedy when the names or shapes are not exactly the network's.
     """
     wanted = unet.state_dict()
-    missing = list(dict.fromkeys(spoken(key) for key in wanted if key not in weights))
-    extra = list(dict.fromkeys(spoken(key) for key in weights if key not in wanted))
+    missing = list(dict.fromkeys(source_name(key) for key in wanted if key not in weights))
+    extra = list(dict.fromkeys(source_name(key) for key in weights if key not in wanted))
     misshapen = [
-        f"{spoken(key)} {tuple(weights[key].shape)} for {tuple(tensor.shape)}"
+        f"{source_name(key)} {tuple(weights[key].shape)} for {tuple(tensor.shape)}"
         for key, tensor in wanted.items()
         if key in weights and weights[key].shape != tensor.shape
     ]

@@ -1,4 +1,4 @@
-"""What the families of single files have in common: a network told in diffusers' words."""
+"""What the families of single files have in common: a network described in diffusers' terms."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
@@ -12,26 +12,26 @@ from ddimctl.errors import CheckpointError, DdimctlError, RequestError, brief
 SIZE: Final = "image_size"
 
 
-class Said(NamedTuple):
-    """What is known of a network beside its weights.
+class Flags(NamedTuple):
+    """The settings of a network that come from outside its weights.
 
-    name:   of the file. flags: what the user said. beside: what a settings file beside it says, in
-    one level. size: (H, W) to take where nothing else names the training's. config: the name of
-    that settings file.
+    file: name of the weight file. given: the user's --model-flag. beside: settings of the file named
+    config that lies beside the weights, in one level. size: (H, W) of the training images where
+    neither names it.
     """
 
-    name: str
-    flags: Mapping[str, str]
+    file: str
+    given: Mapping[str, str]
     beside: Mapping[str, Any]
     size: tuple[int, int] | None = None
     config: str = ""
 
 
 class Converted(NamedTuple):
-    """A UNet2DModel's config and weights, and what more there is to know.
+    """A UNet2DModel's config and weights, and what its config cannot hold.
 
-    told: the settings that its weights do not show, as they were settled.
-    theirs: from a weight's name in diffusers to its name in the file, for messages.
+    settings: the resolved settings that the weights do not show. source_name: from a weight's name
+    in diffusers to its name in the file, for messages.
     """
 
     config: dict[str, Any]
@@ -39,36 +39,36 @@ class Converted(NamedTuple):
     diffusion: Diffusion
     patches: UNetPatches
     notes: tuple[str, ...] = ()
-    told: Mapping[str, Any] = {}
-    theirs: Callable[[str], str] = str
+    settings: Mapping[str, Any] = {}
+    source_name: Callable[[str], str] = str
 
 
-def wrong(said: Said, key: str, cause: str, remedy: str = "Correct it.") -> DdimctlError:
-    """The error for what was said under that name: the user's, or that of the file beside."""
-    if key in said.flags:
+def wrong(flags: Flags, key: str, cause: str, remedy: str = "Correct it.") -> DdimctlError:
+    """The error for the setting of that name, which is the user's or that of the file beside."""
+    if key in flags.given:
         return RequestError(f"--model-flag {key}: {cause}", remedy)
-    return CheckpointError(f"{said.config}: {cause}", remedy)
+    return CheckpointError(f"{flags.config}: {cause}", remedy)
 
 
-def read_flags(said: Said, kinds: Mapping[str, type], ignored: Iterable[str]) -> dict[str, Any]:
+def read_flags(flags: Flags, kinds: Mapping[str, type], ignored: Iterable[str]) -> dict[str, Any]:
     """The user's flags over the settings beside the file, each of its kind (int, float, bool, str).
 
     kinds: the settings of the family. ignored: others of its scripts', which change no image.
     Raises RequestError for a flag, CheckpointError for a setting, that is unknown or wrong.
     """
-    for key in said.flags:
+    for key in flags.given:
         if key not in kinds and key not in ignored:
             known = ", ".join(kinds)
-            raise RequestError(f"--model-flag {key} is unknown here.", f"Known are {known}.")
+            raise RequestError(f"--model-flag {key} is unknown.", f"Known flags: {known}.")
     values: dict[str, Any] = {}
-    for key, value in [*said.beside.items(), *said.flags.items()]:
+    for key, value in [*flags.beside.items(), *flags.given.items()]:
         if key not in kinds or value is None:
             continue
         values[key] = _typed(_parsed(value) if isinstance(value, str) else value, kinds[key])
         if values[key] is None:
             words = {int: "a whole number", float: "a number", bool: "true or false"}
             wanted = words.get(kinds[key], "a word")
-            raise wrong(said, key, f"{key} is {brief(value)}, but should be {wanted}.")
+            raise wrong(flags, key, f"{key} is {brief(value)}, not {wanted}.")
     return values
 
 
@@ -93,62 +93,61 @@ def _typed(value: Any, kind: type) -> Any:
     return value if type(value) is kind else None
 
 
-def check_told(said: Said, told: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Compare what was said of the network with what its weights show (None: they do not).
+def check_settings(flags: Flags, settings: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Compare the settings with those that the weights show (None: they do not show it).
 
     Raises CheckpointError for a contradiction, RequestError where a flag contradicts.
     """
     for key, value in found.items():
-        if key in told and value not in (None, told[key]):
-            cause = f"{key} is {told[key]}, but the weights of {said.name} show {value}."
-            other = f"{said.config} seems to belong to another checkpoint: move it away."
-            raise wrong(said, key, cause, "Leave that flag out." if key in said.flags else other)
+        if key in settings and value not in (None, settings[key]):
+            cause = f"{key} is {settings[key]}, but the weights of {flags.file} show {value}."
+            other = f"Move {flags.config} away if it belongs to another checkpoint."
+            raise wrong(
+                flags, key, cause, f"Leave out --model-flag {key}." if key in flags.given else other
+            )
 
 
-def training_size(said: Said, told: Mapping[str, Any], levels: int) -> tuple[int, int]:
-    """(H, W) of the training's images. Raises RequestError where nothing says it."""
-    size = (told[SIZE], told[SIZE]) if SIZE in told else said.size
+def training_size(flags: Flags, settings: Mapping[str, Any], levels: int) -> tuple[int, int]:
+    """(H, W) of the training images. Raises RequestError where nothing names it."""
+    size = (settings[SIZE], settings[SIZE]) if SIZE in settings else flags.size
     if size is None:
         raise RequestError(
-            f"{said.name} does not say the size of its images.",
+            f"{flags.file} does not hold the image size.",
             f"Pass --size, or --model-flag {SIZE}=32.",
         )
     divisor = 2 ** (levels - 1)
     if min(size) < 1 or size[0] % divisor or size[1] % divisor:
-        cause = f"images of {size[0]}x{size[1]} do not fit the {levels} levels of {said.name}."
-        remedy = f"Name a size divisible by {divisor}."
-        if SIZE in told:
-            raise wrong(said, SIZE, cause, remedy)
+        cause = f"{size[0]}x{size[1]} does not fit the {levels} levels of {flags.file}."
+        remedy = f"Pass a size divisible by {divisor}."
+        if SIZE in settings:
+            raise wrong(flags, SIZE, cause, remedy)
         raise RequestError(f"--size: {cause}", remedy)
     return size
 
 
-def check_steps(said: Said, key: str, steps: int) -> None:
+def check_steps(flags: Flags, key: str, steps: int) -> None:
     """Refuse a T that no schedule can have. Raises as wrong does."""
     if not 1 <= steps <= MAX_TIMESTEPS:
-        raise wrong(said, key, f"{key} is {steps}.")
+        raise wrong(flags, key, f"{key} is {steps}.")
 
 
-def side(weights: Mapping[str, Tensor], key: str, axis: int, said: Said) -> int:
+def side(weights: Mapping[str, Tensor], key: str, axis: int, flags: Flags) -> int:
     """The length of a weight along an axis. Raises CheckpointError where it has none."""
     shape = tuple(weights[key].shape) if key in weights else None
     if shape is None or axis >= len(shape) or shape[axis] < 1:
-        what = f"has no weight {key}" if shape is None else f"has a {key} of the shape {shape}"
-        raise CheckpointError(f"{said.name} is damaged: it {what}.", "Get the file again.")
+        what = f"no weight {key}" if shape is None else f"{key} has the shape {shape}"
+        raise CheckpointError(f"{flags.file} is damaged: {what}.", "Download the file again.")
     return shape[axis]
 
 
 class Names(NamedTuple):
-    """How a family calls what diffusers has, and back.
-
-    blocks: modules of the network, theirs to diffusers'. leaves: modules within a block, likewise.
-    """
+    """Module names of a family to diffusers'. blocks: of the network. leaves: within a block."""
 
     blocks: Mapping[str, str]
     leaves: Mapping[str, str]
 
     def inverted(self) -> "Names":
-        return Names(*({ours: theirs for theirs, ours in table.items()} for table in self))
+        return Names(*({ours: source for source, ours in table.items()} for table in self))
 
     def of(self, key: str) -> str:
         """The other name of a weight; one that is in no table keeps its own."""

@@ -12,10 +12,10 @@ from ddimctl.checkpoints.build.scheduler_config import Diffusion
 from ddimctl.checkpoints.families.common import (
     SIZE,
     Converted,
+    Flags,
     Names,
-    Said,
+    check_settings,
     check_steps,
-    check_told,
     read_flags,
     side,
     training_size,
@@ -28,7 +28,7 @@ NAME: Final = "ermongroup"
 CONFIG: Final = "config.yml"
 MARK: Final = "down.0.block.0.norm1.weight"
 
-# Theirs -> diffusers', for whole modules of the network ...
+# Their names -> diffusers', for whole modules of the network ...
 _ENDS: Final = {
     "temb.dense.0": "time_embedding.linear_1",
     "temb.dense.1": "time_embedding.linear_2",
@@ -57,7 +57,7 @@ _SETTINGS: Final = {
     "beta_start": float,
     "beta_end": float,
 }
-_UNSAID: Final = {
+_DEFAULTS: Final = {
     "num_diffusion_timesteps": 1000,
     "beta_schedule": "linear",
     "beta_start": 1e-4,
@@ -91,55 +91,55 @@ class _Shape(NamedTuple):
     out_ch: int
 
 
-def convert(weights: Mapping[str, Tensor], said: Said) -> Converted:
-    """The network in diffusers' words. Raises CheckpointError, RequestError."""
-    shape = _read_shape(weights, said)
-    told = read_flags(said, _SETTINGS | _FROM_WEIGHTS, ())
-    check_told(said, told, {key: getattr(shape, key) for key in _FROM_WEIGHTS})
+def convert(weights: Mapping[str, Tensor], flags: Flags) -> Converted:
+    """The network in diffusers' terms. Raises CheckpointError, RequestError."""
+    shape = _read_shape(weights, flags)
+    settings = read_flags(flags, _SETTINGS | _FROM_WEIGHTS, ())
+    check_settings(flags, settings, {key: getattr(shape, key) for key in _FROM_WEIGHTS})
     levels = len(shape.widths)
     multipliers = tuple(width / shape.ch for width in shape.widths)
     published = (shape.ch, multipliers, shape.num_res_blocks, shape.attention)
-    if SIZE not in told and said.size is None and published in _PUBLISHED:
-        told[SIZE] = _PUBLISHED[published]
-    notes = ["has a weight logvar, which takes no part in sampling."] if "logvar" in weights else []
-    if "num_diffusion_timesteps" not in told and "beta_schedule" not in told:
-        notes.append("does not say its schedule: assumed linear, 1e-4 to 0.02, T = 1000.")
+    if SIZE not in settings and flags.size is None and published in _PUBLISHED:
+        settings[SIZE] = _PUBLISHED[published]
+    notes = ["has a weight logvar, which sampling does not use."] if "logvar" in weights else []
+    if "num_diffusion_timesteps" not in settings and "beta_schedule" not in settings:
+        notes.append("does not hold its noise schedule: assuming linear, 1e-4 to 0.02, T = 1000.")
     names = _names(shape)
-    settled = _UNSAID | told
+    resolved = _DEFAULTS | settings
     return Converted(
-        config=_config(shape, training_size(said, told, levels)),
+        config=_config(shape, training_size(flags, settings, levels)),
         weights={
             names.of(key): _as_linear(tensor) if _ATTENTION.match(key) else tensor
             for key, tensor in weights.items()
             if key != "logvar"
         },
-        diffusion=Diffusion(_schedule(said, settled), "eps", {}),
+        diffusion=Diffusion(_schedule(flags, resolved), "eps", {}),
         patches=UNetPatches(
             stem_channels=shape.ch if shape.ch != shape.widths[0] else None,
             time_channels=shape.ch if shape.ch != shape.widths[0] else None,
             resample_conv=shape.resamp_with_conv is not False,
         ),
-        notes=tuple(f"{said.name} {note}" for note in notes),
-        told={key: settled[key] for key in _SETTINGS if key in settled},
-        theirs=names.inverted().of,
+        notes=tuple(f"{flags.file} {note}" for note in notes),
+        settings={key: resolved[key] for key in _SETTINGS if key in resolved},
+        source_name=names.inverted().of,
     )
 
 
-def _read_shape(weights: Mapping[str, Tensor], said: Said) -> _Shape:
+def _read_shape(weights: Mapping[str, Tensor], flags: Flags) -> _Shape:
     def count(pattern: str) -> int:
         return len({match[1] for key in weights if (match := re.match(pattern, key))})
 
     levels, blocks = count(r"down\.(\d\d?)\.block\."), count(r"down\.0\.block\.(\d\d?)\.")
     return _Shape(
-        ch=side(weights, "conv_in.weight", 0, said),
+        ch=side(weights, "conv_in.weight", 0, flags),
         widths=tuple(
-            side(weights, f"down.{i}.block.0.conv1.weight", 0, said) for i in range(levels)
+            side(weights, f"down.{i}.block.0.conv1.weight", 0, flags) for i in range(levels)
         ),
         num_res_blocks=blocks,
         attention=tuple(i for i in range(levels) if f"down.{i}.attn.0.q.weight" in weights),
         resamp_with_conv="down.0.downsample.conv.weight" in weights if levels > 1 else None,
-        in_channels=side(weights, "conv_in.weight", 1, said),
-        out_ch=side(weights, "conv_out.weight", 0, said),
+        in_channels=side(weights, "conv_in.weight", 1, flags),
+        out_ch=side(weights, "conv_out.weight", 0, flags),
     )
 
 
@@ -182,22 +182,22 @@ def _as_linear(tensor: Tensor) -> Tensor:
     return tensor[:, :, 0, 0] if tensor.shape[2:] == (1, 1) else tensor
 
 
-def _schedule(said: Said, settled: Mapping[str, Any]) -> Schedule:
-    steps, kind = settled["num_diffusion_timesteps"], settled["beta_schedule"]
-    start, end = settled["beta_start"], settled["beta_end"]
-    check_steps(said, "num_diffusion_timesteps", steps)
+def _schedule(flags: Flags, settings: Mapping[str, Any]) -> Schedule:
+    steps, kind = settings["num_diffusion_timesteps"], settings["beta_schedule"]
+    start, end = settings["beta_start"], settings["beta_end"]
+    check_steps(flags, "num_diffusion_timesteps", steps)
     known = (*_SCHEDULES, "const", "jsd")
     if kind not in known:
-        remedy = f"Known are {', '.join(known)}."
-        raise wrong(said, "beta_schedule", f"beta_schedule is {brief(kind)}.", remedy)
+        remedy = f"Choose one of {', '.join(known)}."
+        raise wrong(flags, "beta_schedule", f"beta_schedule is {brief(kind)}.", remedy)
     try:
         if kind == "const":
             return from_betas([end] * steps)
         if kind == "jsd":
             return from_betas(1 / torch.linspace(steps, 1, steps, dtype=torch.float64))
         if not (0 < start <= 1 and 0 < end <= 1):
-            raise RequestError(f"beta_start and beta_end are {start:g} and {end:g}.")
+            raise RequestError(f"beta_start {start:g} and beta_end {end:g} must be in (0, 1].")
         return make_schedule(_SCHEDULES[kind], steps, start, end)
     except RequestError as error:
-        key = next((key for key in _SETTINGS if key != SIZE and key in said.flags), "")
-        raise wrong(said, key, error.cause, error.remedy) from error
+        key = next((key for key in _SETTINGS if key != SIZE and key in flags.given), "")
+        raise wrong(flags, key, error.cause, error.remedy) from error

@@ -10,10 +10,10 @@ from ddimctl.checkpoints.build.scheduler_config import Diffusion
 from ddimctl.checkpoints.families.common import (
     SIZE,
     Converted,
+    Flags,
     Names,
-    Said,
+    check_settings,
     check_steps,
-    check_told,
     read_flags,
     side,
     training_size,
@@ -28,7 +28,7 @@ NAME: Final = "openai"
 CONFIG: Final = "flags.json"
 __all__ = ["CONFIG", "MARK", "NAME", "convert"]
 
-# Theirs -> diffusers', for the ends of the network, its residual blocks and its attention.
+# Their names -> diffusers', for the ends of the network, its residual blocks and its attention.
 _ENDS: Final = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
@@ -53,7 +53,7 @@ _LEAVES: Final = {
 }
 _PARTS: Final = ("to_q", "to_k", "to_v")
 _HEADS: Final = {"num_heads", "num_head_channels", "num_heads_upsample"}
-# What their scripts call it; these must be known of a network ...
+# By the names of their scripts: these must be known of a network, ...
 _SETTINGS: Final = {
     SIZE: int,
     "num_heads": int,
@@ -65,14 +65,14 @@ _SETTINGS: Final = {
     "rescale_timesteps": bool,
     "predict_xstart": bool,
 }
-# ... of which these have a usual value ...
-_UNSAID: Final = {
+# ... of which these have a default; ...
+_DEFAULTS: Final = {
     "num_head_channels": -1,
     "num_heads_upsample": -1,
     "rescale_timesteps": False,
     "predict_xstart": False,
 }
-# ... these its weights show, ...
+# ... the weights show these, ...
 _FROM_WEIGHTS: Final = {
     "num_channels": int,
     "num_res_blocks": int,
@@ -88,27 +88,27 @@ _IGNORED: Final = (
 )
 
 
-def convert(weights: Mapping[str, Tensor], said: Said) -> Converted:
-    """The network in diffusers' words. Raises CheckpointError, RequestError."""
-    shape = read_shape(weights, said)
-    if "steps" in said.beside:  # what their code calls diffusion_steps
-        said = said._replace(beside={"diffusion_steps": said.beside["steps"], **said.beside})
-    told = read_flags(said, _SETTINGS | _FROM_WEIGHTS, _IGNORED)
-    check_told(said, told, {key: getattr(shape, key) for key in _FROM_WEIGHTS})
-    told, published = _with_published(said, told, shape)
-    _check_complete(said, told)
-    size = training_size(said, told, len(shape.widths))
-    steps = told["diffusion_steps"]
-    head_channels, heads, heads_up = _heads(said, told, shape)
+def convert(weights: Mapping[str, Tensor], flags: Flags) -> Converted:
+    """The network in diffusers' terms. Raises CheckpointError, RequestError."""
+    shape = read_shape(weights, flags)
+    if "steps" in flags.beside:  # what their code calls diffusion_steps
+        flags = flags._replace(beside={"diffusion_steps": flags.beside["steps"], **flags.beside})
+    settings = read_flags(flags, _SETTINGS | _FROM_WEIGHTS, _IGNORED)
+    check_settings(flags, settings, {key: getattr(shape, key) for key in _FROM_WEIGHTS})
+    settings, published = _with_published(flags, settings, shape)
+    _check_complete(flags, settings)
+    size = training_size(flags, settings, len(shape.widths))
+    steps = settings["diffusion_steps"]
+    head_channels, heads, heads_up = _heads(flags, settings, shape)
     names = _names(shape)
-    note = f"{said.name} is taken for a network that OpenAI published: {published}."
-    first = shape.widths[0]
+    note = f"{flags.file} looks like a network that OpenAI published: assuming {published}."
+    first, resolved = shape.widths[0], _DEFAULTS | settings
     return Converted(
         config=_config(shape, size, head_channels),
-        weights=_renamed(weights, names, told, said),
+        weights=_renamed(weights, names, settings, flags),
         diffusion=Diffusion(
-            _schedule(said, told["noise_schedule"], steps),
-            "x_0" if told.get("predict_xstart") else "eps",
+            _schedule(flags, settings["noise_schedule"], steps),
+            "x_0" if settings.get("predict_xstart") else "eps",
             {},
         ),
         patches=UNetPatches(
@@ -116,52 +116,54 @@ def convert(weights: Mapping[str, Tensor], said: Said) -> Converted:
             heads_up=heads_up,
             time_channels=shape.num_channels if shape.num_channels != first else None,
             resample_conv=shape.conv_resample,
-            timestep_scale=1000 / steps if told.get("rescale_timesteps") else 1.0,
+            timestep_scale=1000 / steps if settings.get("rescale_timesteps") else 1.0,
         ),
         notes=(note,) if published else (),
-        told={key: told.get(key, _UNSAID.get(key)) for key in _SETTINGS if key in told | _UNSAID},
-        theirs=_theirs(names),
+        settings={key: resolved[key] for key in _SETTINGS if key in resolved},
+        source_name=_source_name(names),
     )
 
 
-def _with_published(said: Said, told: dict[str, Any], shape: Shape) -> tuple[dict[str, Any], str]:
-    """What was said over what is known of the published networks, and that in words if it counts."""
+def _with_published(
+    flags: Flags, settings: dict[str, Any], shape: Shape
+) -> tuple[dict[str, Any], str]:
+    """The settings completed by those of a published network, and the added ones in words."""
     multipliers = tuple(width / shape.num_channels for width in shape.widths)
     structure = (shape.num_channels, multipliers, shape.num_res_blocks, shape.attention)
     kind = (shape.class_cond, shape.resblock_updown, shape.use_scale_shift_norm)
     usual = shape.in_channels == 3 and shape.learn_sigma and shape.num_classes in (None, 1000)
     known = PUBLISHED.get((*structure, *kind), {}) if usual else {}
-    left = _HEADS if told.keys() & _HEADS else set()
-    left = left | ({SIZE} if said.size is not None else set())
-    added = {key: value for key, value in known.items() if key not in told and key not in left}
-    return told | added, ", ".join(f"{key} {value}" for key, value in added.items())
+    left = _HEADS if settings.keys() & _HEADS else set()
+    left = left | ({SIZE} if flags.size is not None else set())
+    added = {key: value for key, value in known.items() if key not in settings and key not in left}
+    return settings | added, ", ".join(f"{key} {value}" for key, value in added.items())
 
 
-def _check_complete(said: Said, told: Mapping[str, Any]) -> None:
-    """Raise RequestError with the names of what must be said of the network, and was not."""
+def _check_complete(flags: Flags, settings: Mapping[str, Any]) -> None:
+    """Raise RequestError naming the settings that are needed and missing."""
     heads, channels, up = (
-        told.get(key, -1) for key in ("num_heads", "num_head_channels", "num_heads_upsample")
+        settings.get(key, -1) for key in ("num_heads", "num_head_channels", "num_heads_upsample")
     )
     one_head = channels < 1 and heads == 1 and up in (-1, 1)
     wanted = {
-        SIZE: said.size is None,
+        SIZE: flags.size is None,
         "num_heads or num_head_channels": heads < 1 and channels < 1,
         "use_new_attention_order": not one_head,
         "noise_schedule": True,
         "diffusion_steps": True,
-        "rescale_timesteps": told.get("diffusion_steps") != 1000,
+        "rescale_timesteps": settings.get("diffusion_steps") != 1000,
     }
-    missing = [key for key, needed in wanted.items() if needed and key not in told]
+    missing = [key for key, needed in wanted.items() if needed and key not in settings]
     if missing:
         raise RequestError(
-            f"the weights of {said.name} do not tell its {', '.join(missing)}.",
-            f"Pass each as --model-flag NAME=VALUE, or put their scripts' flags into {CONFIG} beside it.",
+            f"the weights of {flags.file} do not show {', '.join(missing)}.",
+            f"Pass each as --model-flag NAME=VALUE, or put the training flags into {CONFIG} beside it.",
         )
-    check_steps(said, "diffusion_steps", told["diffusion_steps"])
+    check_steps(flags, "diffusion_steps", settings["diffusion_steps"])
 
 
 def _heads(
-    said: Said, told: Mapping[str, Any], shape: Shape
+    flags: Flags, settings: Mapping[str, Any], shape: Shape
 ) -> tuple[int | None, int | None, int | None]:
     """(channels of a head, or heads and heads on the way up where those differ by level)."""
     levels = {shape.widths[i] for i in shape.attention}
@@ -169,15 +171,14 @@ def _heads(
 
     def check(key: str, value: int, widths: set[int]) -> None:
         if rest := [width for width in widths if width % value]:
-            what = "channels" if key == "num_head_channels" else "heads"
-            cause = f"{rest[0]} channels of attention cannot be split: {value} {what}."
-            raise wrong(said, key, cause, f"Correct {key}.")
+            cause = f"{rest[0]} attention channels do not divide by {key} = {value}."
+            raise wrong(flags, key, cause, f"Correct {key}.")
 
-    channels = told.get("num_head_channels", -1)
+    channels = settings.get("num_head_channels", -1)
     if channels > 0:
         check("num_head_channels", channels, widths)
         return channels, None, None
-    heads, up = told["num_heads"], told.get("num_heads_upsample", -1)
+    heads, up = settings["num_heads"], settings.get("num_heads_upsample", -1)
     up = up if up > 0 else heads
     check("num_heads", heads, widths)
     check("num_heads_upsample", up, levels)
@@ -231,50 +232,50 @@ def _names(shape: Shape) -> Names:
     return Names(blocks, _LEAVES)
 
 
-def _theirs(names: Names) -> Callable[[str], str]:
+def _source_name(names: Names) -> Callable[[str], str]:
     blocks, leaves = names.inverted()
     return Names(blocks, {**leaves, **dict.fromkeys(_PARTS, "qkv")}).of
 
 
 def _renamed(
-    weights: Mapping[str, Tensor], names: Names, told: Mapping[str, Any], said: Said
+    weights: Mapping[str, Tensor], names: Names, settings: Mapping[str, Any], flags: Flags
 ) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for key, tensor in weights.items():
         ours = names.of(key)
         if ".qkv." in key:
-            parts = _split(tensor, told, key, said)
+            parts = _split(tensor, settings, key, flags)
             found |= {ours.replace("qkv", name): part for name, part in parts.items()}
         else:
             found[ours] = tensor.squeeze(-1) if ".to_out." in ours and tensor.ndim == 3 else tensor
     return found
 
 
-def _split(qkv: Tensor, told: Mapping[str, Any], key: str, said: Said) -> dict[str, Tensor]:
+def _split(qkv: Tensor, settings: Mapping[str, Any], key: str, flags: Flags) -> dict[str, Tensor]:
     """The rows of q, k and v, (C, C) or (C,), of a 1 x 1 convolution (3 C, C, 1) or its bias.
 
     The older order has q, k and v within each head, the new one the heads within q, k and v.
     """
     flat = qkv.squeeze(-1) if qkv.ndim == 3 else qkv
-    width = side({key: flat}, key, 0, said) // 3
+    width = side({key: flat}, key, 0, flags) // 3
     heads = 1
-    if not told.get("use_new_attention_order"):
-        channels = told.get("num_head_channels", -1)
-        up = told.get("num_heads_upsample", -1) if key.startswith("output_blocks") else -1
-        heads = width // channels if channels > 0 else up if up > 0 else told["num_heads"]
+    if not settings.get("use_new_attention_order"):
+        channels = settings.get("num_head_channels", -1)
+        up = settings.get("num_heads_upsample", -1) if key.startswith("output_blocks") else -1
+        heads = width // channels if channels > 0 else up if up > 0 else settings["num_heads"]
     if heads < 1 or len(flat) % (3 * heads):
-        raise CheckpointError(f"{said.name} is damaged: {key} has the shape {tuple(qkv.shape)}.")
+        raise CheckpointError(f"{flags.file} is damaged: {key} has the shape {tuple(qkv.shape)}.")
     split = flat.reshape(heads, 3, width // heads, *flat.shape[1:])
     return {name: split[:, i].reshape(width, *flat.shape[1:]) for i, name in enumerate(_PARTS)}
 
 
-def _schedule(said: Said, kind: str, steps: int) -> Schedule:
+def _schedule(flags: Flags, kind: str, steps: int) -> Schedule:
     """linear: the betas of T = 1000, scaled to the same total for another T; cosine."""
     if kind not in ("linear", "cosine"):
         cause = f"noise_schedule is {brief(kind)}."
-        raise wrong(said, "noise_schedule", cause, "Known are linear, cosine.")
+        raise wrong(flags, "noise_schedule", cause, "Choose linear or cosine.")
     scale = 1000 / steps
     try:
         return make_schedule(kind, steps, scale * 1e-4, scale * 0.02)
     except RequestError as error:
-        raise wrong(said, "diffusion_steps", error.cause, "Correct diffusion_steps.") from error
+        raise wrong(flags, "diffusion_steps", error.cause, "Correct diffusion_steps.") from error

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from torch import Tensor
 
-from ddimctl.checkpoints.families.common import Said, side
+from ddimctl.checkpoints.families.common import Flags, side
 from ddimctl.errors import CheckpointError
 
 MARK: Final = "input_blocks.0.0.weight"
@@ -31,12 +31,12 @@ class Shape(NamedTuple):
         return self.num_classes is not None
 
 
-def read_shape(weights: Mapping[str, Tensor], said: Said) -> Shape:
+def read_shape(weights: Mapping[str, Tensor], flags: Flags) -> Shape:
     """The network's structure. Raises CheckpointError where it is none that the scripts make."""
     inputs, outputs = _indices(weights, "input_blocks"), _indices(weights, "output_blocks")
     if not outputs:
         raise CheckpointError(
-            f"{said.name} is a classifier of guided-diffusion, not a diffusion network.",
+            f"{flags.file} is a classifier of guided-diffusion, not a diffusion network.",
             "Pass the diffusion network.",
         )
 
@@ -52,17 +52,17 @@ def read_shape(weights: Mapping[str, Tensor], said: Said) -> Shape:
     each = len(outputs) // levels  # residual blocks of a level on the way up
     firsts = [1 + i * each for i in range(levels)]
     last = "out_layers.3.weight"
-    widths = tuple(side(weights, f"input_blocks.{i}.0.{last}", 0, said) for i in firsts)
-    taken, given = side(weights, MARK, 1, said), side(weights, "out.2.weight", 0, said)
+    widths = tuple(side(weights, f"input_blocks.{i}.0.{last}", 0, flags) for i in firsts)
+    taken, given = side(weights, MARK, 1, flags), side(weights, "out.2.weight", 0, flags)
     if taken == 6 or given < taken:
         raise CheckpointError(
-            f"{said.name} is an upsampler, which needs a small image beside the noise.",
-            "Pass a network that starts from noise alone.",
+            f"{flags.file} is an upsampler, which needs a small image as input.",
+            "Pass a network that generates images from noise alone.",
         )
-    first = side(weights, "input_blocks.1.0.emb_layers.1.weight", 0, said)
+    first = side(weights, "input_blocks.1.0.emb_layers.1.weight", 0, flags)
     conditional = "label_emb.weight" in weights
     return Shape(
-        num_channels=side(weights, "time_embed.0.weight", 1, said),
+        num_channels=side(weights, "time_embed.0.weight", 1, flags),
         widths=widths,
         num_res_blocks=each - 1,
         attention=tuple(
@@ -73,7 +73,7 @@ def read_shape(weights: Mapping[str, Tensor], said: Said) -> Shape:
         conv_resample=not pooled,
         in_channels=taken,
         learn_sigma=given == 2 * taken,
-        num_classes=side(weights, "label_emb.weight", 0, said) if conditional else None,
+        num_classes=side(weights, "label_emb.weight", 0, flags) if conditional else None,
     )
 
 

@@ -14,7 +14,7 @@ from ddimctl.checkpoints.build.assemble import Options, assemble, check_wanted, 
 from ddimctl.checkpoints.build.network import build_unet
 from ddimctl.checkpoints.build.weights import check_room, read_file, sha256_of
 from ddimctl.checkpoints.families import ermongroup, openai
-from ddimctl.checkpoints.families.common import SIZE, Said
+from ddimctl.checkpoints.families.common import SIZE, Flags
 from ddimctl.checkpoints.identify import refuse_file, refuse_foreign
 from ddimctl.checkpoints.model import Checkpoint, Provenance
 from ddimctl.checkpoints.sidecar import Sidecar
@@ -57,29 +57,32 @@ def load_file(path: Path, options: Options) -> Checkpoint:
         _check_tensors(found.weights, name)
         with refusals(family.CONFIG, CheckpointError):
             beside = read_yaml(path.parent / family.CONFIG)
-        said = Said(
-            name=name,
-            flags=options.flags,
-            beside=beside,
-            size=options.size,
-            config=family.CONFIG,
-        )
-        converted = family.convert(found.weights, said)
+        flags = Flags(name, options.flags, beside, options.size, family.CONFIG)
+        converted = family.convert(found.weights, flags)
         built = build_unet(converted.config, converted.patches, name)
-        fill(built, converted.weights, options, name, "Get the file again.", converted.theirs)
+        fill(
+            built,
+            converted.weights,
+            options,
+            name,
+            "Download the file again.",
+            converted.source_name,
+        )
         digest = sha256.result()
     notes = (*found.notes, *converted.notes, *converted.diffusion.notes)
-    flags = _settled(converted.told, built.config.sample_size)
-    provenance = Provenance(name, family.NAME, found.kind, sha256=digest, flags=flags, notes=notes)
+    resolved = _resolved_flags(converted.settings, built.config.sample_size)
+    provenance = Provenance(
+        name, family.NAME, found.kind, sha256=digest, flags=resolved, notes=notes
+    )
     sidecar = Sidecar(patches=converted.patches, weights=found.kind)
     return assemble(built, converted.diffusion, sidecar, provenance, name)
 
 
-def _settled(told: Mapping[str, Any], sample_size: Any) -> dict[str, str]:
-    """What was settled of the network beside its weights, by the names of --model-flag and --size."""
+def _resolved_flags(settings: Mapping[str, Any], sample_size: Any) -> dict[str, str]:
+    """The resolved settings by the names of --model-flag and --size."""
     flags = {
         key: str(value).lower() if type(value) is bool else str(value)
-        for key, value in told.items()
+        for key, value in settings.items()
     }
     if SIZE not in flags:
         height, width = (sample_size, sample_size) if type(sample_size) is int else sample_size

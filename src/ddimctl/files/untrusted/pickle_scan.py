@@ -114,7 +114,7 @@ class _Machine:
         self.push(top := self.pop())
         self.memo[index] = top
 
-    def find_checkpoint(self, index: int) -> None:
+    def recall(self, index: int) -> None:
         if index not in self.memo:
             raise damaged(_STARVED)
         self.push(self.memo[index])
@@ -232,8 +232,8 @@ _STEPS: Final[dict[bytes, Callable[[_Machine], object]]] = {
     b"u": lambda m: m.update(m.pop_to_mark()),
     b"q": lambda m: m.store(m.number("<B")),
     b"r": lambda m: m.store(m.number("<I")),
-    b"h": lambda m: m.find_checkpoint(m.number("<B")),
-    b"j": lambda m: m.find_checkpoint(m.number("<I")),
+    b"h": lambda m: m.recall(m.number("<B")),
+    b"j": lambda m: m.recall(m.number("<I")),
     b"c": lambda m: m.look_up(m.line(), m.line()),
     b"R": _Machine.reduce,
     b"\x81": lambda m: m.push(make_object(*m.pop_some(2))),
@@ -248,7 +248,7 @@ _STEPS: Final[dict[bytes, Callable[[_Machine], object]]] = {
     b"l": lambda m: m.push(m.pop_to_mark()),
     b"d": _dict,
     b"p": lambda m: m.store(_index(m)),
-    b"g": lambda m: m.find_checkpoint(_index(m)),
+    b"g": lambda m: m.recall(_index(m)),
     b"\x94": lambda m: m.store(len(m.memo)),
     b"\x8b": lambda m: _long(m, m.number("<i")),
     b"\x8c": lambda m: m.push(_text(m.take(m.number("<B")))),
