@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from reprlib import Repr
 from typing import Final
 
-RESUME: Final = "The same command with --resume goes on."
+RESUME: Final = "Run the same command with --resume to continue."
 """The remedy where a run was cut off."""
 
 _BRIEF: Final = Repr()

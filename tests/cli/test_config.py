@@ -95,17 +95,20 @@ def test_what_is_wrong_is_named(plan):
         ("[smaple]\nsteps = 3", "own.toml: unknown table 'smaple'. Did you mean 'sample'?"),
         ("config = 'x'", "own.toml: unknown option 'config'."),
         ("[sample]\nhelp = true", "own.toml: [sample]: unknown option 'help'."),
-        ("[sample]\nsteps = 'many'", "own.toml: [sample] steps: "),
-        ("[sample]\nsteps = 0", "own.toml: [sample] steps: "),
+        (
+            "[sample]\nsteps = 'many'",
+            "own.toml: [sample] steps must be a whole number, not 'many'.",
+        ),
+        ("[sample]\nsteps = 0", "own.toml: [sample] steps must be at least 1, not 0."),
         ("[sample]\nsteps = true", "own.toml: [sample] steps cannot be true."),
-        ("[sample]\nsteps = 2.5", "own.toml: [sample] steps: "),
+        ("[sample]\nsteps = 2.5", "own.toml: [sample] steps must be a whole number, not '2.5'."),
         ("[sample]\nsteps = [3]", "own.toml: [sample] steps cannot be a list."),
         ("[sample]\nsteps = {a = 3}", "own.toml: [sample] steps cannot be "),
-        ("[sample]\nguidance = nan", "own.toml: [sample] guidance: it must be a finite number."),
+        ("[sample]\nguidance = nan", "own.toml: [sample] guidance must be a finite number."),
         ("[sample]\nforce = 1", "own.toml: [sample] force must be true or false, not 1."),
         (
             "clip = 'statik'",
-            "own.toml: clip: 'statik' is not one of 'none', 'static', 'dynamic'. "
+            "own.toml: clip must be one of none, static, dynamic, not 'statik'. "
             "Did you mean 'static'?",
         ),
         ("[sample", "own.toml is not TOML: "),
@@ -121,7 +124,7 @@ def test_a_wrong_variable_is_named(plan, monkeypatch):
     monkeypatch.setenv("DDIMCTL_SAMPLE_STEPS", "many")
     code, err = plan("")
     assert code == 2
-    assert err.startswith("error: DDIMCTL_SAMPLE_STEPS: ")
+    assert err.startswith("error: DDIMCTL_SAMPLE_STEPS must be a whole number, not 'many'.")
 
 
 def test_a_contradiction_names_the_side_that_nobody_typed(plan, monkeypatch):

@@ -185,19 +185,19 @@ def test_existing_samples_make_a_request_to_score_them(request_of, capsys):
     capsys.readouterr()
     for option in ("--steps 5", "--seed 1", "--class a", "--preset paper-church", "--resume"):
         assert main(["evaluate", "--samples", "s", "--data", "d", *option.split()]) == 2
-        assert f"; {option.split()[0]} is for sampling them." in capsys.readouterr().err
+        assert f", but {option.split()[0]} is for sampling." in capsys.readouterr().err
 
 
 def test_wrong_values_are_told_in_our_words(capsys):
     cases = {
-        "sample --eta 2": "--eta: 2 is not in 0 ... 1.",
-        "sample --eta x": "--eta: 'x' is not a number.",
-        "sample --steps 0": "--steps: 0 is below 1.",
-        "sample --steps 2.5": "--steps: '2.5' is not a whole number.",
-        "sample -n 0": "--num: 0 is not in 1 ... 1000000.",
-        f"sample --seed {'9' * 5000}": "--seed: ",
-        "sample --guidance nan": "--guidance: it must be a finite number.",
-        "invert a.png --tolerance 0": "--tolerance: it must be above 0.",
+        "sample --eta 2": "--eta must be between 0 and 1, not 2.0.",
+        "sample --eta x": "--eta must be a number, not 'x'.",
+        "sample --steps 0": "--steps must be at least 1, not 0.",
+        "sample --steps 2.5": "--steps must be a whole number, not '2.5'.",
+        "sample -n 0": "--num must be between 1 and 1000000, not 0.",
+        f"sample --seed {'9' * 5000}": "--seed must be a smaller number, not '9999",
+        "sample --guidance nan": "--guidance must be a finite number.",
+        "invert a.png --tolerance 0": "--tolerance must be above 0.",
         "train": "DATA is missing.",
         "train d": "--out is missing.",
     }
@@ -213,7 +213,7 @@ def test_wrong_values_are_told_in_our_words(capsys):
 def test_a_wrong_variable_is_named_and_not_its_flag(capsys, monkeypatch):
     monkeypatch.setenv("DDIMCTL_SAMPLE_DRY_RUN", "maybe")
     assert main(["sample"]) == 2
-    cause = "error: DDIMCTL_SAMPLE_DRY_RUN: 'maybe' is neither true nor false.\n"
+    cause = "error: DDIMCTL_SAMPLE_DRY_RUN must be true or false, not 'maybe'.\n"
     assert capsys.readouterr().err == f"{cause}  try: Correct it there.\n"
 
 

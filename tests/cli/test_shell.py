@@ -65,12 +65,12 @@ def test_help_ends_with_examples_on_lines_of_their_own(columns, capsys, monkeypa
 
 def test_what_was_meant_is_asked(capsys):
     cases = (
-        ("smaple", "no such command 'smaple'. Did you mean 'sample'?"),
-        ("sample --stepz 3", "no such option: --stepz. Did you mean '--steps'?"),
+        ("smaple", "unknown command 'smaple'. Did you mean 'sample'?"),
+        ("sample --stepz 3", "unknown option --stepz. Did you mean '--steps'?"),
         ("sample --clip statik", "'static', 'dynamic'. Did you mean 'static'?"),
         ("sample --save gird", "unknown word 'gird'. Did you mean 'grid'?"),
         ("sample --tau linspce", "no file. Did you mean 'linspace'?"),
-        ("sample --clip qqq", "is not one of 'none', 'static', 'dynamic'.\n"),
+        ("sample --clip qqq", "--clip must be one of none, static, dynamic, not 'qqq'.\n"),
     )
     for line, said in cases:
         assert main(line.split()) == 2
@@ -150,7 +150,7 @@ def test_bug_stays_a_traceback(monkeypatch):
 def test_keyboard_interrupt_is_130(monkeypatch, capsys):
     fail_with(KeyboardInterrupt(), monkeypatch)
     assert main(["info"]) == 130
-    assert capsys.readouterr().err == "interrupted: the run is not complete.\n"
+    assert capsys.readouterr().err == "interrupted: the run is incomplete.\n"
 
 
 WAITS = """
@@ -185,7 +185,7 @@ def test_signal_ends_the_run_after_it_cleaned_up(number, code, clean_env):
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (code, "cleaned\n")
-    assert err == "interrupted: the run is not complete.\n"
+    assert err == "interrupted: the run is incomplete.\n"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")

@@ -113,7 +113,7 @@ def test_a_signal_while_the_model_is_loaded_leaves_nothing(run, tmp_path, name, 
     for out in (["--out", "out"], []):
         ended = run("sample", *out, prelude=signal_in("jobs.sample.job:open_checkpoint", name))
         assert ended.code == code
-        assert ended.stderr == "interrupted: the run is not complete.\n"
+        assert ended.stderr == "interrupted: the run is incomplete.\n"
         assert list(tmp_path.iterdir()) == []
 
 
@@ -162,7 +162,7 @@ def test_inversion_keeps_the_inputs_that_it_has_done(run, tmp_path, inputs, name
     for instant in ("jobs.invert.round_trip:invert_steps", "jobs.invert.round_trip:decode_latents"):
         ended = run(*INVERT, prelude=signal_in(instant, name))
         assert (ended.code, (tmp_path / "out").exists()) == (code, False)
-        assert ended.stderr.endswith("interrupted: the run is not complete.\n")
+        assert ended.stderr.endswith("interrupted: the run is incomplete.\n")
 
 
 @pytest.mark.parametrize(("name", "code"), SIGNALS.items())

@@ -38,19 +38,19 @@ EXAMPLES: Final = {
     "convert": (
         ("a single file", "ddimctl convert model-790000.ckpt cifar10/"),
         (
-            "a setting that the file does not hold",
+            "a setting missing from the file",
             "ddimctl convert net.pt out/ --model-flag num_heads=4",
         ),
     ),
     "replay": (
         ("the images of a run", "ddimctl replay runs/00000-sample"),
-        ("an image that carries its settings", "ddimctl replay 000007.png --out again"),
+        ("an image with its settings in it", "ddimctl replay 000007.png --out again"),
     ),
 }
 
 BEGIN: Final = (
-    "Begin with [bold]ddimctl sample[/bold], which needs no options; "
-    "[bold]ddimctl COMMAND --help[/bold] has examples of each command."
+    "Begin with [bold]ddimctl sample[/bold], which needs no options. "
+    "[bold]ddimctl COMMAND --help[/bold] shows examples."
 )
 
 

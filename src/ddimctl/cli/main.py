@@ -51,8 +51,8 @@ for _command in COMMANDS:
 def ddimctl(version: Version = False, config: ConfigOfAll = None, debug: Debug = False) -> None:
     """Denoising Diffusion Implicit Models: sample images from pretrained UNet checkpoints.
 
-    Without --ckpt, a small checkpoint that comes with the program is used.
-    Environment variables set options, too, such as DDIMCTL_SAMPLE_STEPS.
+    The default checkpoint is a small one that is part of the program.
+    Environment variables such as DDIMCTL_SAMPLE_STEPS also set options.
     """
 
 
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         code = TERMINATED_CODE
     if code in (INTERRUPTED_CODE, TERMINATED_CODE):
-        console.say("interrupted", "the run is not complete.")
+        console.say("interrupted", "the run is incomplete.")
     return int(code)
 
 

@@ -17,7 +17,7 @@ class Option:
     panel: the heading that the help shows it under.  metavar: what stands for its value.
     default: words for the help where the field's default is None.  low, high: bounds, inclusive.
     parse: from (text, flag) to the value, raising RequestError; for a `repeat`ed option from
-    (texts, flag).  words: completions.  check: raises ValueError for a value that cannot be.
+    (texts, flag).  words: completions.  check: raises ValueError, whose text follows the flag.
     """
 
     help: str
@@ -51,14 +51,14 @@ def argument(metavar: str, help: str, **more: Any) -> Option:
 def finite(value: float) -> None:
     """Raise ValueError for nan and infinities, which no range check stops."""
     if not math.isfinite(value):
-        raise ValueError("it must be a finite number.")
+        raise ValueError("must be a finite number.")
 
 
 def above_zero(value: float) -> None:
     """Raise ValueError unless the number is finite and above 0."""
     finite(value)
     if value <= 0:
-        raise ValueError("it must be above 0.")
+        raise ValueError("must be above 0.")
 
 
 def reachable(path: Path) -> None:

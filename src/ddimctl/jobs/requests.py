@@ -33,7 +33,7 @@ FixedKind = Literal["linspace", "trailing", "uniform", "quadratic"]
 Kind = Literal[FixedKind, "auto"]
 Output = Literal["grid", "images", "latents", "samples", "trajectory"]
 
-CKPT_HELP: Final = "Checkpoint: a folder, a file, a hub id, or 'bundled'."
+CKPT_HELP: Final = "Checkpoint: folder, file, hub id, or 'bundled'."
 CKPT_DEFAULT: Final = "$DDIMCTL_CKPT, else the bundled one"
 
 
@@ -64,7 +64,7 @@ class CheckpointFileOptions:
         str | None,
         flag(
             "--variant",
-            help="Weight files of this variant, such as fp16.",
+            help="Variant of the weight files, such as fp16.",
             panel=CHECKPOINT,
             metavar="NAME",
         ),
@@ -73,7 +73,7 @@ class CheckpointFileOptions:
         Weights,
         flag(
             "--weights",
-            help="Averaged (ema) or raw weights; auto prefers averaged ones.",
+            help="Weights to load: averaged (ema), raw, or auto (averaged if available).",
             panel=CHECKPOINT,
         ),
     ] = "auto"
@@ -81,7 +81,7 @@ class CheckpointFileOptions:
         tuple[tuple[str, str], ...],
         flag(
             "--model-flag",
-            help="Network setting that the files do not hold, such as num_heads=4; may be repeated.",
+            help="Network setting missing from the files, such as num_heads=4; may be repeated.",
             panel=CHECKPOINT,
             metavar="NAME=VALUE",
             parse=parse.parse_flags,
@@ -105,7 +105,7 @@ class CheckpointOptions(CheckpointFileOptions, CheckpointName):  # the last base
 
 SIZE: Final = flag(
     "--size",
-    help="Image size in pixels; one number is a square.",
+    help="Image size in pixels; one number means a square.",
     panel=IMAGES,
     metavar="HxW",
     default="the checkpoint's",
@@ -113,7 +113,7 @@ SIZE: Final = flag(
 )
 CLASSES: Final = flag(
     "--class",
-    help="Class names or indices; several are assigned to the images by seed.",
+    help="Class names or indices; with several, the seed chooses.",
     panel=MAIN,
     metavar="LIST",
     default="drawn by seed",
@@ -130,7 +130,7 @@ YES: Final = flag(
 NUM: Final = flag(
     "-n",
     "--num",
-    help="Number of images, with consecutive seeds from --seed.",
+    help="Number of images; seeds count from --seed.",
     panel=MAIN,
     low=1,
     high=parse.MAX_IMAGES,
@@ -152,7 +152,7 @@ class ImageOptions:
         tuple[int, ...] | None,
         flag(
             "--seeds",
-            help="Seeds and ranges of seeds, one image each, such as 0-63,70.",
+            help="Seeds and ranges of seeds, such as 0-63,70; one image per seed.",
             panel=IMAGES,
             metavar="LIST",
             parse=parse.parse_seeds,
@@ -163,7 +163,7 @@ class ImageOptions:
         Path | None,
         flag(
             "--latents",
-            help="File of latents x_T to decode instead of seeds; its recorded settings are used.",
+            help="Latent file (x_T) to sample from instead of seeds, with its recorded settings.",
             panel=IMAGES,
             metavar="FILE",
         ),
@@ -205,7 +205,7 @@ def check_last_seed(first: int, count: int) -> None:
 
 STEPS: Final = flag(
     "--steps",
-    help="Number of sampling steps: network evaluations per image.",
+    help="Number of sampling steps (network evaluations).",
     panel=MAIN,
     low=1,
     metavar="S",
@@ -225,7 +225,7 @@ class SolverOptions:
         float | None,
         flag(
             "--guidance",
-            help="Classifier-free guidance scale; 1 is off.",
+            help="Classifier-free guidance scale; 1 means none.",
             panel=MAIN,
             check=finite,
             metavar="W",
@@ -236,7 +236,7 @@ class SolverOptions:
         Solver | None,
         flag(
             "--solver",
-            help="ddim, or a higher-order solver (more accurate with few steps, eta 0 only).",
+            help="Sampling method: ddim, or a higher-order solver (more accurate in few steps; eta 0 only).",
             panel=SAMPLER,
             default="ddim",
         ),
@@ -245,7 +245,7 @@ class SolverOptions:
         Clip | None,
         flag(
             "--clip",
-            help="Clip the predicted x_0 to [-1, 1] at each step: static, or dynamic thresholding.",
+            help="Clipping of the predicted x_0 to [-1, 1] at each step: none, static, or dynamic (thresholding).",
             panel=SAMPLER,
             default="none",
         ),
@@ -304,8 +304,8 @@ class SamplerOptions(StepOptions):
         Variance | None,
         flag(
             "--variance",
-            help="Variance of the noise that each step adds: set by --eta, large (the paper's "
-            "sigma-hat), or learned by the network.",
+            help="Variance of the noise added in each step: eta (set by --eta), large (the paper's "
+            "sigma-hat), or learned (by the network).",
             panel=SAMPLER,
             default="eta",
         ),
@@ -322,15 +322,17 @@ OUT: Final = flag(
     default="the next numbered folder in runs/",
 )
 FORCE: Final = flag("--force", help="Overwrite existing output.", panel=OUTPUT)
-DRY_RUN: Final = flag("--dry-run", help="Print the settings of the run and stop.", panel=OUTPUT)
+DRY_RUN: Final = flag(
+    "--dry-run", help="Print the settings of the run without running it.", panel=OUTPUT
+)
 RESUME: Final = flag(
     "--resume",
-    help="Continue the stopped run in --out, or start it if there is none.",
+    help="Continue the stopped run in --out; start it if there is none.",
     panel=OUTPUT,
 )
 SCALE: Final = flag(
     "--scale",
-    help="Enlarge the grid's images K times.",
+    help="Enlarge the images in the grid K times (up to 64).",
     panel=OUTPUT,
     low=1,
     high=64,
@@ -339,14 +341,14 @@ SCALE: Final = flag(
 )
 COLUMNS: Final = flag(
     "--columns",
-    help="Images in a row of the grid.",
+    help="Number of images per row of the grid.",
     panel=OUTPUT,
     low=1,
     metavar="N",
     default="nearly square",
 )
 NO_METADATA: Final = flag(
-    "--no-metadata", help="Do not write the settings into the images.", panel=OUTPUT
+    "--no-metadata", help="Do not store the settings in the images.", panel=OUTPUT
 )
 
 
@@ -390,7 +392,7 @@ DEVICE_NAME: Final = flag(
 )
 BATCH_SIZE: Final = flag(
     "--batch-size",
-    help="Images per batch.",
+    help="Number of images per batch.",
     panel=DEVICE,
     low=1,
     metavar="B",
@@ -398,7 +400,7 @@ BATCH_SIZE: Final = flag(
 )
 DETERMINISTIC: Final = flag(
     "--deterministic",
-    help="Deterministic CUDA kernels: the same bytes every time; slower.",
+    help="Use deterministic CUDA kernels: the same bytes every time, but slower.",
     panel=DEVICE,
 )
 
@@ -410,7 +412,9 @@ PRECISION: Final = flag(
     default="auto",
 )
 COMPILE: Final = flag(
-    "--compile", help="Compile the network with torch.compile; for long runs.", panel=DEVICE
+    "--compile",
+    help="Compile the network with torch.compile; worthwhile for long runs.",
+    panel=DEVICE,
 )
 
 
@@ -433,7 +437,7 @@ class TrainedSize:
         tuple[int, int] | None,
         flag(
             "--size",
-            help="Size of the training images, where the files do not hold it.",
+            help="Size of the training images, if the files do not hold it.",
             panel=CHECKPOINT,
             metavar="HxW",
             default="from the files",

@@ -8,7 +8,7 @@ from ddimctl.jobs.checkpoint_requests import ConvertRequest
 def convert(
     request: ConvertRequest, json: Json = False, config: Config = None, debug: Debug = False
 ) -> None:
-    """Write a checkpoint of any family as a folder that diffusers reads."""
+    """Convert a checkpoint of any family to a diffusers folder."""
     from ddimctl.jobs.convert import convert as job
 
     result = run_job(job, request)

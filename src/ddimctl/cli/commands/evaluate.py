@@ -28,7 +28,7 @@ Samples = Annotated[
     Path | None,
     flag(
         "--samples",
-        help="Folder or zip of existing images to score instead of sampling; writes nothing.",
+        help="Folder or zip of existing images to score; samples and writes nothing.",
         panel=MAIN,
         metavar="DIR|ZIP",
     ),
@@ -42,10 +42,10 @@ def evaluate(
     config: Config = None,
     debug: Debug = False,
 ) -> None:
-    """Score samples of several eta and steps against a data set (the paper's Table 1).
+    """Score samples for several values of eta and steps against a data set (the paper's Table 1).
 
     Writes the samples, table.csv, table.json, curve.png, seeds.png and index.html.
-    With --samples, scores existing images.
+    With --samples, it scores existing images instead.
     """
     check_target(request.scoring)
     if samples is not None:
@@ -81,7 +81,7 @@ def _score_request(samples: Path, request: EvaluateRequest) -> ScoreRequest:
     )
     for option in changed_options(request, scored):
         raise RequestError(
-            f"--samples scores existing images; {option} is for sampling them.",
+            f"--samples scores existing images, but {option} is for sampling.",
             "Leave one of the two out.",
         )
     return ScoreRequest(
@@ -94,8 +94,8 @@ def _ask_for_checkpoint(preset: str) -> None:
 
     found = PRESETS[preset]
     raise RequestError(
-        f"--preset {preset} needs the checkpoint of those numbers, and as data {found.data}.",
-        f"Name it with --ckpt: {found.checkpoint}.",
+        f"--preset {preset} needs the paper's checkpoint and data ({found.data}).",
+        f"Pass --ckpt with {found.checkpoint}.",
     )
 
 

@@ -9,7 +9,7 @@ from ddimctl.jobs.checkpoint_requests import InfoRequest
 def info(
     request: InfoRequest, json: Json = False, config: Config = None, debug: Debug = False
 ) -> None:
-    """Show what a checkpoint holds: family, sizes, prediction, schedule, classes, hash."""
+    """Show the properties of a checkpoint: family, sizes, prediction, schedule, classes, hash."""
     from ddimctl.jobs.info import info as job
 
     record = run_job(job, request)

@@ -17,7 +17,7 @@ def interpolate(
     """Sample the frames between latents, input images or seeds.
 
     The first and the last frame are the images of the inputs themselves.
-    Settings not given are those that the latents record.
+    The latents' recorded settings are the defaults.
     """
     from ddimctl.jobs.interpolate.job import interpolate as job
 

@@ -18,7 +18,7 @@ def invert(
 ) -> None:
     """Invert images: find the latents x_T that sample back to them.
 
-    `ddimctl sample --latents NAME.pt` gives an image back.
+    `ddimctl sample --latents NAME.pt` reproduces an image.
     """
     from ddimctl.jobs.invert.job import invert as job
 

@@ -23,7 +23,7 @@ _HEADS = {
 def reconstruct(
     request: ReconstructRequest, json: Json = False, config: Config = None, debug: Debug = False
 ) -> None:
-    """Invert and decode the images of a data set, and tabulate the error (the paper's Table 2).
+    """Measure the reconstruction error of inverted images (the paper's Table 2).
 
     Writes table.csv, table.json and plot.png.
     """

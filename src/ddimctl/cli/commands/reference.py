@@ -8,9 +8,9 @@ from ddimctl.jobs.evaluate.request import ReferenceRequest
 def reference(
     request: ReferenceRequest, json: Json = False, config: Config = None, debug: Debug = False
 ) -> None:
-    """Compute the statistics of a data set once, for evaluate --reference.
+    """Compute the statistics of a data set once, for `evaluate --reference`.
 
-    The images are not needed after that.
+    `evaluate` then does not need the images.
     """
     from ddimctl.jobs.evaluate.reference import make_reference as job
 

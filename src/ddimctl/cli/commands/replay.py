@@ -19,9 +19,9 @@ def replay(
 ) -> None:
     """Sample recorded images again and compare them with the old ones.
 
-    Settings, batch size and threads are the recorded ones.
-    Exit code 1 when an image differs by more than a level of 255,
-    or differs and the old one is not there to compare.
+    Settings, batch size and number of threads are the recorded ones.
+    The exit code is 1 if an image differs by more than one level of 255,
+    or differs and the old image is missing.
     """
     from ddimctl.jobs.replay.job import OTHER, UNKNOWN
     from ddimctl.jobs.replay.job import replay as job
@@ -32,7 +32,7 @@ def replay(
     if bad:
         named = ", ".join(f"{i.name} ({_levels(i.levels)})" for i in bad[:_NAMED])
         more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-        remedy = " ".join(result.changes) or "On CUDA, sample both with --deterministic."
+        remedy = " ".join(result.changes) or "On CUDA, use --deterministic for both runs."
         raise DataError(f"{len(bad)} of {len(result.images)} images differ: {named}{more}.", remedy)
 
 
@@ -42,10 +42,10 @@ def _summary(result: "ReplayResult") -> list[str]:
 
     sentences = {
         SAME: "have the same bytes",
-        BYTES: "are equal pixel for pixel in other bytes (another zlib, Pillow or version in them)",
+        BYTES: "have the same pixels in different bytes (other version of zlib, Pillow or ddimctl)",
         LEVEL: "are equal within one level of 255",
         OTHER: "differ by more than one level of 255",
-        UNKNOWN: "have other bytes, and the old ones are not there to compare",
+        UNKNOWN: "have different bytes, and the old images are missing",
         None: "have no recorded hash to compare with",
     }
     counts = Counter(image.found for image in result.images)
@@ -57,7 +57,7 @@ def _summary(result: "ReplayResult") -> list[str]:
 
 
 def _levels(levels: int | None) -> str:
-    return "the old one is not there" if levels is None else f"by up to {levels} levels"
+    return "old image missing" if levels is None else f"by up to {levels} levels"
 
 
 def _record(result: "ReplayResult") -> dict[str, Any]:

@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 def sample(
     request: SampleRequest, json: Json = False, config: Config = None, debug: Debug = False
 ) -> None:
-    """Sample images from a checkpoint.
-
-    The image of a seed is the same whatever the batch and the other seeds.
-    """
+    """Sample images from a checkpoint. A seed gives the same image whatever the batch size."""
     from ddimctl.jobs.sample.job import sample as job
 
     result = run_job(job, request)

@@ -11,9 +11,9 @@ from ddimctl.jobs.train.request import TrainRequest
 def train(
     request: TrainRequest, json: Json = False, config: Config = None, debug: Debug = False
 ) -> None:
-    """Train a checkpoint on a folder or a zip of images.
+    """Train a network on a folder or a zip of images.
 
-    RUN/checkpoint is a diffusers folder that every command takes.
+    RUN/checkpoint is a diffusers folder that every command accepts.
     The same command with --resume continues a stopped run.
     """
     from ddimctl.jobs.train.job import train as job

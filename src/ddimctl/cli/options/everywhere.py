@@ -11,7 +11,7 @@ from ddimctl.cli.output.console import printing
 from ddimctl.jobs.option import flag
 from ddimctl.jobs.requests import OUTPUT
 
-_CONFIG_HELP: Final = "TOML file of options; flags and environment variables take precedence."
+_CONFIG_HELP: Final = "TOML file with options; flags and environment variables take precedence."
 
 
 def debugging() -> bool:

@@ -1,6 +1,6 @@
 """Commands from requests: each field of a request and of its groups is an option of the command.
 
-A field's Option says how it is written; here it becomes what Typer reads.
+A field's Option describes it; this module makes Typer's parameters from it.
 """
 
 import inspect
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, NamedTuple, get_args, get_origin, get_
 import typer
 
 from ddimctl.cli.options.config import origin
+from ddimctl.errors import brief
 from ddimctl.jobs.option import Option, make_request
 
 _REQUIRED: Final = inspect.Parameter.empty
@@ -116,8 +117,6 @@ def _typer_info(option: Option) -> Any:
     settings: dict[str, Any] = {
         "help": option.help,
         "metavar": option.metavar,
-        "min": option.low,
-        "max": option.high,
         "rich_help_panel": option.panel,
         "callback": _callback(option),
         "show_default": True if option.default is None else option.default or False,
@@ -138,11 +137,22 @@ def _callback(option: Option) -> Callable[..., Any]:
         if isinstance(value, Path) and origin(context, parameter):  # no shell has read it
             value = Path(os.path.expanduser(value))  # noqa: PTH111, leaves what it cannot expand
         for each in value if isinstance(value, list) else [value]:
-            try:
-                if option.check and each is not None:
-                    option.check(each)
-            except ValueError as error:
-                raise typer.BadParameter(str(error)) from error
+            if each is not None:
+                try:
+                    _check(option, each)
+                except ValueError as error:
+                    raise typer.BadParameter(str(error)) from error
         return value
 
     return checked
+
+
+def _check(option: Option, value: Any) -> None:
+    """Raise ValueError for a value outside the option's range, or refused by its own check."""
+    if option.check:
+        option.check(value)
+    low, high = option.low, option.high
+    if (low is None or value >= low) and (high is None or value <= high):
+        return
+    wanted = f"at least {low}" if high is None else f"between {low} and {high}"
+    raise ValueError(f"must be {wanted}, not {brief(value)}.")

@@ -1,4 +1,4 @@
-"""What usage errors say, and what somebody who mistyped a word may have meant."""
+"""Usage errors in this program's words, with a suggestion for a mistyped word."""
 
 import re
 from typing import Any, Final
@@ -8,57 +8,60 @@ import typer
 from ddimctl.cli.options.config import long_flag, origin
 from ddimctl.errors import brief, did_you_mean
 
-# How pydantic, with which Typer converts values, calls what is wrong.
-_KINDS: Final = {
-    "int_parsing": "{value} is not a whole number.",
-    "int_from_float": "{value} is not a whole number.",
-    "int_parsing_size": "{value} is too large.",
-    "float_parsing": "{value} is not a number.",
-    "bool_parsing": "{value} is neither true nor false.",
+# Typer's messages about a command line, and ours.
+_OF_LINES: Final = (
+    (r"No such command '(.*?)'\.", r"unknown command '\1'."),
+    (r"Missing command\.", "a command is missing."),
+    (r"Got unexpected extra argument\(s\) \((.*)\)", r"too many arguments: \1."),
+    (r"Option '(.*)' requires an argument\.", r"\1 needs a value."),
+    (r"Option '(.*)' does not take a value\.", r"\1 takes no value."),
+)
+# pydantic's kinds of wrong values (Typer converts values with it), and what is wanted.
+_OF_VALUES: Final = {
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a smaller number",
+    "float_parsing": "a number",
+    "bool_parsing": "true or false",
 }
-_RANGES: Final = ("greater_than_equal", "less_than_equal")
 
 
 def usage_error(error: typer.TyperException) -> tuple[str, str]:
-    """Cause and remedy of wrong usage, with what may have been meant.
+    """Cause and remedy of wrong usage, with a suggestion where a word is mistyped.
 
-    The cause names the option, or the variable or the place in a file that its value is from. It is
-    empty where the help has been shown instead.
+    The cause names the option, or the environment variable or the place in a file that its value
+    is from. It is empty where the help has been shown instead.
     """
     context: Any = getattr(error, "ctx", None)
     remedy = f"{context.command_path if context else 'ddimctl'} --help"
-    options = getattr(error, "possibilities", None)
-    if options:  # of an option that does not exist
-        mistyped = str(getattr(error, "option_name", ""))
-        return f"no such option: {mistyped}.{did_you_mean(mistyped, options)}", remedy
+    if mistyped := getattr(error, "option_name", "") if hasattr(error, "possibilities") else "":
+        near = did_you_mean(mistyped, error.possibilities or ())
+        return f"unknown option {mistyped}.{near}", remedy
     param = getattr(error, "param", None)
     if context is None or param is None:
-        text = error.format_message().replace("argument(s)", "argument")
-        return f"{text[:1].lower()}{text[1:]}", remedy
+        return _line_fault(error.format_message()), remedy
     name = long_flag(param)
     if not error.message:
         return f"{name} is missing.", remedy
     place = origin(context, param)
-    return f"{place or name}: {_fault(error, param)}", "Correct it there." if place else remedy
+    return f"{place or name} {_value_fault(error)}", "Correct it there." if place else remedy
 
 
-def _fault(error: typer.TyperException, param: Any) -> str:
-    """What is wrong with a value."""
-    text = error.message.removeprefix("Value error, ")
-    choice = re.search(r"'([^']*)' is not one of (.*)\.$", text, re.DOTALL)
-    if choice:
-        return text + did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2]))
+def _line_fault(text: str) -> str:
+    for theirs, ours in _OF_LINES:
+        text = re.sub(theirs, ours, text, flags=re.DOTALL)
+    return text
+
+
+def _value_fault(error: typer.TyperException) -> str:
+    """What is wrong with a value, as the predicate of a sentence about its option."""
+    if choice := re.search(r"'([^']*)' is not one of (.*)\.$", error.message, re.DOTALL):
+        words = re.findall(r"'([^']*)'", choice[2])
+        return (
+            f"must be one of {', '.join(words)}, not '{choice[1]}'.{did_you_mean(choice[1], words)}"
+        )
     errors = getattr(error.__cause__, "errors", None)
-    if errors is None:  # our own
-        return text
+    if errors is None:  # one of our checks
+        return error.message
     found = errors()[0]
-    value = brief(found["input"])
-    if found["type"] in _RANGES:
-        return f"{value.strip(chr(39))} is {_outside(param.min, param.max)}."
-    return _KINDS.get(found["type"], text).format(value=value)
-
-
-def _outside(low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return f"below {low}" if high is None else f"above {high}"
-    return f"not in {low} ... {high}"
+    return f"must be {_OF_VALUES.get(found['type'], 'a valid value')}, not {brief(found['input'])}."

@@ -34,10 +34,10 @@ Metric = Literal["swd", "fid", "kid"]
 AddedVariance = Literal["large", "learned"]
 PresetName = Literal["paper-cifar10", "paper-celeba", "paper-bedroom", "paper-church"]
 
-_BACKGROUND_HELP: Final = "Colour under transparent pixels: black, white, #rrggbb or r,g,b."
+_BACKGROUND_HELP: Final = "Background colour of transparent images: black, white, #rrggbb or r,g,b."
 _INCEPTION: Final = flag(
     "--inception",
-    help="torch-fidelity's weights of the Inception network of FID and KID.",
+    help="File of torch-fidelity's Inception weights, for FID and KID.",
     panel=SCORES,
     metavar="FILE",
     default="downloaded once",
@@ -59,7 +59,7 @@ class ScoringOptions:
         Path | None,
         flag(
             "--data",
-            help="Folder or zip of images to compare with, prepared as `train` does.",
+            help="Folder or zip of images to compare with, cropped and resized as in `train`.",
             panel=MAIN,
             metavar="DIR|ZIP",
             default="",
@@ -69,7 +69,7 @@ class ScoringOptions:
         Path | None,
         flag(
             "--reference",
-            help="File of `ddimctl reference` to compare with, instead of --data.",
+            help="Reference file of `ddimctl reference` to compare with, instead of --data.",
             panel=SCORES,
             metavar="FILE",
             default="",
@@ -119,7 +119,7 @@ class TableOptions:
         tuple[int, ...] | None,
         flag(
             "--steps",
-            help="Numbers of steps: the table's columns.",
+            help="Numbers of sampling steps, the columns of the table.",
             panel=MAIN,
             metavar="LIST",
             default="10,20,50,100; with --tau auto 10,20,50",
@@ -130,7 +130,7 @@ class TableOptions:
         tuple[float, ...] | None,
         flag(
             "--eta",
-            help="Values of eta: the table's rows.",
+            help="Values of eta, the rows of the table.",
             panel=MAIN,
             metavar="LIST",
             default="0,0.2,0.5,1",
@@ -141,7 +141,7 @@ class TableOptions:
         tuple[str, ...],
         flag(
             "--variance",
-            help="Further rows, by variance: large (the paper's), learned (the network's).",
+            help="Variances to add as rows: large (the paper's) or learned (by the network).",
             panel=SAMPLER,
             metavar="LIST",
             default="none; a preset's own",
@@ -163,7 +163,7 @@ class TableOptions:
         PresetName | None,
         flag(
             "--preset",
-            help="Table of the paper to repeat, with its timesteps, steps and eta: paper-cifar10, "
+            help="Table of the paper to reproduce, with its timesteps, steps and eta: paper-cifar10, "
             "paper-celeba, paper-bedroom, paper-church.",
             panel=SAMPLER,
             metavar="NAME",
@@ -174,7 +174,7 @@ class TableOptions:
         int,
         flag(
             "--repeats",
-            help="Sets of images, of different seeds, to score: mean and half the range.",
+            help="Number of image sets with different seeds; the table shows mean and half the range.",
             panel=SCORES,
             low=1,
             high=100,
@@ -198,7 +198,7 @@ class CellImageOptions:
         flag(
             "-n",
             "--num",
-            help="Number of images for each cell of the table; with --samples, how many to score.",
+            help="Number of images per cell of the table; with --samples, number of images to score.",
             panel=MAIN,
             low=2,
             high=parse.MAX_IMAGES,
@@ -289,7 +289,7 @@ class ReferenceRequest:
         tuple[str, ...],
         flag(
             "--metric",
-            help="Metrics that the reference is for, any of swd, fid and kid.",
+            help="Metrics to prepare: any of swd, fid and kid.",
             panel=SCORES,
             metavar="LIST",
             parse=_metrics,

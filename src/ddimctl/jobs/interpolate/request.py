@@ -36,7 +36,7 @@ class EndOptions:
         tuple[int, ...],
         flag(
             "--seeds",
-            help="Seeds whose noise is used as inputs, after the files; such as 3,9.",
+            help="Seeds of noise to interpolate between, after the files; such as 3,9.",
             panel=MAIN,
             metavar="LIST",
             parse=parse.parse_seeds,
@@ -46,7 +46,7 @@ class EndOptions:
         tuple[str, ...] | None,
         flag(
             "--class",
-            help="Class name or index of all frames.",
+            help="Class name or index, for all frames.",
             panel=MAIN,
             metavar="NAME",
             default="the inputs' own, if they agree",
@@ -68,7 +68,7 @@ class TourOptions:
         int | None,
         flag(
             "--frames",
-            help="Number of frames, the inputs included.",
+            help="Number of frames, including the inputs; up to 9999.",
             panel=MAIN,
             low=2,
             high=9999,
@@ -78,9 +78,11 @@ class TourOptions:
     ] = None
     path: Annotated[
         PathKind,
-        flag("--path", help="Spherical (slerp) or linear (lerp) interpolation.", panel=PATH),
+        flag("--path", help="Interpolation: spherical (slerp) or linear (lerp).", panel=PATH),
     ] = "slerp"
-    loop: Annotated[bool, flag("--loop", help="Return to the first input.", panel=PATH)] = False
+    loop: Annotated[
+        bool, flag("--loop", help="End the path at the first input again.", panel=PATH)
+    ] = False
     grid: Annotated[
         tuple[int, int] | None,
         flag(
@@ -122,7 +124,7 @@ class InterpolateRequest:
         tuple[Path, ...],
         argument(
             "FILE",
-            "Latent files (.pt, .safetensors; all latents in each) and input images, in order.",
+            "Latent files (.pt, .safetensors; all their latents) and input images, in order.",
         ),
     ] = ()
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)

@@ -34,7 +34,7 @@ InversionPrecision = Literal["fp32", "bf16", "fp16"]
 
 _TOLERANCE: Final = flag(
     "--tolerance",
-    help="Largest residual of a solved step; one level of 255 is 0.008.",
+    help="Largest residual of an inverted step; one level of 255 is 0.008.",
     panel=INVERSION,
     check=above_zero,
     metavar="X",
@@ -77,7 +77,12 @@ class InputImageOptions(DatasetImageOptions):
     """And of input images that need not be of one shape."""
 
     fit: Annotated[
-        Fit, flag("--fit", help="How an input image of another shape is fitted.", panel=IMAGES)
+        Fit,
+        flag(
+            "--fit",
+            help="Method to fit an input image of another shape: crop, pad or stretch.",
+            panel=IMAGES,
+        ),
     ] = "crop"
 
 
@@ -89,7 +94,7 @@ class InversionOptions:
         int | None,
         flag(
             "--steps",
-            help="Number of sampling steps to invert; more are more accurate.",
+            help="Number of sampling steps to invert; more steps are more accurate.",
             panel=MAIN,
             low=1,
             metavar="S",
@@ -112,7 +117,7 @@ class InversionOptions:
         Method,
         flag(
             "--method",
-            help="How each step is inverted: exact (solved to --tolerance), fixed-point (plain "
+            help="Inversion method: exact (solved to --tolerance), fixed-point (plain "
             "iteration), or naive (one evaluation).",
             panel=INVERSION,
         ),
@@ -132,7 +137,7 @@ class InversionOutputOptions:
         flag(
             "--out",
             "-o",
-            help="Folder for NAME.pt and NAME.inversion.png.",
+            help="Output folder, for NAME.pt and NAME.inversion.png.",
             panel=MAIN,
             check=reachable,
             metavar="DIR",
@@ -150,7 +155,7 @@ class InvertRequest:
 
     inputs: Annotated[
         tuple[Path, ...],
-        argument("IMAGE|DIR", "Input images, and folders of them.", check=reachable),
+        argument("IMAGE|DIR", "Input images, or folders of images.", check=reachable),
     ]
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     images: InputImageOptions = field(default_factory=InputImageOptions)
@@ -181,7 +186,7 @@ class ReconstructionOptions:
         tuple[int, ...] | None,
         flag(
             "--decode-steps",
-            help="Numbers of steps to decode each latent in.",
+            help="Numbers of sampling steps to decode each latent with.",
             panel=INVERSION,
             metavar="LIST",
             default="those of the inversion",
@@ -201,7 +206,7 @@ class ReconstructionOptions:
         tuple[Method, ...],
         flag(
             "--method",
-            help="Inversion methods, any of exact, fixed-point and naive.",
+            help="Inversion methods: any of exact, fixed-point and naive.",
             panel=INVERSION,
             metavar="LIST",
             parse=lambda text, option: parse.parse_choices(text, option, get_args(Method)),
@@ -212,7 +217,7 @@ class ReconstructionOptions:
         int | None,
         flag(
             "--limit",
-            help="Use at most this many images, drawn at random.",
+            help="Largest number of images to use, drawn at random.",
             panel=IMAGES,
             low=1,
             high=parse.MAX_IMAGES,
@@ -224,7 +229,7 @@ class ReconstructionOptions:
         float | None,
         flag(
             "--holdout",
-            help="Use only the images that `train --holdout` with this share keeps aside.",
+            help="Use only the images that `train --holdout` with the same share holds out.",
             panel=IMAGES,
             metavar="SHARE",
             parse=parse.parse_fraction,

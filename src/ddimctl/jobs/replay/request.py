@@ -21,7 +21,7 @@ class ReplayRequest:
         Path,
         argument(
             "RUN",
-            "Folder of a run of sample or interpolate, its manifest.json, or one of its images.",
+            "Output folder of sample or interpolate, its manifest.json, or one of its images.",
             check=reachable,
         ),
     ]

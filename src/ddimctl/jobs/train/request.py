@@ -48,8 +48,10 @@ class TrainRequest:
     image_size: (H, W), or None for the images' own.  time_limit: seconds, or None.
     """
 
-    data: Annotated[Path, argument("DATA", "Folder or zip of images: PNG, JPEG, WebP.")]
-    out: Annotated[Path, flag("--out", "-o", help="Folder of the run.", panel=MAIN, metavar="RUN")]
+    data: Annotated[Path, argument("DATA", "Folder or zip of images (PNG, JPEG, WebP).")]
+    out: Annotated[
+        Path, flag("--out", "-o", help="Output folder of the run.", panel=MAIN, metavar="RUN")
+    ]
     model: Annotated[
         str | None,
         flag(
@@ -73,7 +75,8 @@ class TrainRequest:
         int, flag("--steps", help="Number of updates.", panel=MAIN, low=1, metavar="N")
     ] = 100_000
     batch_size: Annotated[
-        int, flag("--batch-size", help="Images per update.", panel=MAIN, low=1, metavar="B")
+        int,
+        flag("--batch-size", help="Number of images per update.", panel=MAIN, low=1, metavar="B"),
     ] = 64
     lr: Annotated[
         float,
@@ -117,7 +120,7 @@ class TrainRequest:
         int,
         flag(
             "--warmup",
-            help="Warm-up: updates until the learning rate reaches --lr.",
+            help="Number of warm-up updates, until the learning rate reaches --lr.",
             panel=TRAINING,
             low=0,
             metavar="N",
@@ -138,7 +141,7 @@ class TrainRequest:
         float,
         flag(
             "--clip-grad",
-            help="Largest gradient norm; 0 is no clipping.",
+            help="Largest gradient norm (gradient clipping); 0 disables clipping.",
             panel=TRAINING,
             low=0,
             check=finite,
@@ -149,7 +152,7 @@ class TrainRequest:
         Weighting,
         flag(
             "--loss-weighting",
-            help="Weight of timesteps in the loss: simple (the paper's) or min-SNR.",
+            help="Weighting of the loss by timestep: simple (the paper's) or min-snr.",
             panel=TRAINING,
         ),
     ] = "simple"
@@ -157,7 +160,7 @@ class TrainRequest:
         float,
         flag(
             "--ema",
-            help="Decay of the moving average (EMA) of the weights, which the checkpoint holds.",
+            help="Decay of the moving average of the weights (EMA) that is saved as the checkpoint.",
             panel=TRAINING,
             low=0,
             high=1,
@@ -194,7 +197,7 @@ class TrainRequest:
         tuple[int, ...],
         flag(
             "--background",
-            help="Colour under transparent pixels: black, white, #rrggbb or r,g,b.",
+            help="Background colour of transparent images: black, white, #rrggbb or r,g,b.",
             panel=DATA,
             metavar="COLOUR",
             default="black",
@@ -202,16 +205,21 @@ class TrainRequest:
         ),
     ] = (0, 0, 0)
     flip: Annotated[
-        bool, flag("--flip", help="Mirror half of the images at random.", panel=DATA)
+        bool, flag("--flip", help="Mirror images left to right at random.", panel=DATA)
     ] = False
     class_conditional: Annotated[
-        bool, flag("--class-conditional", help="Train on the folders as classes.", panel=MAIN)
+        bool,
+        flag(
+            "--class-conditional",
+            help="Train a class-conditional network; each folder is a class.",
+            panel=MAIN,
+        ),
     ] = False
     label_dropout: Annotated[
         float,
         flag(
             "--label-dropout",
-            help="Share of labels replaced by the null class, for --guidance; 0.1 or 10%.",
+            help="Share of labels replaced by the null class, needed for --guidance; 0.1 or 10%.",
             panel=DATA,
             metavar="SHARE",
             parse=parse.parse_fraction,
@@ -221,15 +229,20 @@ class TrainRequest:
         float,
         flag(
             "--holdout",
-            help="Share of images kept aside to measure the loss on; 0.02 or 2%.",
+            help="Share of images held out to measure the loss; 0.02 or 2%.",
             panel=DATA,
             metavar="SHARE",
             parse=parse.parse_fraction,
         ),
     ] = 0.0
-    strict: Annotated[bool, flag("--strict", help="Fail on an unreadable image.", panel=DATA)] = (
-        False
-    )
+    strict: Annotated[
+        bool,
+        flag(
+            "--strict",
+            help="Stop at the first unreadable image instead of skipping it.",
+            panel=DATA,
+        ),
+    ] = False
     time_limit: Annotated[
         float | None,
         flag(
@@ -242,29 +255,54 @@ class TrainRequest:
     ] = None
     save_every: Annotated[
         int,
-        flag("--save-every", help="Updates between saved states.", panel=RUN, low=1, metavar="N"),
+        flag(
+            "--save-every",
+            help="Number of updates between saved states.",
+            panel=RUN,
+            low=1,
+            metavar="N",
+        ),
     ] = 1000
     sample_every: Annotated[
         int,
-        flag("--sample-every", help="Updates between sample grids.", panel=RUN, low=1, metavar="N"),
+        flag(
+            "--sample-every",
+            help="Number of updates between sample grids.",
+            panel=RUN,
+            low=1,
+            metavar="N",
+        ),
     ] = 1000
     log_every: Annotated[
-        int, flag("--log-every", help="Updates between metrics.", panel=RUN, low=1, metavar="N")
+        int,
+        flag(
+            "--log-every",
+            help="Number of updates between logged metrics.",
+            panel=RUN,
+            low=1,
+            metavar="N",
+        ),
     ] = 50
     log: Annotated[
         LogKind | None,
-        flag("--log", help="Also log curves and samples to RUN/tensorboard.", panel=RUN),
+        flag(
+            "--log",
+            help="Logger for curves and samples, which writes to RUN/tensorboard.",
+            panel=RUN,
+        ),
     ] = None
     weights_dtype: Annotated[
         SavedPrecision, flag("--weights-dtype", help="Precision of the saved weights.", panel=RUN)
     ] = "fp32"
     resume: Annotated[
         bool,
-        flag("--resume", help="Continue from the last state in RUN, if there is one.", panel=RUN),
+        flag(
+            "--resume",
+            help="Continue from the last saved state in --out; start if there is none.",
+            panel=RUN,
+        ),
     ] = False
-    force: Annotated[
-        bool, flag("--force", help="Start again where RUN holds a run.", panel=RUN)
-    ] = False
+    force: Annotated[bool, flag("--force", help="Overwrite the run in --out.", panel=RUN)] = False
     device: Annotated[str, DEVICE_NAME] = "auto"
     precision: Annotated[Precision | None, PRECISION] = None
     compile: Annotated[bool, COMPILE] = False
