@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from ddimctl.errors import CheckpointError
 from ddimctl.files.untrusted.content import check_kind, sniff
 from ddimctl.files.untrusted.guards import Refused, refusals
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.files.untrusted.zip_members import stored_members
 
 SUPPORTED: Final = (
@@ -99,7 +100,7 @@ def refuse_file(path: Path) -> NoReturn:
     raise CheckpointError(f"{path.name} is {what}.", remedy)
 
 
-def refuse_pipeline(name: str, index: dict[str, Any]) -> None:
+def refuse_pipeline(name: str, index: JsonObject) -> None:
     """Raise CheckpointError unless model_index.json describes a plain UNet2DModel pipeline."""
     kind = str(index.get("_class_name", "a pipeline"))
     for part, why in _PARTS:
@@ -122,7 +123,7 @@ def refuse_parts(name: str, has: Callable[[str], bool]) -> None:
             _refuse(name, "a pipeline", why)
 
 
-def refuse_network(where: str, config: dict[str, Any]) -> None:
+def refuse_network(where: str, config: JsonObject) -> None:
     """Raise CheckpointError unless config.json describes a UNet2DModel of an image diffusion."""
     kind = config.get("_class_name")
     if kind is None and "down_block_types" not in config:  # transformers' configs, and strangers'
@@ -148,7 +149,7 @@ def _refuse(name: str, kind: str, why: str) -> NoReturn:
     raise CheckpointError(f"{name} ({kind}) cannot be run: {why}.", SUPPORTED)
 
 
-def _class_of(index: dict[str, Any], part: str) -> str:
+def _class_of(index: JsonObject, part: str) -> str:
     """The class in {"unet": ["diffusers", "UNet2DModel"]}; empty where the part is absent."""
     entry = index.get(part)
     if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):

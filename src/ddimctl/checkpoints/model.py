@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from ddimctl.checkpoints.build.network import UNetPatches
 from ddimctl.diffusion.schedules import Schedule
 from ddimctl.errors import RequestError
+from ddimctl.files.untrusted.settings import JsonObject
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Provenance:
     flags: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """What names the checkpoint in manifests, latents and images: plain values."""
         record = {key: value for key, value in asdict(self).items() if key != "notes"}
         if not self.flags:
@@ -69,7 +69,7 @@ class Checkpoint:
     null_class: int | None = None
     class_names: tuple[str, ...] = ()
     background: tuple[int, ...] | None = None
-    ignored: dict[str, Any] = field(default_factory=dict)
+    ignored: JsonObject = field(default_factory=dict)
     patches: UNetPatches = field(default_factory=UNetPatches)
 
     @property

@@ -11,6 +11,7 @@ from ddimctl.checkpoints.build.scheduler_config import scheduler_config
 from ddimctl.checkpoints.build.weights import STEM
 from ddimctl.checkpoints.model import Checkpoint
 from ddimctl.checkpoints.sidecar import NAME, Sidecar, sidecar_bytes
+from ddimctl.files.untrusted.settings import JsonObject
 
 
 def checkpoint_files(
@@ -58,5 +59,5 @@ def checkpoint_files(
     }
 
 
-def _json(values: dict[str, Any]) -> bytes:
+def _json(values: JsonObject) -> bytes:
     return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()

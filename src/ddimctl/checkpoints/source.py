@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ddimctl.errors import CheckpointError
 from ddimctl.files.untrusted import settings
 from ddimctl.files.untrusted.guards import refusals
+from ddimctl.files.untrusted.settings import JsonObject
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def folder_source(folder: Path) -> Source:
     return Source(name, get)
 
 
-def read_json(source: Source, relative: str, *, infinite: bool = False) -> dict[str, Any] | None:
+def read_json(source: Source, relative: str, *, infinite: bool = False) -> JsonObject | None:
     """The object in a JSON file, or None where there is no such file. infinite: as in parse_json.
 
     Raises CheckpointError for anything else than one JSON object.

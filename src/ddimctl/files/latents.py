@@ -12,7 +12,7 @@ from ddimctl.errors import DataError, RequestError, brief
 from ddimctl.files.atomic import open_atomic
 from ddimctl.files.untrusted.guards import Refused, refusals
 from ddimctl.files.untrusted.reader import read_tensor_file
-from ddimctl.files.untrusted.settings import parse_json
+from ddimctl.files.untrusted.settings import JsonObject, parse_json
 
 SUFFIXES: Final = (".pt", ".safetensors")
 LATENTS: Final = "latents"
@@ -30,7 +30,7 @@ class LatentFile(NamedTuple):
     """latents: (N, C, H, W), float32, finite. metadata: plain values, empty where there are none."""
 
     latents: Tensor
-    metadata: dict[str, Any]
+    metadata: JsonObject
 
 
 def save_latents(path: Path, latents: Tensor, metadata: Mapping[str, Any]) -> None:
@@ -67,7 +67,7 @@ def load_latents(path: Path, key: str = LATENTS) -> LatentFile:
     return LatentFile(latents, plain_metadata(path, metadata))
 
 
-def plain_metadata(path: Path, metadata: Any) -> dict[str, Any]:
+def plain_metadata(path: Path, metadata: Any) -> JsonObject:
     """Untrusted settings, of a latent file or a manifest, if they are plain values of the right
     types; anything else in them is not for us to carry on. Raises DataError naming the file.
     """

@@ -5,7 +5,7 @@ import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ddimctl.diffusion.float32 import ieee_float32
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.untrusted.guards import Refused, reason
 from ddimctl.files.untrusted.reader import read_torch
+from ddimctl.files.untrusted.settings import JsonObject
 
 DIMENSIONS: Final = 2048
 _LAYER: Final = "2048"  # the pooled features before the last layer
@@ -27,7 +28,7 @@ class Extractor(NamedTuple):
     """features: images (N, 3, H, W), uint8, to float32 (N, D). settings: which network it is."""
 
     features: Callable[[Tensor], Tensor]
-    settings: dict[str, Any]
+    settings: JsonObject
 
 
 def load_inception(weights: Path | None, device: torch.device) -> Extractor:

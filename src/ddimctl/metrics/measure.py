@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from ddimctl.diffusion.noise import hash_keys
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.metrics import sliced
 from ddimctl.metrics.inception import Extractor
 from ddimctl.metrics.inception_distances import (
@@ -37,7 +38,7 @@ class Measure:
     metrics: tuple[str, ...]
     extractor: Extractor | None = None
 
-    def settings(self) -> dict[str, dict[str, Any]]:
+    def settings(self) -> dict[str, JsonObject]:
         """By metric: what two summaries must share for a score to mean anything."""
         network = self.extractor.settings if self.extractor else {}
         own = {"swd": sliced.SETTINGS, "fid": network, "kid": network | {"kept": KEPT_FEATURES}}

@@ -11,7 +11,7 @@ Gaussian, so that noise of the right strength passes for detail. And they are no
 the statistics of their own set, which would hide wrong colours and contrasts.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch.nn import functional
 from ddimctl.diffusion.float32 import ieee_float32
 from ddimctl.diffusion.noise import hash_keys, normal
 from ddimctl.errors import RequestError
+from ddimctl.files.untrusted.settings import JsonObject
 
 PATCH: Final = 3
 PATCHES: Final = 128  # at most so many of each image and level
@@ -29,7 +30,7 @@ _RANGE: Final = 5.25  # projections of images in [-1, 1]; what is beyond is coun
 _SMALLEST: Final = 8  # side of the coarsest level, in pixels
 _SEED: Final = 0
 
-SETTINGS: Final[dict[str, Any]] = {
+SETTINGS: Final[JsonObject] = {
     "patch": PATCH,
     "patches": PATCHES,
     "directions": DIRECTIONS,

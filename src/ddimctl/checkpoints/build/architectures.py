@@ -1,18 +1,18 @@
 """The networks that `ddimctl train` can start from."""
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from torch import nn
 
 from ddimctl.checkpoints.build.unet_config import check_unet_config
 from ddimctl.errors import CheckpointError, RequestError
 from ddimctl.files.untrusted.guards import refusals
-from ddimctl.files.untrusted.settings import read_json
+from ddimctl.files.untrusted.settings import JsonObject, read_json
 
 # Ho et al. 2020, appendix B, as diffusers' UNet2DModel spells them; tiny and small are ours, for
 # CPUs and small images: most of their channels work at low resolution, where arithmetic is cheap.
-_PAPER: Final[dict[str, Any]] = {
+_PAPER: Final[JsonObject] = {
     "layers_per_block": 2,
     "downsample_padding": 0,
     "flip_sin_to_cos": False,
@@ -20,13 +20,13 @@ _PAPER: Final[dict[str, Any]] = {
     "norm_eps": 1e-6,
     "attention_head_dim": None,
 }
-_OURS: Final[dict[str, Any]] = {
+_OURS: Final[JsonObject] = {
     "layers_per_block": 1,
     "norm_num_groups": 8,
     "attention_head_dim": 32,
 }
 
-ARCHITECTURES: Final[dict[str, dict[str, Any]]] = {
+ARCHITECTURES: Final[dict[str, JsonObject]] = {
     "tiny": _OURS | {"block_out_channels": [16, 32, 64, 64], "attention": [2, 3]},
     "small": _OURS | {"block_out_channels": [32, 64, 128, 128], "attention": [2, 3]},
     "cifar10": _PAPER
@@ -38,7 +38,7 @@ ARCHITECTURES: Final[dict[str, dict[str, Any]]] = {
 
 def architecture(
     model: str, sample_shape: tuple[int, int, int], num_class_embeds: int | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     """The UNet2DModel config of a name in ARCHITECTURES, or of a config.json, for (C, H, W) images.
 
     num_class_embeds: rows of the class embedding, the null class included; None without classes.
@@ -63,7 +63,7 @@ def architecture(
     return config
 
 
-def make_unet(config: dict[str, Any]) -> nn.Module:
+def make_unet(config: JsonObject) -> nn.Module:
     """A UNet2DModel with fresh weights. Raises CheckpointError when diffusers refuses the config."""
     from ddimctl.checkpoints.build.diffusers_import import import_unet
 
@@ -75,7 +75,7 @@ def make_unet(config: dict[str, Any]) -> nn.Module:
     return unet
 
 
-def _spell_out(short: dict[str, Any]) -> dict[str, Any]:
+def _spell_out(short: JsonObject) -> JsonObject:
     config = {key: value for key, value in short.items() if key != "attention"}
     levels = range(len(config["block_out_channels"]))
     with_attention = short["attention"]
@@ -88,7 +88,7 @@ def _spell_out(short: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _read_config(path: str) -> dict[str, Any]:
+def _read_config(path: str) -> JsonObject:
     with refusals(f"--model {path}", RequestError):
         try:
             config = read_json(Path(path))

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from ddimctl.checkpoints.build.diffusers_import import import_parts, import_unet
 from ddimctl.checkpoints.build.unet_config import check_unet_config
 from ddimctl.errors import CheckpointError
+from ddimctl.files.untrusted.settings import JsonObject
 
 _MOST_PARAMETERS: Final = 20_000_000_000
 
@@ -36,7 +37,7 @@ class UNetPatches:
     resample_conv: bool = True
     timestep_scale: float = 1.0
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """Those that are not as usual, as plain values."""
         usual = asdict(UNetPatches())
         return {key: value for key, value in asdict(self).items() if value != usual[key]}

@@ -5,6 +5,7 @@ from typing import Any, Final, NamedTuple
 from ddimctl.checkpoints.identify import SUPPORTED, scheduler_refusal
 from ddimctl.diffusion.schedules import Schedule, from_betas, make_schedule
 from ddimctl.errors import CheckpointError, RequestError, brief
+from ddimctl.files.untrusted.settings import JsonObject
 
 _KINDS: Final = {
     "linear": "linear",
@@ -38,7 +39,7 @@ class Diffusion(NamedTuple):
 
     schedule: Schedule
     prediction: str
-    ignored: dict[str, Any]
+    ignored: JsonObject
     notes: tuple[str, ...] = ()
 
 
@@ -48,7 +49,7 @@ def assumed_diffusion(name: str) -> Diffusion:
     return Diffusion(make_schedule(), "eps", {}, (note,))
 
 
-def read_diffusion(config: dict[str, Any], where: str) -> Diffusion:
+def read_diffusion(config: JsonObject, where: str) -> Diffusion:
     """The schedule and prediction of a scheduler's config.
 
     where: the file, for messages. Raises CheckpointError for settings that are unknown, damaged,
@@ -84,7 +85,7 @@ def read_diffusion(config: dict[str, Any], where: str) -> Diffusion:
     return Diffusion(_read_schedule(config, where), _PREDICTIONS[prediction], ignored, tuple(notes))
 
 
-def _read_schedule(config: dict[str, Any], where: str) -> Schedule:
+def _read_schedule(config: JsonObject, where: str) -> Schedule:
     zero_snr = bool(config.get("rescale_betas_zero_snr"))
     betas = config.get("trained_betas")
     try:
@@ -116,7 +117,7 @@ def _is_number(value: Any) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
-def sampler_note(name: str, ignored: dict[str, Any]) -> str:
+def sampler_note(name: str, ignored: JsonObject) -> str:
     """One sentence on the settings of the file's own sampler that would change images, or ''."""
     own = {
         key: ignored[key]
@@ -129,7 +130,7 @@ def sampler_note(name: str, ignored: dict[str, Any]) -> str:
     return f"the sampler settings of {name} are not applied: {settings}."
 
 
-def scheduler_config(schedule: Schedule, prediction: str) -> dict[str, Any]:
+def scheduler_config(schedule: Schedule, prediction: str) -> JsonObject:
     """The settings of a diffusers scheduler with this schedule and prediction.
 
     A DDIMScheduler, set to do without clipping and to begin at T - 1; a DDPMScheduler for the
@@ -138,7 +139,7 @@ def scheduler_config(schedule: Schedule, prediction: str) -> dict[str, Any]:
     settings = schedule.settings
     kinds = {ours: name for name, ours in _KINDS.items()}
     predictions = {ours: name for name, ours in _PREDICTIONS.items()}
-    config: dict[str, Any] = {
+    config: JsonObject = {
         "_class_name": "DDPMScheduler" if settings["kind"] == "sigmoid" else "DDIMScheduler",
         "num_train_timesteps": schedule.num_train_timesteps,
         "beta_start": settings.get("beta_start", 1e-4),

@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from ddimctl.checkpoints.build.scheduler_config import MAX_TIMESTEPS
 from ddimctl.errors import CheckpointError, brief
+from ddimctl.files.untrusted.settings import JsonObject
 
 _MAX_BLOCKS: Final = 16
 _MAX_LAYERS: Final = 64
@@ -89,7 +90,7 @@ _RULES: Final = {
 }
 
 
-def check_unet_config(config: dict[str, Any], where: str) -> None:
+def check_unet_config(config: JsonObject, where: str) -> None:
     """Raise CheckpointError for a setting of the wrong type, or of a size that no network has.
 
     Making one of diffusers' networks takes time by the number of its layers, even without memory
@@ -104,7 +105,7 @@ def check_unet_config(config: dict[str, Any], where: str) -> None:
     _check_layers(config, where)
 
 
-def _check_layers(config: dict[str, Any], where: str) -> None:
+def _check_layers(config: JsonObject, where: str) -> None:
     count = len(config.get("block_out_channels", ())) * config.get("layers_per_block", 0)
     if count > _MAX_BLOCKS_IN_ALL:
         raise CheckpointError(

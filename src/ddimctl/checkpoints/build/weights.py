@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ddimctl.checkpoints.source import Source, read_json
 from ddimctl.errors import CheckpointError
 from ddimctl.files.untrusted.guards import check_memory, refusals
 from ddimctl.files.untrusted.reader import read_tensor_file
+from ddimctl.files.untrusted.settings import JsonObject
 
 STEM: Final = "diffusion_pytorch_model"
 
@@ -57,7 +58,7 @@ def find_weights(source: Source, prefix: str, variant: str | None) -> tuple[Path
     )
 
 
-def _shards(source: Source, prefix: str, where: str, index: dict[str, Any]) -> tuple[Path, ...]:
+def _shards(source: Source, prefix: str, where: str, index: JsonObject) -> tuple[Path, ...]:
     names = index.get("weight_map")
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{source.name}/{where} has no weight_map.", "Get the file again.")

@@ -8,6 +8,7 @@ from torch import Tensor
 from ddimctl.checkpoints.build.network import UNetPatches
 from ddimctl.checkpoints.build.scheduler_config import MAX_TIMESTEPS, Diffusion
 from ddimctl.errors import CheckpointError, DdimctlError, RequestError, brief
+from ddimctl.files.untrusted.settings import JsonObject
 
 SIZE: Final = "image_size"
 
@@ -34,7 +35,7 @@ class Converted(NamedTuple):
     in diffusers to its name in the file, for messages.
     """
 
-    config: dict[str, Any]
+    config: JsonObject
     weights: dict[str, Tensor]
     diffusion: Diffusion
     patches: UNetPatches
@@ -50,7 +51,7 @@ def wrong(flags: Flags, key: str, cause: str, remedy: str = "Correct it.") -> Dd
     return CheckpointError(f"{flags.config}: {cause}", remedy)
 
 
-def read_flags(flags: Flags, kinds: Mapping[str, type], ignored: Iterable[str]) -> dict[str, Any]:
+def read_flags(flags: Flags, kinds: Mapping[str, type], ignored: Iterable[str]) -> JsonObject:
     """The user's flags over the settings beside the file, each of its kind (int, float, bool, str).
 
     kinds: the settings of the family. ignored: others of its scripts', which change no image.
@@ -60,7 +61,7 @@ def read_flags(flags: Flags, kinds: Mapping[str, type], ignored: Iterable[str]) 
         if key not in kinds and key not in ignored:
             known = ", ".join(kinds)
             raise RequestError(f"--model-flag {key} is unknown.", f"Known flags: {known}.")
-    values: dict[str, Any] = {}
+    values: JsonObject = {}
     for key, value in [*flags.beside.items(), *flags.given.items()]:
         if key not in kinds or value is None:
             continue

@@ -1,7 +1,7 @@
 """The family of diffusers: a UNet2DModel folder, or a pipeline folder with one inside."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from ddimctl.checkpoints.build.assemble import Options, assemble, check_wanted, fill
 from ddimctl.checkpoints.build.network import build_unet
@@ -22,6 +22,7 @@ from ddimctl.checkpoints.model import Checkpoint, Provenance
 from ddimctl.checkpoints.sidecar import Sidecar, read_sidecar
 from ddimctl.checkpoints.source import Source, read_json
 from ddimctl.errors import CheckpointError, RequestError
+from ddimctl.files.untrusted.settings import JsonObject
 
 CONFIG_REMEDY: Final = "Use the config.json that belongs to these weights."
 
@@ -102,7 +103,7 @@ def _choose_unet(source: Source, wanted: str, sidecar: Sidecar) -> _Chosen:
     return _Chosen(prefix, known)
 
 
-def _read_diffusion(source: Source, index: dict[str, Any] | None) -> Diffusion:
+def _read_diffusion(source: Source, index: JsonObject | None) -> Diffusion:
     for relative in ("scheduler/scheduler_config.json", "scheduler_config.json"):
         config = read_json(source, relative, infinite=True)
         if config is not None:

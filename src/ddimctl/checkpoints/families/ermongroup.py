@@ -23,6 +23,7 @@ from ddimctl.checkpoints.families.common import (
 )
 from ddimctl.diffusion.schedules import Schedule, from_betas, make_schedule
 from ddimctl.errors import RequestError, brief
+from ddimctl.files.untrusted.settings import JsonObject
 
 NAME: Final = "ermongroup"
 CONFIG: Final = "config.yml"
@@ -143,7 +144,7 @@ def _read_shape(weights: Mapping[str, Tensor], flags: Flags) -> _Shape:
     )
 
 
-def _config(shape: _Shape, size: tuple[int, int]) -> dict[str, Any]:
+def _config(shape: _Shape, size: tuple[int, int]) -> JsonObject:
     levels = range(len(shape.widths))
     attention = ["Attn" if i in shape.attention else "" for i in levels]
     return {

@@ -23,6 +23,7 @@ from ddimctl.checkpoints.families.openai_published import PUBLISHED
 from ddimctl.checkpoints.families.openai_shape import MARK, Shape, read_shape
 from ddimctl.diffusion.schedules import Schedule, make_schedule
 from ddimctl.errors import CheckpointError, RequestError, brief
+from ddimctl.files.untrusted.settings import JsonObject
 
 NAME: Final = "openai"
 CONFIG: Final = "flags.json"
@@ -124,9 +125,7 @@ def convert(weights: Mapping[str, Tensor], flags: Flags) -> Converted:
     )
 
 
-def _with_published(
-    flags: Flags, settings: dict[str, Any], shape: Shape
-) -> tuple[dict[str, Any], str]:
+def _with_published(flags: Flags, settings: JsonObject, shape: Shape) -> tuple[JsonObject, str]:
     """The settings completed by those of a published network, and the added ones in words."""
     multipliers = tuple(width / shape.num_channels for width in shape.widths)
     structure = (shape.num_channels, multipliers, shape.num_res_blocks, shape.attention)
@@ -187,7 +186,7 @@ def _heads(
     return None, heads, up if up != heads else None
 
 
-def _config(shape: Shape, size: tuple[int, int], head_channels: int | None) -> dict[str, Any]:
+def _config(shape: Shape, size: tuple[int, int], head_channels: int | None) -> JsonObject:
     levels = range(len(shape.widths))
     plain = "Resnet{}sampleBlock2D" if shape.resblock_updown else "{}Block2D"
     kinds = ["Attn{}Block2D" if i in shape.attention else plain for i in levels]

@@ -6,6 +6,7 @@ From the READMEs of improved-diffusion and guided-diffusion and the defaults of 
 from typing import Any, Final
 
 from ddimctl.checkpoints.families.common import SIZE
+from ddimctl.files.untrusted.settings import JsonObject
 
 _GUIDED: Final = {
     "num_head_channels": 64,
@@ -24,7 +25,7 @@ _IMPROVED: Final = {
 
 # By what the weights show: channels, multipliers, blocks, levels with attention, class_cond, updown,
 # scale and shift. All have RGB, learned variances and, where conditional, the 1000 classes of ImageNet.
-PUBLISHED: Final[dict[tuple[Any, ...], dict[str, Any]]] = {
+PUBLISHED: Final[dict[tuple[Any, ...], JsonObject]] = {
     (192, (1, 2, 3, 4), 3, (1, 2, 3), True, True, True): _GUIDED
     | {SIZE: 64, "noise_schedule": "cosine", "use_new_attention_order": True},
     (256, (1, 1, 2, 3, 4), 2, (2, 3, 4), True, True, True): _GUIDED

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from ddimctl.cli.options.config import CKPT
 from ddimctl.cli.options.everywhere import Config, Debug, Json
@@ -10,6 +10,7 @@ from ddimctl.cli.output.console import print_result, run_job, say
 from ddimctl.cli.output.listing import listing
 from ddimctl.cli.output.table import table_lines, terminal_width
 from ddimctl.errors import RequestError
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.evaluate.request import (
     CellImageOptions,
     EvaluateRequest,
@@ -100,7 +101,7 @@ def _ask_for_checkpoint(preset: str) -> None:
 
 
 def _show(result: "EvaluateResult", json: bool) -> None:
-    record: dict[str, Any] = {
+    record: JsonObject = {
         "out": None if result.out is None else str(result.out),
         "settings": result.settings,
         "rows": list(result.rows),

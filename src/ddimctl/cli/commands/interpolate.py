@@ -1,10 +1,11 @@
 """`ddimctl interpolate`: latents, images or seeds in, the frames between them out."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ddimctl.cli.options.everywhere import Config, Debug, Json
 from ddimctl.cli.output.console import print_result, run_job
 from ddimctl.cli.output.listing import listing
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.interpolate.request import InterpolateRequest
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def interpolate(
         print_result([str(path) for path in result.outputs.values()], record, json)
 
 
-def _record(result: "InterpolateResult") -> dict[str, Any]:
+def _record(result: "InterpolateResult") -> JsonObject:
     return {
         "out": None if result.out is None else str(result.out),
         "outputs": {kind: str(path) for kind, path in result.outputs.items()},

@@ -5,6 +5,7 @@ from typing import Any
 from ddimctl.cli.options.everywhere import Config, Debug, Json
 from ddimctl.cli.output.console import print_result, run_job, say
 from ddimctl.cli.output.listing import listing
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.invert.request import ReconstructRequest
 
 _HEADS = {
@@ -30,7 +31,7 @@ def reconstruct(
     from ddimctl.jobs.invert.reconstruct import reconstruct as job
 
     result = run_job(job, request)
-    record: dict[str, Any] = {
+    record: JsonObject = {
         "out": None if result.out is None else str(result.out),
         "pictures": result.images,
         "settings": result.settings,
@@ -42,7 +43,7 @@ def reconstruct(
         say("wrote", f"{result.out} (table.csv, table.json, plot.png)")
 
 
-def _table(rows: tuple[dict[str, Any], ...]) -> list[str]:
+def _table(rows: tuple[JsonObject, ...]) -> list[str]:
     """The rows in aligned columns, under their heads."""
     cells = [list(_HEADS.values()), *([_cell(name, row[name]) for name in _HEADS] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

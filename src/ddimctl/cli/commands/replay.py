@@ -1,11 +1,12 @@
 """`ddimctl replay`: recorded images sampled once more, and compared."""
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ddimctl.cli.options.everywhere import Config, Debug, Json
 from ddimctl.cli.output.console import print_result, run_job
 from ddimctl.errors import DataError
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.replay.request import ReplayRequest
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def _levels(levels: int | None) -> str:
     return "old image missing" if levels is None else f"by up to {levels} levels"
 
 
-def _record(result: "ReplayResult") -> dict[str, Any]:
+def _record(result: "ReplayResult") -> JsonObject:
     return {
         "out": str(result.out),
         "outputs": {kind: str(path) for kind, path in result.outputs.items()},

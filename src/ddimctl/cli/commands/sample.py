@@ -1,10 +1,11 @@
 """`ddimctl sample`: seeds or latents in, images out."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ddimctl.cli.options.everywhere import Config, Debug, Json
 from ddimctl.cli.output.console import print_result, run_job
 from ddimctl.cli.output.listing import listing
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.sample.request import SampleRequest
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def _paths(result: "SampleResult") -> list[str]:
     return [str(result.outputs[kind]) for kind in (*kinds, *last)]
 
 
-def _record(result: "SampleResult") -> dict[str, Any]:
+def _record(result: "SampleResult") -> JsonObject:
     return {
         "out": None if result.out is None else str(result.out),
         "outputs": {kind: str(path) for kind, path in result.outputs.items()},

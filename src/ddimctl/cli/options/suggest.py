@@ -34,7 +34,8 @@ def usage_error(error: typer.TyperException) -> tuple[str, str]:
     """
     context: Any = getattr(error, "ctx", None)
     remedy = f"{context.command_path if context else 'ddimctl'} --help"
-    if mistyped := getattr(error, "option_name", "") if hasattr(error, "possibilities") else "":
+    if hasattr(error, "possibilities"):
+        mistyped = str(getattr(error, "option_name", ""))
         near = did_you_mean(mistyped, error.possibilities or ())
         return f"unknown option {mistyped}.{near}", remedy
     param = getattr(error, "param", None)

@@ -13,7 +13,7 @@ from ddimctl.errors import DataError, RequestError
 from ddimctl.files.atomic import write_bytes
 from ddimctl.files.untrusted.guards import refusals
 from ddimctl.files.untrusted.safetensors_file import read_safetensors
-from ddimctl.files.untrusted.settings import parse_json
+from ddimctl.files.untrusted.settings import JsonObject, parse_json
 
 SUFFIX: Final = ".safetensors"
 _LARGEST: Final = 2**30  # bytes: many times what any metric keeps
@@ -38,7 +38,7 @@ def save_reference(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str
     write_bytes(path, save(whole, {"ddimctl": text}))
 
 
-def load_reference(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_reference(path: Path) -> tuple[dict[str, Tensor], JsonObject]:
     """The tensors, finite, and the facts of an untrusted file.
 
     Raises RequestError where there is none, DataError for what is no reference file.

@@ -10,6 +10,9 @@ from ddimctl.errors import brief
 from ddimctl.files.untrusted.content import check_kind, sniff
 from ddimctl.files.untrusted.guards import Refused, reason
 
+JsonObject = dict[str, Any]
+"""The object of a JSON or YAML file, or of a record to write: plain values by name."""
+
 MAX_JSON_BYTES: Final = 8 * 2**20  # in memory twenty times as much
 _MAX_YAML_BYTES: Final = 2**16
 _MAX_DEPTH: Final = 100
@@ -23,7 +26,7 @@ _DAMAGE: Final = (
 
 def read_json(
     path: Path, max_bytes: int = MAX_JSON_BYTES, *, infinite: bool = False, paths: bool = False
-) -> dict[str, Any]:
+) -> JsonObject:
     """The object in a JSON file. Raises Refused as parse_json, for files that are too large or hold
     anything else, and OSError.
     """
@@ -56,7 +59,7 @@ def parse_json(text: str | bytes, *, infinite: bool = False, paths: bool = False
     return found
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> JsonObject:
     """The settings of all sections of a YAML or JSON file in one level; empty where there is none.
 
     Python objects in it are never made: namespaces, which ermongroup/ddim writes, are read as their
@@ -71,7 +74,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     found = _parse_yaml(path.read_bytes())
     if not isinstance(found, dict):
         raise Refused("does not hold settings by name.", _CORRECT)
-    settings: dict[str, Any] = {}
+    settings: JsonObject = {}
     for key, value in found.items():
         settings |= value if isinstance(value, dict) else {key: value}
     return {str(key): value for key, value in settings.items()}
@@ -99,7 +102,7 @@ def _parse_yaml(text: bytes) -> Any:
     return found
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> JsonObject:
     found = dict(pairs)
     if len(found) < len(pairs):  # readers differ in which of the two they take
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
