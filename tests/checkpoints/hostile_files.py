@@ -238,7 +238,7 @@ BROKEN: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
         _pickled(mapping(latents=call(("torch", "Tensor"), *map(number, (1, 1, 20_000, 30_000))))),
         r"would call torch\.Tensor",
     ),
-    "unfolding": (_pickled(_unfolding()), "bytes are spelled"),
+    "unfolding": (_pickled(_unfolding()), "bytes are encoded"),
     "object": (_saved({"a": _Harmless()}), r"would call copy_reg\._reconstructor|_Harmless"),
     "numpy-array": (
         _pickled(look_up("numpy.core.multiarray", "_reconstruct")),
@@ -292,7 +292,7 @@ BROKEN: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
     "cycle": (_pickled(b"}q\x00" + text("a") + b"h\x00s"), "nested too deeply"),
     "laughs": (_pickled(_laughs()), "nested too deeply"),
     "objects": (_pickled(b"(" + b"}" * 10**6 + b"t"), "too many objects"),
-    "long-text": (_pickled(text("x" * (33 * 2**20))), "no archive of tensors"),
+    "long-text": (_pickled(text("x" * (33 * 2**20))), "not an archive of tensors"),
     "colliding-keys": (
         _pickled(b"}(" + b"".join(number(k * (2**61 - 1)) + b"N" for k in range(1, 60_000)) + b"u"),
         "neither names nor numbers",
@@ -335,7 +335,7 @@ BROKEN: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
         "damaged",
     ),
     "capitals": (_renamed, "is a zip archive"),
-    "flipped-bit": (_flipped, "do not have their checksum"),
+    "flipped-bit": (_flipped, "the checksum of"),
     "zip-cut": (_cut(_pickled(state_dict(), FOUR), 200), "damaged"),
     "bare": (lambda path: path.write_bytes(pickle.dumps([1], 2)), "a bare pickle"),
     # the old format
@@ -352,7 +352,7 @@ BROKEN: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
         lambda path: path.write_bytes(
             write_legacy(path, program(state_dict(legacy=True)), FOUR).read_bytes() + b"PK"
         ),
-        "goes on behind",
+        "extra bytes after",
     ),
     "legacy-expanded": (
         _legacy(tensor(4, (10**9,), (0,), legacy=True), FOUR),
@@ -373,13 +373,13 @@ BROKEN: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
     "st-type-list": (_entries(_entry(kind=[[]])), "unknown type"),
     "st-negative": (_entries(_entry(shape=(-4,))), "impossible shape"),
     "st-fraction": (_entries(_entry(shape=(4.0,))), "impossible shape"),
-    "st-overflow": (_entries(_entry(shape=(2**33, 2**33))), "size of its shape"),
+    "st-overflow": (_entries(_entry(shape=(2**33, 2**33))), "not match its shape"),
     "st-huge": (_entries(_entry(shape=(2**50, 0), place=(0, 0)), data=b""), "impossible shape"),
     "st-digits": (_entries(_entry(shape=(10**400,))), "more than 64 bits"),
     "st-nan": (_entries(_entry(shape=(float("nan"),))), "not finite"),
-    "st-surrogate": (header(b'{"__metadata__": {"a": "\\ud800"}}', b""), "half a character"),
+    "st-surrogate": (header(b'{"__metadata__": {"a": "\\ud800"}}', b""), "a lone surrogate"),
     "st-metadata": (header(b'{"__metadata__": {"a": [1]}}', b""), "header is not one"),
-    "st-larger": (_entries(_entry(shape=(5,))), "size of its shape"),
+    "st-larger": (_entries(_entry(shape=(5,))), "not match its shape"),
     "st-place": (_entries(_entry(place=(0, 16, 16))), "impossible shape"),
     "st-overlap": (_entries(_entry(), _entry(shape=(2,), place=(8, 16))), "overlap"),
     "st-gap": (_entries(_entry(), _entry(place=(20, 36)), data=bytes(36)), "gaps"),

@@ -266,7 +266,7 @@ def test_no_spec_means_the_environment_variable_then_the_bundled_folder(
     assert load_checkpoint(None).provenance.name == "other"
     monkeypatch.delenv("DDIMCTL_CKPT")
     monkeypatch.setattr("ddimctl.checkpoints.load.BUNDLED", tmp_path / "gone")
-    with pytest.raises(CheckpointError, match="no checkpoint of its own"):
+    with pytest.raises(CheckpointError, match="no bundled checkpoint"):
         load_checkpoint(None)
 
 

@@ -63,7 +63,7 @@ def test_settings_that_are_not_of_a_ddpm_are_refused() -> None:
         ({"_class_name": "CMStochasticIterativeScheduler"}, "consistency model"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow-matching"),
         ({"_class_name": "EDMEulerScheduler"}, "EDM"),
-        ({"_class_name": "IPNDMScheduler"}, "does not say the betas"),
+        ({"_class_name": "IPNDMScheduler"}, "does not hold the betas"),
     ):
         with pytest.raises(CheckpointError, match=reason) as caught:
             read_diffusion(settings, "x/scheduler_config.json")

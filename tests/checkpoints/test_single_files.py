@@ -228,7 +228,7 @@ def test_missing_flags_are_asked_for_by_name(tmp_path: Path) -> None:
         assert name in text
     assert "noise_schedule, diffusion_steps, rescale_timesteps" in text
     text = refusal(peer.path, RequestError, size=(16, 16), flags={"num_heads": "1"})
-    assert "tell its noise_schedule, diffusion_steps, rescale_timesteps." in text
+    assert "show noise_schedule, diffusion_steps, rescale_timesteps." in text
 
     checkpoint = load_checkpoint(peer.path, flags=FLAGS)
     assert relative(*outputs(peer, checkpoint, (16, 16))) <= 1e-5
@@ -347,7 +347,7 @@ def test_a_size_that_no_file_tells(tmp_path: Path) -> None:
     assert "--model-flag image_size=32" in refusal(peer.path, RequestError)
     checkpoint = load_checkpoint(peer.path, size=(16, 24))
     assert checkpoint.sample_shape == (3, 16, 24)
-    assert any("assumed linear" in note for note in checkpoint.provenance.notes)
+    assert any("assuming linear" in note for note in checkpoint.provenance.notes)
     assert "--size: images of 15x16" in refusal(peer.path, RequestError, size=(15, 16))
 
 

@@ -168,7 +168,7 @@ def test_weights_that_are_not_finite_are_named_and_counted(
     weights = {name: torch.ones(5, 7, dtype=dtype) for name in "abc"}
     weights["b"][0, :count] = bad
     with pytest.raises(
-        CheckpointError, match=rf"^here: b holds {count} NaN or infinite of 35"
+        CheckpointError, match=rf"^here: b holds {count} NaN or infinite values of 35"
     ) as e:
         check_finite(weights, "here")
     assert "--allow-nonfinite" in e.value.remedy

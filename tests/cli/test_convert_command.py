@@ -131,7 +131,7 @@ def test_flags_that_are_unknown_or_no_flags_are_refused(run_forked, bare):
     assert "num_heads" in ran.stderr
     ran = run_forked("info", "--model-flag", "num_heads=4")
     assert ran.code == 2
-    assert "Leave --model-flag out" in ran.stderr
+    assert "Leave out --model-flag" in ran.stderr
 
 
 def test_latents_remember_what_was_said_of_their_checkpoint(run_forked, bare, tmp_path):

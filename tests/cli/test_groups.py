@@ -214,7 +214,7 @@ def test_a_wrong_variable_is_named_and_not_its_flag(capsys, monkeypatch):
     monkeypatch.setenv("DDIMCTL_SAMPLE_DRY_RUN", "maybe")
     assert main(["sample"]) == 2
     cause = "error: DDIMCTL_SAMPLE_DRY_RUN must be true or false, not 'maybe'.\n"
-    assert capsys.readouterr().err == f"{cause}  try: Correct it there.\n"
+    assert capsys.readouterr().err == f"{cause}  try: Correct the value there.\n"
 
 
 def test_a_group_may_have_the_name_of_its_field():

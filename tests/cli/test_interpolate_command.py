@@ -67,8 +67,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(interpolate, tiny_checkpoint
 
 def test_wrong_requests_are_2_and_leave_nothing(interpolate, tiny_checkpoint, tmp_path):
     for arguments, named in (
-        (["--seeds", "1"], "two inputs or more, not 1"),
-        (["--seeds", "1,2,3", "--frames", "2"], "fewer than the 3 inputs"),
+        (["--seeds", "1"], "at least two inputs, not 1"),
+        (["--seeds", "1,2,3", "--frames", "2"], "less than the 3 inputs"),
         (["--seeds", "1,2,3", "--grid", "2x2"], "four inputs, not 3"),
         (["--seeds", "1,2", "--class", "monster"], "knows no classes"),
         (["--seeds", "1,2", "--size", "17"], "multiples of"),

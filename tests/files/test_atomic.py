@@ -144,7 +144,7 @@ def test_missing_folders_are_made(tmp_path: Path) -> None:
 
 
 def test_the_folder_of_many_files_is_not_made_again(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="its folder is no longer there"):
+    with pytest.raises(StorageError, match="its folder no longer exists"):
         atomic.write_bytes(tmp_path / "a" / "c.bin", b"data", sync=False)
     assert entries(tmp_path) == []
 

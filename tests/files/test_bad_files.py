@@ -144,7 +144,7 @@ def test_bombs_are_refused_without_taking_memory(tmp_path, clean_env, latents):
     "size", [(MAX_SIDE + 1, 1), (1, MAX_SIDE + 1), (MAX_PIXELS // 9999, 10001)]
 )
 def test_too_many_pixels_are_refused_with_their_number_and_the_limit(size):
-    with pytest.raises(DataError, match=r"at most 128 million are read, 65,535 a side") as raised:
+    with pytest.raises(DataError, match=r"the limit is 128 million, and 65,535 per side") as raised:
         read_image(encoded(Image.new("1", size)), 1)
     assert f"{size[0]}x{size[1]}" in raised.value.cause
 

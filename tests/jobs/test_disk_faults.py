@@ -251,7 +251,9 @@ def test_a_folder_that_is_moved_away_ends_the_run_at_once_and_can_be_put_back(
         if len(events) > 3 and out.exists():
             out.rename(away)
 
-    with pytest.raises(StorageError, match=r"its folder is no longer there.*Put it back") as raised:
+    with pytest.raises(
+        StorageError, match=r"its folder no longer exists.*Restore the folder"
+    ) as raised:
         sample(request, report)
     assert "--resume goes on" in raised.value.remedy
     assert len(events) < 40  # of 50 batches

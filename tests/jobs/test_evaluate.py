@@ -315,7 +315,7 @@ def test_a_dry_run_counts_and_writes_nothing(finish, request_for, tmp_path):
 def test_a_cell_that_cannot_be_is_refused_before_anything_is_sampled(finish, request_for, tmp_path):
     with pytest.raises(RequestError, match="more than the"):
         finish(evaluate, request_for(steps=(2, 5000)))
-    with pytest.raises(RequestError, match="did not learn"):
+    with pytest.raises(RequestError, match="no learned variance"):
         finish(evaluate, request_for(rows=(0.0, "learned")))
     assert not (tmp_path / "out").exists()
 
@@ -554,7 +554,7 @@ def test_a_damaged_reference_is_refused(finish, request_for, reference, tmp_path
     with pytest.raises(DataError, match="damaged"):
         finish(evaluate, request_for(data=None, reference=path))
     save_file({"latents": torch.zeros(3)}, path)
-    with pytest.raises(DataError, match="no reference file"):
+    with pytest.raises(DataError, match="not a reference file"):
         finish(evaluate, request_for(data=None, reference=path))
     with pytest.raises(RequestError, match="no such file"):
         finish(evaluate, request_for(data=None, reference=tmp_path / "none.safetensors"))

@@ -263,7 +263,7 @@ RECORD = {"name": "a", "sha256": "0" * 64}
         ),
         ((noise(0), {}), (torch.zeros(1, *SHAPE), {}), {}, "from .*a.pt to .*b.pt: .*is zero"),
         ((noise(0), {}), (-noise(0), {}), {}, "from .*a.pt to .*b.pt: .*opposite"),
-        ((noise(0), {}), (noise(1), {}), {"frames": 1}, "fewer than the 2 inputs"),
+        ((noise(0), {}), (noise(1), {}), {"frames": 1}, "less than the 2 inputs"),
         ((noise(0), {}), (noise(1), {}), {"grid": (2, 2)}, "four inputs, not 2"),
         ((noise(0, 2), {}), (noise(1, 3), {}), {"grid": (1, 4)}, "no corners"),
         ((noise(0, 2), {}), (noise(1, 3), {}), {"grid": (17, 17)}, "at most 256"),
@@ -285,7 +285,7 @@ def test_what_does_not_go_together_is_refused_and_leaves_nothing(
 
 def test_one_input_is_no_path(finish, request_for, tmp_path):
     for loop in (False, True):
-        with pytest.raises(RequestError, match="two inputs or more, not 1"):
+        with pytest.raises(RequestError, match="at least two inputs, not 1"):
             finish(interpolate, request_for(seeds=(3,), loop=loop))
     assert list(tmp_path.iterdir()) == []
 

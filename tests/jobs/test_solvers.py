@@ -103,7 +103,7 @@ def test_latents_with_an_impossible_solver_are_refused(finish, request_for, tmp_
 
 
 def test_noise_and_a_solver_without_any_are_refused(finish, request_for):
-    with pytest.raises(RequestError, match="makes no noise"):
+    with pytest.raises(RequestError, match="is deterministic"):
         finish(sample, request_for(solver="dpm++2m", eta=0.5))
 
 

@@ -182,7 +182,7 @@ def test_a_sealed_state_has_the_checksums_of_its_archive(copied):
     content = bytearray(content)
     content[content.find(weights.numpy().tobytes())] ^= 4
     seal(path, bytes(content))
-    with pytest.raises(DataError, match=r"it is damaged: the bytes of .* do not have their check"):
+    with pytest.raises(DataError, match=r"it is damaged: the checksum of .* is wrong"):
         training_state.load_newest_state(copied / "state")
 
 

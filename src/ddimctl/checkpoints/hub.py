@@ -27,11 +27,11 @@ from ddimctl.errors import CheckpointError, StorageError
 _TIMEOUT: Final = 15.0
 _OFFLINE: Final = "HF_HUB_OFFLINE is set"
 _NO_ANSWER: Final = "the hub does not answer"
-NOT_ASKED: Final = "fetching it was not agreed to"
+NOT_ASKED: Final = "downloading is not allowed without --yes"
 _REMEDIES: Final = {
     _OFFLINE: "Unset HF_HUB_OFFLINE, or pass a folder.",
     _NO_ANSWER: "Check the network, the proxy settings and HF_ENDPOINT, or pass a folder.",
-    NOT_ASKED: "Fetch it with --yes, or name a checkpoint with --ckpt.",
+    NOT_ASKED: "Pass --yes to download it, or --ckpt to use another checkpoint.",
 }
 # One of these is in every diffusers folder; fetching it by branch records the branch's commit.
 _ENTRIES: Final = ("model_index.json", "config.json")
@@ -95,22 +95,22 @@ def _explained(hub_id: str, revision: str | None) -> Iterator[None]:
         ) from error
     except GatedRepoError as error:
         raise CheckpointError(
-            f"{hub_id} is gated, and this account has not been let in.",
-            "Ask for access at its page on the hub, then set HF_TOKEN (or run `hf auth login`).",
+            f"{hub_id} is gated, and this account has no access.",
+            "Request access on its hub page, then set HF_TOKEN (or run `hf auth login`).",
         ) from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"'{hub_id}' is neither an existing path nor a model that the hub shows.",
+            f"'{hub_id}' is neither an existing path nor a model on the hub.",
             "Check the spelling; for a private model set HF_TOKEN (or run `hf auth login`).",
         ) from error
     except RevisionNotFoundError as error:
         raise CheckpointError(
             f"{hub_id} has no revision '{revision}'.",
-            "Name a branch, a tag or a full commit hash, or leave --revision out.",
+            "Pass a branch, a tag or a full commit hash, or leave out --revision.",
         ) from error
     except EntryNotFoundError as error:
         raise CheckpointError(
-            f"a file of {hub_id} could not be fetched: {_first_line(error)}",
+            f"a file of {hub_id} cannot be downloaded: {_first_line(error)}",
             "Check the network and try again.",
         ) from error
     except HfHubHTTPError as error:
@@ -123,14 +123,14 @@ def _explained(hub_id: str, revision: str | None) -> Iterator[None]:
         ) from error
     except HTTPError as error:
         raise CheckpointError(
-            f"the download of {hub_id} broke off: {_first_line(error)}",
-            "Run the same command again; what is complete is kept.",
+            f"the download of {hub_id} failed: {_first_line(error)}",
+            "Run the same command again; complete files are kept.",
         ) from error
     except OSError as error:
         if error.errno is None:
             raise CheckpointError(
-                f"the download of {hub_id} broke off: {_first_line(error)}",
-                "Run the same command again; what is complete is kept.",
+                f"the download of {hub_id} failed: {_first_line(error)}",
+                "Run the same command again; complete files are kept.",
             ) from error
         raise StorageError(
             f"the hub's cache cannot be written: {error.strerror}.",

@@ -92,7 +92,7 @@ def refuse_file(path: Path) -> NoReturn:
             "legacy": "an old torch.save file of a kind that is not supported yet",
             "pickle": "a bare pickle, which would run code when read",
             "safetensors": "a safetensors file of a kind that is not supported yet",
-        }.get(kind, "not a checkpoint of any kind that is known here")
+        }.get(kind, "not a checkpoint of a known kind")
     remedy = SUPPORTED
     if (path.parent / "config.json").is_file():
         remedy = f"Pass the folder that holds it: {path.parent}"

@@ -84,7 +84,7 @@ def _find(spec: str | Path | None, revision: str | None, *, download: bool) -> S
         raise CheckpointError(f"'{spec}' cannot be read: {error.strerror}.") from error
     if path == BUNDLED:
         raise CheckpointError(
-            "this installation has no checkpoint of its own.", f"Pass --ckpt, or set {VARIABLE}."
+            "this installation has no bundled checkpoint.", f"Pass --ckpt, or set {VARIABLE}."
         )
     if not is_hub_id(str(spec)):
         raise CheckpointError(
@@ -121,7 +121,7 @@ def _look_into(folder: Path) -> Path | None:
     parent = folder.resolve().parent
     if folder.resolve().name in ("unet", "unet_ema") and (parent / "scheduler").is_dir():
         raise CheckpointError(
-            f"{folder} is only the network of a checkpoint, without its schedule.",
+            f"{folder} holds only the network of a checkpoint, without its schedule.",
             f"Pass the folder above it: {folder.parent}",
         )
     if any((folder / name).is_file() for name in ("config.json", "model_index.json")):

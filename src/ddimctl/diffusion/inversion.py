@@ -40,15 +40,15 @@ def check_inversion(
     """Raise RequestError for settings that no image can be inverted with."""
     if method not in METHODS:
         raise RequestError(
-            f"unknown method '{method}' of inversion.", f"Choose one of {', '.join(METHODS)}."
+            f"unknown inversion method '{method}'.", f"Choose one of {', '.join(METHODS)}."
         )
     if not 0 < tolerance < math.inf:
         raise RequestError(f"--tolerance {tolerance:g} is not above 0.", "1e-6 is the default.")
     if schedule(timesteps[-1]) == 0:
         raise RequestError(
-            f"the schedule has no signal at t = {timesteps[-1]} (zero terminal SNR), where no "
-            "latent leads back to its image.",
-            f"Name timesteps below {timesteps[-1]} with --tau.",
+            f"the schedule has no signal at t = {timesteps[-1]} (zero terminal SNR), so images "
+            "cannot be inverted.",
+            f"Choose timesteps below {timesteps[-1]} with --tau.",
         )
 
 

@@ -42,7 +42,7 @@ def check_solver(solver: str, eta: float = 0.0, variance: str = "eta") -> None:
     if solver != "ddim" and (eta, variance) != (0.0, "eta"):
         noise = f"--eta {eta:g}" if variance == "eta" else f"--variance {variance}"
         raise RequestError(
-            f"--solver {solver} makes no noise, which {noise} asks for.",
+            f"--solver {solver} is deterministic, but {noise} adds noise.",
             "Use --solver ddim, or --eta 0 --variance eta.",
         )
 

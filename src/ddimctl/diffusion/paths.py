@@ -69,13 +69,13 @@ def frame_positions(inputs: int, frames: int, loop: bool = False) -> list[FrameP
     """
     if inputs < 2:
         raise RequestError(
-            f"a path leads between two inputs or more, not {inputs}.",
-            "Name another file, or seeds with --seeds.",
+            f"an interpolation needs at least two inputs, not {inputs}.",
+            "Pass another file, or seeds with --seeds.",
         )
     if frames < inputs:
         raise RequestError(
-            f"--frames {frames} is fewer than the {inputs} inputs, which are all shown.",
-            f"Ask for at least {inputs}.",
+            f"--frames {frames} is less than the {inputs} inputs, each of which is a frame.",
+            f"Pass at least {inputs}.",
         )
     legs = inputs if loop else inputs - 1
     paces = frames if loop else frames - 1
@@ -115,10 +115,12 @@ def check_grid(inputs: int, rows: int, columns: int) -> None:
     """Raise RequestError for other than four inputs, or a side of less than two."""
     if inputs != 4:
         raise RequestError(
-            f"--grid lies between four inputs, not {inputs}.", "Name four, or use --frames."
+            f"--grid needs four inputs, not {inputs}.", "Pass four inputs, or use --frames."
         )
     if min(rows, columns) < 2:
-        raise RequestError(f"--grid {rows}x{columns} has no corners.", "Each side is at least 2.")
+        raise RequestError(
+            f"--grid {rows}x{columns} is too small.", "Each side must be at least 2."
+        )
 
 
 def _angle(a: Tensor, b: Tensor) -> float:
@@ -139,7 +141,7 @@ def _angle(a: Tensor, b: Tensor) -> float:
     theta = 2 * math.atan2(apart, together)
     if math.pi - theta < _OPPOSITE:
         raise RequestError(
-            "the latents are opposite: no arc between them is the shortest.",
+            "the latents are opposite, so the path between them is ambiguous.",
             "Put another input between them, or use --path lerp.",
         )
     return theta
@@ -147,7 +149,9 @@ def _angle(a: Tensor, b: Tensor) -> float:
 
 def _check_shapes(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape:
-        raise RequestError(f"latents of {tuple(a.shape)} and {tuple(b.shape)} have no path.")
+        raise RequestError(
+            f"latents of the shapes {tuple(a.shape)} and {tuple(b.shape)} do not fit together."
+        )
 
 
 def _sinc(x: float) -> float:

@@ -133,7 +133,7 @@ def _guided(
     model: Model, x: Tensor, times: Tensor, labels: Tensor | None, guidance: float
 ) -> Tensor:
     if labels is None:
-        raise RequestError("guidance needs class labels.", "Name a class with --class.")
+        raise RequestError("guidance needs class labels.", "Pass a class with --class.")
     both = torch.cat((labels, torch.full_like(labels, model.null_class or 0)))
     given, null = model.network(torch.cat((x, x)), torch.cat((times, times)), both).chunk(2)
     guided: Tensor = null + guidance * (given - null)

@@ -53,17 +53,17 @@ def ddim_step(
 def check_variance(variance: str, eta: float, learned_variance: bool) -> None:
     """Refuse (RequestError) an eta outside [0, 1] and variances that the request cannot have."""
     if not 0 <= eta <= 1:
-        raise RequestError(f"--eta {eta:g} is outside 0 ... 1.", "0 is DDIM, 1 is DDPM.")
+        raise RequestError(f"--eta must be between 0 and 1, not {eta:g}.", "0 is DDIM, 1 is DDPM.")
     if variance not in VARIANCES:
         raise RequestError(
             f"unknown variance '{variance}'.", f"Choose one of {', '.join(VARIANCES)}."
         )
     if variance != "eta" and eta != 1:
         raise RequestError(
-            f"--variance {variance} takes the mean of eta = 1, not of eta = {eta:g}.",
+            f"--variance {variance} requires eta = 1, not eta = {eta:g}.",
             "Leave --eta out.",
         )
     if variance == "learned" and not learned_variance:
         raise RequestError(
-            "this checkpoint did not learn a variance.", "Use --eta 1 or --variance large."
+            "this checkpoint has no learned variance.", "Use --eta 1 or --variance large."
         )

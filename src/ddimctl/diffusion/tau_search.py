@@ -94,7 +94,7 @@ def check_search(steps: int, num_train_timesteps: int) -> None:
     if not 1 <= steps <= N // 2:
         raise RequestError(
             f"--tau auto chooses from {N} timesteps, too few for --steps {steps}.",
-            f"Ask for at most {N // 2}, or use --tau linspace.",
+            f"Pass at most {N // 2} steps, or use --tau linspace.",
         )
 
 

@@ -30,7 +30,7 @@ def timesteps(kind: str, steps: int, num_train_timesteps: int = 1000) -> tuple[i
     if S > limit:
         raise RequestError(
             f"--steps {S} is more than the {limit} distinct timesteps of --tau {kind} with T = {T}.",
-            f"Ask for at most {limit}.",
+            f"Pass at most {limit} steps.",
         )
     if kind == "linspace":
         return (T - 1,) if S == 1 else tuple(_rounded(i * (T - 1), S - 1) for i in range(S))
@@ -50,7 +50,7 @@ def explicit_timesteps(values: Sequence[int], num_train_timesteps: int = 1000) -
     T = num_train_timesteps
     tau = tuple(sorted(values))
     if not tau:
-        raise RequestError("--tau is an empty list.", "Give timesteps such as --tau 0,250,500,999.")
+        raise RequestError("--tau is an empty list.", "Pass timesteps such as --tau 0,250,500,999.")
     for t in tau:
         if not 0 <= t < T:
             raise RequestError(f"--tau holds {t}, outside 0 ... {T - 1}.")

@@ -21,7 +21,7 @@ PREFIX: Final = ".ddimctl-"
 """Temporary files are dotfiles that start with this."""
 
 _NUMBERED: Final = re.compile(r"(\d{5,})(?:-|$)", re.ASCII)
-_ELSEWHERE: Final = "Choose another place with --out."
+_ELSEWHERE: Final = "Choose another folder with --out."
 _CAUSES: Final = {
     errno.ENOSPC: ("no space is left on the disk", "Free some space, or choose another disk."),
     errno.EDQUOT: ("the disk quota is used up", "Free some space, or choose another disk."),
@@ -30,9 +30,9 @@ _CAUSES: Final = {
     errno.EPERM: ("no permission to write there", _ELSEWHERE),
     errno.EROFS: ("the disk is read-only", _ELSEWHERE),
     errno.ENOTDIR: ("a part of the path is a file, not a folder", _ELSEWHERE),
-    errno.EEXIST: ("a part of the path is a file or a link to nothing, not a folder", _ELSEWHERE),
-    errno.EISDIR: ("it is a folder, not a file", "Give the name of a file."),
-    errno.ENOENT: ("its folder is no longer there", "Put it back if it was moved."),
+    errno.EEXIST: ("a part of the path is a file or a broken link, not a folder", _ELSEWHERE),
+    errno.EISDIR: ("it is a folder, not a file", "Pass the name of a file."),
+    errno.ENOENT: ("its folder no longer exists", "Restore the folder if it was moved."),
     errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter one."),
 }
 

@@ -40,13 +40,13 @@ def check_event_log(folder: Path) -> None:
     if find_spec("tensorboard") is None:
         raise RequestError(
             "--log tensorboard needs TensorBoard, which is not installed.",
-            "pip install 'ddimctl[tensorboard]', or leave --log out: metrics.jsonl has it all.",
+            "pip install 'ddimctl[tensorboard]', or leave out --log: metrics.jsonl holds the same values.",
         )
     try:
         str(folder).encode()
     except UnicodeEncodeError as error:
         raise RequestError(
-            "--log tensorboard needs a folder whose name is in UTF-8.", "Name another --out."
+            "--log tensorboard needs a folder name in UTF-8.", "Choose another --out."
         ) from error
 
 

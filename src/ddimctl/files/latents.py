@@ -21,7 +21,7 @@ SAMPLES: Final = "samples"
 _MEANINGS: Final = {LATENTS: "starting noise x_T", SAMPLES: "finished samples x_0"}
 _DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHAPE: Final = "a dict with the key 'latents', or a tensor (N, C, H, W)"
-_REMEDY: Final = f"Give a latent file: {_SHAPE}."
+_REMEDY: Final = f"Pass a latent file: {_SHAPE}."
 _LARGEST_METADATA: Final = 2**22  # characters of JSON
 _BLOCK: Final = 2**24  # bytes written at once
 
@@ -74,10 +74,10 @@ def plain_metadata(path: Path, metadata: Any) -> JsonObject:
     with refusals(f"{path}: its metadata", DataError):
         plain = _plain(metadata)
         if not isinstance(plain, dict):
-            raise Refused("is no table of names and values.")
+            raise Refused("is not a dict.")
         for name, is_right in _KNOWN.items():
             if name in plain and not is_right(plain[name]):
-                raise Refused(f"has an impossible '{name}'.")
+                raise Refused(f"has an invalid value for '{name}'.")
     return plain
 
 
@@ -91,14 +91,14 @@ def _plain(values: Any) -> Any:
             if size > _LARGEST_METADATA:  # a few bytes of pickle can stand for terabytes
                 raise Refused("is too large.")
     except (TypeError, ValueError, RecursionError) as error:
-        raise Refused("is not plain values.") from error
+        raise Refused("does not hold plain values only.") from error
     return parse_json("".join(chunks), paths=True)
 
 
 def _save(path: Path, key: str, tensor: Tensor, metadata: Mapping[str, Any]) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise RequestError(
-            f"{path}: the suffix names no latent format.", f"Use {' or '.join(SUFFIXES)}."
+            f"{path}: the suffix is not that of a latent file.", f"Use {' or '.join(SUFFIXES)}."
         )
     if tensor.ndim != 4:
         raise DataError(f"{key} must be (N, C, H, W), not {tuple(tensor.shape)}.")
@@ -139,9 +139,9 @@ def _pick(key: str, content: Mapping[Any, Any]) -> Any:
 def _checked(tensor: Any) -> Tensor:
     """The tensor of a file as (N, C, H, W), float32 and finite, in memory."""
     if not isinstance(tensor, Tensor):
-        raise Refused("has latents that are not a plain tensor.")
+        raise Refused("holds latents that are not a plain tensor.")
     if tensor.dtype not in _DTYPES:
-        raise Refused(f"holds numbers of type {tensor.dtype}, not floating-point ones.")
+        raise Refused(f"holds numbers of type {tensor.dtype}, not floating-point numbers.")
     if tensor.ndim == 3:
         tensor = tensor[None]
     if tensor.ndim != 4:
@@ -152,7 +152,7 @@ def _checked(tensor: Any) -> Tensor:
     latents: Tensor = tensor.detach().to(torch.float32, copy=True, memory_format=plain)
     for index, latent in enumerate(latents):
         if not bool(latent.isfinite().all()):
-            raise Refused(f"has values in latent {index} that are not finite.")
+            raise Refused(f"holds NaN or infinite values in latent {index}.")
     return latents
 
 

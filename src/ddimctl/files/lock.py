@@ -78,7 +78,7 @@ def _acquire(lock: BaseFileLock, path: Path) -> None:
             except Timeout:
                 raise RequestError(
                     f"{path.parent} is in use by {_read_holder(path) or 'another run'}.",
-                    "Wait until it has ended, or name another --out.",
+                    "Wait until it ends, or choose another --out.",
                 ) from None
             except FileNotFoundError:  # its holder has just removed the folder
                 continue

@@ -55,7 +55,7 @@ def load_inception(weights: Path | None, device: torch.device) -> Extractor:
             "inception-v3-compat", [_LAYER], feature_extractor_weights_path=copy
         )
     except RuntimeError as error:  # names or shapes that are not its own
-        raise _wrong(weights, "they are not of this network") from error
+        raise _wrong(weights, "they belong to another network") from error
     network.to(device)
 
     def features(images: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def _read_weights(path: Path | None, url: str) -> dict[str, Tensor]:
     except _READING_ERRORS as error:
         raise _wrong(path, reason(error)) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise _wrong(path, "they are no table of tensors")
+        raise _wrong(path, "they are not a dict of tensors")
     return state
 
 
@@ -87,7 +87,7 @@ def _wrong(path: Path | None, why: str) -> DataError:
     where = "cannot be downloaded" if path is None else f"in {path} cannot be used"
     return DataError(
         f"the Inception weights {where}: {why}.",
-        "Give weights-inception-2015-12-05-6726825d.pth of torch-fidelity with --inception.",
+        "Pass weights-inception-2015-12-05-6726825d.pth of torch-fidelity with --inception.",
     )
 
 

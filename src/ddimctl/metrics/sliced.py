@@ -50,7 +50,7 @@ def level_sizes(height: int, width: int) -> list[tuple[int, int]]:
     if min(height, width) < PATCH:
         raise RequestError(
             f"images of {height}x{width} are too small for patches of {PATCH} pixels.",
-            "Measure larger ones with --size.",
+            "Pass a larger --size.",
         )
     sizes = [(height, width)]
     while min(sizes[-1]) >= 2 * _SMALLEST:

@@ -71,7 +71,7 @@ def make_unet(config: JsonObject) -> nn.Module:
     try:
         unet: nn.Module = import_unet()(**config)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"the network's config is not one of UNet2DModel: {error}") from error
+        raise CheckpointError(f"the config does not describe a UNet2DModel: {error}") from error
     return unet
 
 

@@ -35,10 +35,10 @@ def check_wanted(wanted: str, known: str, name: str) -> None:
     """Raise CheckpointError unless the weights that are there are those wanted ("auto": any)."""
     if wanted in ("auto", known):
         return
-    cause = (
-        "does not say which weights it holds" if known == "unknown" else f"holds {known} weights"
-    )
-    raise CheckpointError(f"{name} {cause}, not {wanted}.", "Leave --weights at auto.")
+    cause = "does not say which weights it has"
+    if known != "unknown":
+        cause = f"has {known} weights only"
+    raise CheckpointError(f"{name} {cause}.", "Leave --weights at auto.")
 
 
 def fill(

@@ -45,7 +45,7 @@ class Diffusion(NamedTuple):
 
 def assumed_diffusion(name: str) -> Diffusion:
     """What a checkpoint without scheduler settings gets: those of Ho et al. 2020."""
-    note = f"{name} has no scheduler settings: assumed the linear schedule 1e-4 to 0.02, T = 1000, eps."
+    note = f"{name} has no scheduler settings: assuming linear, 1e-4 to 0.02, T = 1000, eps."
     return Diffusion(make_schedule(), "eps", {}, (note,))
 
 
@@ -61,7 +61,7 @@ def read_diffusion(config: JsonObject, where: str) -> Diffusion:
     says_betas = config.get("trained_betas") is not None or all(key in config for key in _BETAS)
     if kind and not kind.startswith(_DDPM_KIN) and not says_betas:
         raise CheckpointError(
-            f"{where} ({kind}) does not say the betas of the training.", SUPPORTED
+            f"{where} ({kind}) does not hold the betas of the training.", SUPPORTED
         )
 
     # diffusers before 0.10 has predict_epsilon instead
@@ -70,7 +70,7 @@ def read_diffusion(config: JsonObject, where: str) -> Diffusion:
     if prediction not in _PREDICTIONS:
         raise CheckpointError(
             f"{where}: prediction_type {prediction!r} is not supported.",
-            f"Known are {', '.join(_PREDICTIONS)}.",
+            f"Supported: {', '.join(_PREDICTIONS)}.",
         )
     ignored = {
         key: value
@@ -79,9 +79,7 @@ def read_diffusion(config: JsonObject, where: str) -> Diffusion:
     }
     notes = []
     if config.get("variance_type") == "learned":
-        notes.append(
-            f"{where}: the variance is of the kind 'learned', not the 'learned_range' assumed."
-        )
+        notes.append(f"{where}: variance_type is 'learned'; assuming 'learned_range'.")
     return Diffusion(_read_schedule(config, where), _PREDICTIONS[prediction], ignored, tuple(notes))
 
 
@@ -100,7 +98,7 @@ def _read_schedule(config: JsonObject, where: str) -> Schedule:
         kind = str(config.get("beta_schedule", "linear"))
         if kind not in _KINDS:
             raise RequestError(
-                f"beta_schedule {kind!r} is not supported.", f"Known are {', '.join(_KINDS)}."
+                f"beta_schedule {kind!r} is not supported.", f"Supported: {', '.join(_KINDS)}."
             )
         steps = config.get("num_train_timesteps", 1000)
         if type(steps) is not int or not 1 <= steps <= MAX_TIMESTEPS:

@@ -52,9 +52,9 @@ def find_weights(source: Source, prefix: str, variant: str | None) -> tuple[Path
     wanted = f"{prefix}{STEM}{tag}.safetensors or .bin"
     raise CheckpointError(
         f"{source.name} has no weights ({wanted}).",
-        "Leave --variant out, or name one that the folder has."
+        "Leave out --variant, or pass one that the folder has."
         if variant
-        else "Where the files have a variant in their names, such as fp16, pass --variant fp16.",
+        else "If the file names contain a variant such as fp16, pass --variant fp16.",
     )
 
 
@@ -69,7 +69,7 @@ def _shards(source: Source, prefix: str, where: str, index: JsonObject) -> tuple
         path = source.get(prefix + name)
         if path is None:
             raise CheckpointError(
-                f"{source.name}/{prefix}{name} is missing, which {where} names.",
+                f"{source.name}/{prefix}{name} is missing, but {where} lists it.",
                 "Download the whole checkpoint.",
             )
         paths.append(path)
@@ -146,7 +146,7 @@ def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
         more = len(broken) - 1
         others = ", and so does 1 more weight" if more == 1 else f", and so do {more} more weights"
         raise CheckpointError(
-            f"{where}: {broken[0]} holds {count:,} NaN or infinite of {first.numel():,} numbers"
+            f"{where}: {broken[0]} holds {count:,} NaN or infinite values of {first.numel():,}"
             f"{others if more else ''}.",
             "Get the file again, or pass --allow-nonfinite to use it as it is.",
         )
@@ -184,7 +184,7 @@ def assign_weights(
     ]
     problems = [
         f"{len(keys)} {what} ({', '.join(islice(keys, _SHOWN))}{', …' * (len(keys) > _SHOWN)})"
-        for what, keys in (("missing", missing), ("extra", extra), ("misshapen", misshapen))
+        for what, keys in (("missing", missing), ("extra", extra), ("of another shape", misshapen))
         if keys
     ]
     if problems:

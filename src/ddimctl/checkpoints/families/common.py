@@ -118,7 +118,7 @@ def training_size(flags: Flags, settings: Mapping[str, Any], levels: int) -> tup
         )
     divisor = 2 ** (levels - 1)
     if min(size) < 1 or size[0] % divisor or size[1] % divisor:
-        cause = f"{size[0]}x{size[1]} does not fit the {levels} levels of {flags.file}."
+        cause = f"images of {size[0]}x{size[1]} do not fit the {levels} levels of {flags.file}."
         remedy = f"Pass a size divisible by {divisor}."
         if SIZE in settings:
             raise wrong(flags, SIZE, cause, remedy)
@@ -136,8 +136,8 @@ def side(weights: Mapping[str, Tensor], key: str, axis: int, flags: Flags) -> in
     """The length of a weight along an axis. Raises CheckpointError where it has none."""
     shape = tuple(weights[key].shape) if key in weights else None
     if shape is None or axis >= len(shape) or shape[axis] < 1:
-        what = f"no weight {key}" if shape is None else f"{key} has the shape {shape}"
-        raise CheckpointError(f"{flags.file} is damaged: {what}.", "Download the file again.")
+        what = f"has no weight {key}" if shape is None else f"has a {key} of the shape {shape}"
+        raise CheckpointError(f"{flags.file} is damaged: it {what}.", "Get the file again.")
     return shape[axis]
 
 

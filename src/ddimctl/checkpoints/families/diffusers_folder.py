@@ -43,8 +43,8 @@ def load_diffusers(source: Source, options: Options) -> Checkpoint:
     """
     if options.flags:
         raise RequestError(
-            f"{source.name} is a diffusers folder, whose config.json says what there is to say.",
-            "Leave --model-flag out.",
+            f"{source.name} is a diffusers folder, whose config.json holds all settings.",
+            "Leave out --model-flag.",
         )
     index = read_json(source, "model_index.json")
     if index is not None:
@@ -92,7 +92,7 @@ def _choose_unet(source: Source, wanted: str, sidecar: Sidecar) -> _Chosen:
             raise CheckpointError(
                 f"{source.name} has EMA weights only.", "Leave --weights at auto."
             )
-        note = f"{source.name}: using the EMA weights (unet_ema); --weights raw takes the others."
+        note = f"{source.name}: using the EMA weights (unet_ema); --weights raw selects the others."
         return _Chosen("unet_ema/", "ema", (note,) if prefix and wanted == "auto" else ())
     if prefix is None:
         raise CheckpointError(

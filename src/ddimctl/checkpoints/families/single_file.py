@@ -65,7 +65,7 @@ def load_file(path: Path, options: Options) -> Checkpoint:
             converted.weights,
             options,
             name,
-            "Download the file again.",
+            "Get the file again.",
             converted.source_name,
         )
         digest = sha256.result()
@@ -109,7 +109,7 @@ def _choose(content: Any, wanted: str, name: str) -> _Found:
     if raw is not None and ema is not None:
         if wanted == "raw":
             return _Found(raw, "raw")
-        note = f"{name}: using the EMA weights; --weights raw takes the others."
+        note = f"{name}: using the EMA weights; --weights raw selects the others."
         return _Found(ema, "ema", (note,) if wanted == "auto" else ())
     kind = "ema" if raw is None else "raw" if isinstance(content, list | tuple) else _kind(name)
     if kind == "unknown" and wanted != "auto":  # the user knows

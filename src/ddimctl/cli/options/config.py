@@ -63,7 +63,7 @@ def _naming_origins(context: typer.Context) -> Iterator[None]:
     except RequestError as error:
         params = flags_of(context.command)
         origins = [
-            f"--{flag} is from {place}."
+            f"--{flag} comes from {place}."
             for flag in dict.fromkeys(re.findall(r"--([a-z][a-z-]*)", str(error)))
             if flag in params and (place := origin(context, params[flag]))
         ]
@@ -123,7 +123,7 @@ def _from_file(context: typer.Context, file: Path) -> dict[str, tuple[Any, str]]
 def _read(file: Path) -> dict[str, Any]:
     try:
         if file.is_dir() or (file.exists() and not file.is_file()):
-            raise RequestError(f"--config {file} is not a file.", "Name a TOML file.")
+            raise RequestError(f"--config {file} is not a file.", "Pass a TOML file.")
         if file.stat().st_size > _LARGEST:
             raise RequestError(f"--config {file} is too large for options.")
         return tomllib.loads(file.read_text("utf-8"))
@@ -156,7 +156,9 @@ def _value(param: Any, value: Any, where: str) -> Any:
     if getattr(param, "is_bool_flag", False):
         if isinstance(value, bool):
             return value
-        raise RequestError(f"{where} must be true or false, not {value!r}.", "Correct it there.")
+        raise RequestError(
+            f"{where} must be true or false, not {value!r}.", "Correct the value there."
+        )
     if param.multiple and not isinstance(value, list):
         value = [value]
     if isinstance(value, list) and all(_is_plain(item) for item in value):

@@ -45,7 +45,7 @@ def usage_error(error: typer.TyperException) -> tuple[str, str]:
     if not error.message:
         return f"{name} is missing.", remedy
     place = origin(context, param)
-    return f"{place or name} {_value_fault(error)}", "Correct it there." if place else remedy
+    return f"{place or name} {_value_fault(error)}", "Correct the value there." if place else remedy
 
 
 def _line_fault(text: str) -> str:

@@ -36,7 +36,7 @@ _FOOTER: Final = struct.Struct("<8sQ32s")  # magic, bytes of the index, sha256 o
 _MAGIC: Final = b"ddimpix1"
 _CHECKED_BYTES: Final = 256 * 2**20  # larger files are checked by a sample, so that they open fast
 _MAX_WORKERS: Final = 16
-_REMOVE: Final = "Remove it; what made it makes it again with --resume."
+_REMOVE: Final = "Remove it, then repeat the command that made it with --resume."
 
 
 @dataclass(frozen=True)
@@ -191,9 +191,7 @@ def _images(
 
 def not_strict(name: str, reason: str) -> DataError:
     """What --strict says of an image that cannot be read."""
-    return DataError(
-        f"{name}: {reason}", "Remove it, or do without --strict (in evaluate: without -n)."
-    )
+    return DataError(f"{name}: {reason}", "Remove it, or leave out --strict (in evaluate: -n).")
 
 
 def _readable_now(source: Path, entries: Sequence[Entry], how: Preparation, index: Index) -> bool:
@@ -231,7 +229,7 @@ def _check_same_size(first: tuple[str, tuple[int, int]], this: tuple[str, tuple[
             raise RequestError(
                 f"the images are not all square and of one size: {first[0]} is "
                 f"{first[1][0]}x{first[1][1]}, {name} is {width}x{height} (width x height).",
-                "Say to which size to bring them: --image-size 64 in train, else --size 64.",
+                "Pass the size to crop and resize to: --image-size 64 in train, else --size 64.",
             )
 
 

@@ -120,7 +120,9 @@ def stream_images(
     """
     entries = scan(source)
     if count > len(entries):
-        raise DataError(f"{source} holds {len(entries)} images, not {count}.", "Make more.")
+        raise DataError(
+            f"{source} holds {len(entries)} images, not {count}.", "Generate more images."
+        )
     how = Preparation(image_size, channels, background)
     yield from stream_pixels(source, entries[:count], how, batch_size)
 
@@ -182,7 +184,7 @@ def _class_names(entries: list[Entry]) -> dict[str, str]:
         if "/" not in entry.name:
             raise DataError(
                 f"{printable(entry.name)} is not in a class folder.",
-                "Put each image in a folder named as its class, or do without --class-conditional.",
+                "Put each image in a folder named after its class, or leave out --class-conditional.",
             )
     return {entry.name: printable(entry.name.partition("/")[0]) for entry in entries}
 
@@ -193,7 +195,7 @@ def _split(hashes: tuple[str, ...], holdout: float) -> tuple[Tensor, Tensor]:
     aside = torch.tensor([int(content, 16) < bound for content in hashes])
     if aside.all():
         raise DataError(
-            f"holding out {holdout:g} of {len(hashes)} images leaves none to learn from.",
+            f"--holdout {holdout:g} of {len(hashes)} images leaves none to train on.",
             "Lower --holdout, or add images.",
         )
     return (~aside).nonzero().flatten(), aside.nonzero().flatten()

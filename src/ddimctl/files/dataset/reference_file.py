@@ -41,7 +41,7 @@ def save_reference(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str
 def load_reference(path: Path) -> tuple[dict[str, Tensor], JsonObject]:
     """The tensors, finite, and the facts of an untrusted file.
 
-    Raises RequestError where there is none, DataError for what is no reference file.
+    Raises RequestError where there is none, DataError for what is not a reference file.
     """
     if not path.is_file():
         raise RequestError(f"{path}: there is no such file.", _REMEDY)
@@ -51,7 +51,7 @@ def load_reference(path: Path) -> tuple[dict[str, Tensor], JsonObject]:
         tensors, texts = read_safetensors(path)
         facts = parse_json(texts.get("ddimctl", "null"), paths=True)
     if not isinstance(facts, dict) or facts.get("kind") != "reference":
-        raise DataError(f"{path} is no reference file.", _REMEDY)
+        raise DataError(f"{path} is not a reference file.", _REMEDY)
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES or not bool(tensor.isfinite().all()):
             raise DataError(f"{path}: its '{name}' is damaged.", _REMEDY)

@@ -60,7 +60,7 @@ def scan(source: Path) -> list[Entry]:
     entries = list(_walk(source)) if is_folder(source) else _members(source)
     if not entries:
         known = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
-        raise DataError(f"{source} holds no images.", f"Files that end in {known} are read.")
+        raise DataError(f"{source} holds no images.", f"Supported file types: {known}.")
     return sorted(entries, key=lambda entry: entry.name)
 
 
@@ -143,7 +143,7 @@ def _open_zip(source: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(source)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
         raise DataError(
-            f"{source} is neither a folder nor a zip that can be read ({error}).",
+            f"{source} is neither a folder nor a readable zip ({error}).",
             "Name a folder or a zip of images.",
         ) from error
     except OSError as error:
@@ -164,9 +164,11 @@ def _read_member(archive: zipfile.ZipFile, entry: Entry) -> bytes:
     if info.flag_bits & _ENCRYPTED:
         raise DataError("it is encrypted.")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise DataError(f"its compression (method {info.compress_type}) is not read.")
+        raise DataError(f"its compression (method {info.compress_type}) is not supported.")
     if info.file_size > max(_BOMB_BYTES, _BOMB_RATIO * info.compress_size):
-        raise DataError(f"{info.compress_size} bytes would unpack to {info.file_size}.")
+        raise DataError(
+            f"its {info.compress_size} bytes unpack to {info.file_size}, more than any image."
+        )
     try:
         return archive.read(info)  # never more than file_size, and checked against its CRC-32
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
@@ -175,7 +177,7 @@ def _read_member(archive: zipfile.ZipFile, entry: Entry) -> bytes:
 
 def _check_size(size: int) -> None:
     if size > MAX_BYTES:
-        raise DataError(f"it has {size / 2**20:.0f} MiB; at most {MAX_BYTES // 2**20} are read.")
+        raise DataError(f"it has {size / 2**20:.0f} MiB; the limit is {MAX_BYTES // 2**20} MiB.")
 
 
 def _inside(raw: str) -> str:

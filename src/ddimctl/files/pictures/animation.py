@@ -28,9 +28,11 @@ def encode_animation(
             f"unknown animation format '{format}'.", f"Choose one of {', '.join(FORMATS)}."
         )
     if not 0 < fps <= 1000:
-        raise RequestError(f"an animation of {fps:g} frames a second cannot be.", "Try 12.")
+        raise RequestError(
+            f"fps must be above 0 and at most 1000, not {fps:g}.", "The default is 12."
+        )
     if len({frame.size for frame in frames}) != 1:
-        raise DataError("an animation needs frames, all of one size.")
+        raise DataError("an animation needs frames, and all of the same size.")
     duration = round(1000 / fps)
     if format == "gif":
         duration = max(20, round(100 / fps) * 10)

@@ -49,7 +49,8 @@ def make_grid(
     side = factor * max(columns * width, rows * height)
     if scale is not None and side > _LIMIT_SIDE:
         raise RequestError(
-            f"--scale {scale} makes a grid of {side} pixels.", "Choose a smaller one."
+            f"--scale {scale} makes the grid {side} pixels long; the limit is {_LIMIT_SIDE}.",
+            "Choose a smaller --scale.",
         )
     shrink = 1 if scale else -(-side // _LONGEST_SIDE)
     cell_width, cell_height = max(1, width * factor // shrink), max(1, height * factor // shrink)

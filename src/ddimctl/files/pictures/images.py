@@ -69,8 +69,8 @@ def to_pil(pixels: Tensor) -> Image.Image:
     height, width, channels = pixels.shape
     if channels not in _MODES:
         raise DataError(
-            f"an image of {channels} channels cannot be written as an image.",
-            "Gray (1), RGB (3) and RGBA (4) can; save the samples or latents instead.",
+            f"an image of {channels} channels cannot be saved as an image file.",
+            "Save the samples or latents instead.",
         )
     data = pixels.cpu().contiguous().numpy().tobytes()
     return Image.frombytes(_MODES[channels], (width, height), data)
@@ -163,7 +163,7 @@ def read_image(
         name = str(source) if isinstance(source, Path) else "the image"
     if channels not in (1, 3):
         raise DataError(
-            f"images cannot be read as {channels} channels.", "Gray (1) and RGB (3) are possible."
+            f"images cannot be read as {channels} channels.", "Choose 1 (grey) or 3 (RGB)."
         )
     colour = _rgb(background)
     try:
@@ -269,8 +269,8 @@ def _comment_text(comment: object) -> dict[str, str]:
 
 
 def _too_large(cause: str) -> DataError:
-    limit = f"at most {MAX_PIXELS // 10**6} million are read, {MAX_SIDE:,} a side"
-    return DataError(f"{cause}; {limit}.", "Make it smaller.")
+    limit = f"the limit is {MAX_PIXELS // 10**6} million, and {MAX_SIDE:,} per side"
+    return DataError(f"{cause}; {limit}.", "Resize it.")
 
 
 def _unreadable(name: str, error: BaseException) -> DataError:
@@ -281,5 +281,5 @@ def _unreadable(name: str, error: BaseException) -> DataError:
     if isinstance(error, Image.DecompressionBombError):
         return _too_large(f"{name} has too many pixels")
     return DataError(
-        f"{name} cannot be read as an image: {reason(error)}.", "Open and save it anew as PNG."
+        f"{name} cannot be read as an image: {reason(error)}.", "Save it again as PNG."
     )

@@ -27,7 +27,9 @@ def check_video(format: str, fps: float) -> None:
             f"unknown video format '{format}'.", f"Choose one of {', '.join(FORMATS)}."
         )
     if not 0 < fps <= 1000:
-        raise RequestError(f"a video of {fps:g} frames a second cannot be.", "Try --fps 12.")
+        raise RequestError(
+            f"--fps must be above 0 and at most 1000, not {fps:g}.", "The default is 12."
+        )
     if format == "mp4" and find_spec("av") is None:
         raise RequestError(
             "--video mp4 needs PyAV, which is not installed.",

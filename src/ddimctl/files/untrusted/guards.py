@@ -59,11 +59,9 @@ def check_regular(path: Path) -> None:
     except ValueError as error:  # a zero byte in the name
         raise Refused(f"cannot be read: {reason(error)}.", "Check the path.") from error
     if stat.S_ISDIR(mode):
-        raise Refused("is a folder, not a file.", "Give the path of a file.")
+        raise Refused("is a folder, not a file.", "Pass the path of a file.")
     if not stat.S_ISREG(mode):
-        raise Refused(
-            "is a pipe or a device, not a file.", "Write what it gives into a file first."
-        )
+        raise Refused("is a pipe or a device, not a file.", "Save its content to a file first.")
 
 
 def check_plain_file(path: Path) -> None:

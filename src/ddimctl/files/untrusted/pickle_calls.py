@@ -82,7 +82,7 @@ def storage_of(wanted: Any) -> Storage:
         or wanted[5:] not in ((), (None,))
         or not 0 <= wanted[4] < _MAX_NUMBER
     ):
-        raise damaged("a storage is not described as torch.save does it")
+        raise damaged("a storage is not in the form of torch.save")
     return Storage(wanted[2], STORAGES[wanted[1]], wanted[4])
 
 
@@ -90,7 +90,7 @@ def checked_key(key: Any) -> Any:
     """A dict's key, where it is cheap to hash: a deeply nested tuple would overflow the stack."""
     if type(key) in (str, bytes, bool, type(None)) or (type(key) is int and abs(key) < _MAX_KEY):
         return key
-    raise damaged("the keys of a dict in it are neither names nor numbers")
+    raise damaged("a dict in it has keys that are neither names nor numbers")
 
 
 def make_object(kind: Any, arguments: Any) -> Namespace:
@@ -115,7 +115,7 @@ def set_state(target: Any, state: Any) -> None:
 def _tensor(*arguments: Any) -> Made:
     """_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata)."""
     if not 4 <= len(arguments) <= 7 or any(arguments[5:]):
-        raise damaged("a tensor is not described as torch.save does it")
+        raise damaged("a tensor is not in the form of torch.save")
     storage, offset, size, stride = arguments[:4]
     if (
         type(storage) is not Storage
@@ -124,7 +124,7 @@ def _tensor(*arguments: Any) -> Made:
         or len(size) > _MAX_DIMENSIONS
         or not all(type(n) is int and 0 <= n < _MAX_NUMBER for n in (offset, *size, *stride))
     ):
-        raise damaged("a tensor is not described as torch.save does it")
+        raise damaged("a tensor is not in the form of torch.save")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     numel = math.prod(size)
     if numel > storage.numel or (numel and last >= storage.numel):
@@ -151,11 +151,11 @@ def _ordered(*arguments: Any) -> Ordered:
 def _bytes(*arguments: Any) -> bytes:
     """_codecs.encode(text, "latin1") is how protocol 2 spells bytes."""
     if len(arguments) != 2 or type(arguments[0]) is not str or arguments[1] != "latin1":
-        raise damaged("bytes are spelled in an unknown way")
+        raise damaged("bytes are encoded in an unknown way")
     try:
         return arguments[0].encode("latin-1")
     except UnicodeEncodeError as error:
-        raise damaged("bytes are spelled in an unknown way") from error
+        raise damaged("bytes are encoded in an unknown way") from error
 
 
 def _size(*arguments: Any) -> tuple[int, ...]:

@@ -58,7 +58,7 @@ def scan_pickle(file: BinaryIO, max_bytes: int = MAX_BYTES) -> Scan:
 
 
 _MARK: Final = object()
-_STARVED: Final = "its pickle takes what it never made"
+_STARVED: Final = "its pickle uses an object that it never made"
 
 
 class _Machine:
@@ -74,7 +74,7 @@ class _Machine:
     def take(self, count: int) -> bytes:
         self.left -= count
         if self.left < 0:
-            raise Refused("holds too much besides its tensors.")
+            raise Refused("holds too much data besides its tensors.")
         found = self.file.read(max(0, count))
         if len(found) < count:
             raise damaged("it ends too early")
@@ -122,13 +122,13 @@ class _Machine:
     def extend(self, items: list[Any]) -> None:
         self.push(target := self.pop())
         if type(target) is not list:
-            raise damaged("its pickle appends to what is no list")
+            raise damaged("its pickle appends to an object that is not a list")
         target.extend(items)
 
     def update(self, items: list[Any]) -> None:
         self.push(target := self.pop())
         if type(target) not in (dict, Ordered) or len(items) % 2:
-            raise damaged("its pickle fills what is no dict")
+            raise damaged("its pickle sets items of an object that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[checked_key(key)] = value
 
@@ -150,7 +150,7 @@ class _Machine:
     def reduce(self) -> None:
         function, arguments = self.pop_some(2)
         if type(function) is not Name or type(arguments) is not tuple:
-            raise damaged("its pickle calls what is no function")
+            raise damaged("its pickle calls an object that is not a function")
         if function not in CALLS:
             self.refuse(function)
         self.push(CALLS[function](*arguments))
@@ -181,7 +181,7 @@ def _text(found: bytes) -> str:
     try:
         return found.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:
-        raise damaged("a text in it is no text") from error
+        raise damaged("a text in it is not UTF-8") from error
 
 
 def _long(machine: _Machine, count: int) -> None:
@@ -201,7 +201,7 @@ def _dict(machine: _Machine) -> None:
 def _index(machine: _Machine) -> int:
     text = machine.line()
     if not (text.isascii() and text.isdecimal()) or int(text) >= _MAX_INDEX:
-        raise damaged("a number in it is no number")
+        raise damaged("a number in it is invalid")
     return int(text)
 
 

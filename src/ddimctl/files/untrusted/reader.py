@@ -82,7 +82,7 @@ def _check_zip(path: Path, behind: int, max_pickle: int) -> None:
     members = stored_members(path, behind)
     found = members.get("data.pkl")
     if found is None or found.size > max_pickle:
-        raise Refused("is no archive of tensors.")
+        raise Refused("is not an archive of tensors.")
     with path.open("rb") as file:
         file.seek(found.offset)
         content = io.BytesIO(file.read(found.size))
@@ -110,12 +110,12 @@ def _check_legacy(path: Path) -> None:
                 raise _wrong_size(storages[key])
             file.seek(storages[key].nbytes, io.SEEK_CUR)
         if file.tell() != size:
-            raise damaged("it goes on behind its tensors")
+            raise damaged("it has extra bytes after its tensors")
     check_memory(sum(storage.nbytes for storage in storages.values()))
 
 
 def _wrong_size(storage: Storage) -> Refused:
-    return damaged(f"the numbers of {brief(storage.key)} do not have the size announced")
+    return damaged(f"the storage {brief(storage.key)} does not have the recorded size")
 
 
 def _load(path: Path, mapped: bool) -> Any:

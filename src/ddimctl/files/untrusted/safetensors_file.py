@@ -61,14 +61,14 @@ def _check_header(path: Path) -> dict[str, str]:
 def _place(name: str, entry: Any) -> tuple[int, int]:
     """(begin, end) of a tensor's bytes."""
     if not isinstance(entry, dict):
-        raise damaged(f"{name} is not described")
+        raise damaged(f"{name} has no description")
     kind, shape, place = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(kind, str) or kind not in _SIZES:
         raise damaged(f"{name} has the unknown type {brief(kind)}")
     if not _are_sizes(shape) or not _are_sizes(place) or len(place) != 2:
-        raise damaged(f"{name} has an impossible shape or place")
+        raise damaged(f"{name} has an invalid shape or offset")
     if len(shape) > _MAX_DIMENSIONS or math.prod(shape) * _SIZES[kind] != place[1] - place[0]:
-        raise damaged(f"{name} does not have the size of its shape")
+        raise damaged(f"the size of {name} does not match its shape")
     return place[0], place[1]
 
 

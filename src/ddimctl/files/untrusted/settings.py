@@ -135,7 +135,7 @@ def _fault(value: Any, infinite: bool, surrogates: str) -> str:
         try:
             value.encode("utf-8", surrogates)
         except UnicodeEncodeError:
-            return "a text with half a character (a lone surrogate)"
+            return "a text with a lone surrogate"
     elif isinstance(value, float) and not math.isfinite(value):
         return "" if infinite and math.isinf(value) else "a number that is not finite"
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:

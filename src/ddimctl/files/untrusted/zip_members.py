@@ -59,7 +59,7 @@ def stored_members(path: Path, behind: int = 0) -> dict[str, Member]:
     for member in directory:
         if why := _fault(member):
             raise Refused(
-                f"is not read: {why}, which torch.save never does.", "Get the original file."
+                f"is refused: {why}, unlike in files of torch.save.", "Get the original file."
             )
     found = {
         member.filename: Member(offset, member.file_size, member.CRC)
@@ -80,7 +80,7 @@ def check_sums(path: Path, members: dict[str, Member]) -> None:
             while left and (block := file.read(min(left, _BLOCK))):
                 crc, left = zlib.crc32(block, crc), left - len(block)
             if member.crc and crc != member.crc:
-                raise damaged(f"the bytes of {brief(name)} do not have their checksum")
+                raise damaged(f"the checksum of {brief(name)} is wrong")
 
 
 def _directory(path: Path, end: int) -> list[zipfile.ZipInfo]:
@@ -127,6 +127,6 @@ def _check_layout(end: int, directory: list[zipfile.ZipInfo], found: dict[str, M
         or any(last > following for last, following in zip(ends, [*starts[1:], end], strict=True))
     ):
         raise Refused(
-            "is damaged: members of the archive have one name, or share their bytes.",
+            "is damaged: members of the archive share a name or bytes.",
             "Get the original file.",
         )
