@@ -35,6 +35,44 @@ _REMEDIES: Final = {
 }
 # One of these is in every diffusers folder; fetching it by branch records the branch's commit.
 _ENTRIES: Final = ("model_index.json", "config.json")
+# (huggingface_hub's error, cause, remedy), the most specific first.
+_EXPLANATIONS: Final = (
+    (
+        HFValidationError,
+        "'{id}' is neither an existing path nor a valid hub id (owner/name).",
+        "Check the spelling.",
+    ),
+    (
+        GatedRepoError,
+        "{id} is gated, and this account has no access.",
+        "Request access on its hub page, then set HF_TOKEN (or run `hf auth login`).",
+    ),
+    (
+        RepositoryNotFoundError,
+        "'{id}' is neither an existing path nor a model on the hub.",
+        "Check the spelling; for a private model set HF_TOKEN (or run `hf auth login`).",
+    ),
+    (
+        RevisionNotFoundError,
+        "{id} has no revision '{revision}'.",
+        "Pass a branch, a tag or a full commit hash, or leave out --revision.",
+    ),
+    (
+        EntryNotFoundError,
+        "a file of {id} cannot be downloaded: {why}",
+        "Check the network and try again.",
+    ),
+    (
+        HfHubHTTPError,
+        "the hub refused {id} (HTTP {status}).",
+        "Check HF_TOKEN (or run `hf auth login`), or try again later.",
+    ),
+    (
+        HTTPError,
+        "the download of {id} failed: {why}",
+        "Run the same command again; complete files are kept.",
+    ),
+)
 
 
 def hub_source(hub_id: str, revision: str | None = None) -> Source:
@@ -88,54 +126,21 @@ def _explained(hub_id: str, revision: str | None) -> Iterator[None]:
     """huggingface_hub's errors as ours."""
     try:
         yield
-    except HFValidationError as error:
-        raise CheckpointError(
-            f"'{hub_id}' is neither an existing path nor a valid hub id (owner/name).",
-            "Check the spelling.",
-        ) from error
-    except GatedRepoError as error:
-        raise CheckpointError(
-            f"{hub_id} is gated, and this account has no access.",
-            "Request access on its hub page, then set HF_TOKEN (or run `hf auth login`).",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"'{hub_id}' is neither an existing path nor a model on the hub.",
-            "Check the spelling; for a private model set HF_TOKEN (or run `hf auth login`).",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(
-            f"{hub_id} has no revision '{revision}'.",
-            "Pass a branch, a tag or a full commit hash, or leave out --revision.",
-        ) from error
-    except EntryNotFoundError as error:
-        raise CheckpointError(
-            f"a file of {hub_id} cannot be downloaded: {_first_line(error)}",
-            "Check the network and try again.",
-        ) from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        raise CheckpointError(
-            f"the hub refused {hub_id} (HTTP {status}).",
-            "Check HF_TOKEN (or run `hf auth login`)."
-            if status in (401, 403)
-            else "Try again later.",
-        ) from error
-    except HTTPError as error:
-        raise CheckpointError(
-            f"the download of {hub_id} failed: {_first_line(error)}",
-            "Run the same command again; complete files are kept.",
-        ) from error
-    except OSError as error:
-        if error.errno is None:
-            raise CheckpointError(
-                f"the download of {hub_id} failed: {_first_line(error)}",
-                "Run the same command again; complete files are kept.",
+    except (HFValidationError, EntryNotFoundError, HTTPError, OSError) as error:
+        for kind, cause, remedy in _EXPLANATIONS:
+            if isinstance(error, kind):
+                status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+                words = {"id": hub_id, "revision": revision, "status": status}
+                raise CheckpointError(
+                    cause.format(why=_first_line(error), **words), remedy
+                ) from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise StorageError(
+                f"the hub's cache cannot be written: {error.strerror}.",
+                "Set HF_HOME to a folder with space that you may write to.",
             ) from error
-        raise StorageError(
-            f"the hub's cache cannot be written: {error.strerror}.",
-            "Set HF_HOME to a folder with space that you may write to.",
-        ) from error
+        _, cause, remedy = _EXPLANATIONS[-1]
+        raise CheckpointError(cause.format(why=_first_line(error), id=hub_id), remedy) from error
 
 
 def _first_line(error: Exception) -> str:

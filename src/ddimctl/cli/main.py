@@ -81,7 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.complain(label, error.cause, error.remedy)
         return error.exit_code
     except typer.TyperException as error:
-        return _usage_error(error)
+        cause, remedy = usage_error(error)
+        if cause:
+            console.complain("error", cause, remedy)
+        return error.exit_code
     except SystemExit as end:
         if end.code != TERMINATED_CODE:
             raise
@@ -89,14 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code in (INTERRUPTED_CODE, TERMINATED_CODE):
         console.say("interrupted", "the run is incomplete.")
     return int(code)
-
-
-def _usage_error(error: typer.TyperException) -> int:
-    """Two lines for wrong usage, in the form of our own errors."""
-    cause, remedy = usage_error(error)
-    if cause:
-        console.complain("error", cause, remedy)
-    return error.exit_code
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from ddimctl.cli.options.everywhere import Config, Debug, Json
 from ddimctl.cli.output.console import print_result, run_job, say
 from ddimctl.cli.output.listing import listing
+from ddimctl.cli.output.table import table_lines
 from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.invert.request import ReconstructRequest
 
@@ -44,16 +45,8 @@ def reconstruct(
 
 
 def _table(rows: tuple[JsonObject, ...]) -> list[str]:
-    """The rows in aligned columns, under their heads."""
     cells = [list(_HEADS.values()), *([_cell(name, row[name]) for name in _HEADS] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
+    return table_lines(cells)
 
 
 def _cell(name: str, value: Any) -> str:

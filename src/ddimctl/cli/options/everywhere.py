@@ -45,30 +45,17 @@ Config = Annotated[
         help=_CONFIG_HELP,
     ),
 ]
+ConfigOfAll = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", show_default=f"${VARIABLE}", help=_CONFIG_HELP),
+]
 Debug = Annotated[
     bool,
     typer.Option(
-        "--debug",
-        callback=_set_debug,
-        is_eager=True,
-        help="Show the traceback of an error.",
-    ),
-]
-ConfigOfAll = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        show_default=f"${VARIABLE}",
-        help=_CONFIG_HELP,
+        "--debug", callback=_set_debug, is_eager=True, help="Show the traceback of an error."
     ),
 ]
 Version = Annotated[
     bool,
-    typer.Option(
-        "--version",
-        callback=_show_version,
-        is_eager=True,
-        help="Show the version.",
-    ),
+    typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
 ]

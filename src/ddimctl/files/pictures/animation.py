@@ -41,26 +41,13 @@ def encode_animation(
     buffer = io.BytesIO()
     if format == "webp":
         first, *others = [frame.convert("RGB") for frame in frames]
-        first.save(
-            buffer,
-            "WEBP",
-            save_all=True,
-            append_images=others,
-            duration=durations,
-            loop=0,
-            lossless=True,
-        )
+        settings = {"lossless": True}
     else:
         first, *others = _with_one_palette(frames)
-        first.save(
-            buffer,
-            "GIF",
-            save_all=True,
-            append_images=others,
-            duration=durations,
-            loop=0,
-            optimize=False,
-        )
+        settings = {"optimize": False}
+    first.save(
+        buffer, format, save_all=True, append_images=others, duration=durations, loop=0, **settings
+    )
     return buffer.getvalue()
 
 

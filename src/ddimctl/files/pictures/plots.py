@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -13,7 +13,8 @@ _SCALE: Final = 2  # drawn twice as large, then reduced: Pillow's lines are not 
 _COLOURS: Final = ("#3b6fb6", "#d1742c", "#4c9a54", "#b2475f", "#7a5aa8", "#6b6b6b")
 _LEAST_RATIO: Final = 3.0  # below, a logarithmic axis has no round numbers to mark
 _MARKED: Final = 24  # a line of so few points shows where they are
-_MARGIN: Final = (84, 28, 28, 56)  # left, top, right, bottom
+_WIDTH, _HEIGHT = SIZE[0] * _SCALE, SIZE[1] * _SCALE
+_LEFT, _TOP, _RIGHT, _BOTTOM = (side * _SCALE for side in (84, 28, 28, 56))  # margins
 
 
 def line_plot(
@@ -31,49 +32,34 @@ def line_plot(
     }
     xs = [x for points in finite.values() for x, _ in points] or [0.0, 1.0]
     ys = [y for points in finite.values() for _, y in points] or [1.0, 2.0]
-    logarithmic = min(ys) > 0 and max(ys) >= _LEAST_RATIO * min(ys)
-    x_ticks = _log_ticks(min(xs), max(xs)) if log_x else _ticks(min(xs), max(xs))
-    y_ticks = _log_ticks(min(ys), max(ys)) if logarithmic else _ticks(min(ys), max(ys))
-
-    width, height = SIZE[0] * _SCALE, SIZE[1] * _SCALE
-    left, top, right, bottom = (side * _SCALE for side in _MARGIN)
-    low_x, high_x = min(*x_ticks, *xs), max(*x_ticks, *xs)
-    low_y, high_y = min(*y_ticks, *ys), max(*y_ticks, *ys)
-    horizontal, vertical = (math.log if is_log else float for is_log in (log_x, logarithmic))
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (horizontal(x) - horizontal(low_x)) / (
-            (horizontal(high_x) - horizontal(low_x)) or 1
-        )
-        up = (vertical(y) - vertical(low_y)) / ((vertical(high_y) - vertical(low_y)) or 1)
-        return left + across * (width - left - right), height - bottom - up * (
-            height - top - bottom
-        )
-
-    image = Image.new("RGB", (width, height), "white")
+    log_y = min(ys) > 0 and max(ys) >= _LEAST_RATIO * min(ys)
+    across, up = _axis(xs, log_x), _axis(ys, log_y)
+    image = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(14 * _SCALE)
-    for y in y_ticks:
-        line = [place(low_x, y), place(high_x, y)]
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+        return _LEFT + across.share(x) * width, _HEIGHT - _BOTTOM - up.share(y) * height
+
+    for y in up.ticks:
+        line = [place(across.low, y), place(across.high, y)]
         draw.line(line, fill="#e4e4e4", width=_SCALE)
-        draw.text((left - 8 * _SCALE, line[0][1]), f"{y:g}", "#444444", font, anchor="rm")
-    for x in x_ticks:
-        spot = place(x, low_y)
-        draw.text((spot[0], spot[1] + 8 * _SCALE), f"{x:,.10g}", "#444444", font, anchor="mt")
-    draw.line([place(low_x, low_y), place(high_x, low_y)], fill="#888888", width=_SCALE)
-    draw.text((width - right, height - 12 * _SCALE), x_label, "#444444", font, anchor="rs")
+        draw.text((_LEFT - 8 * _SCALE, line[0][1]), f"{y:g}", "#444444", font, anchor="rm")
+    for x in across.ticks:
+        left, top = place(x, up.low)
+        draw.text((left, top + 8 * _SCALE), f"{x:,.10g}", "#444444", font, anchor="mt")
+    line = [place(across.low, up.low), place(across.high, up.low)]
+    draw.line(line, fill="#888888", width=_SCALE)
+    below = _HEIGHT - 12 * _SCALE
+    draw.text((_WIDTH - _RIGHT, below), x_label, "#444444", font, anchor="rs")
     draw.text((8 * _SCALE, 6 * _SCALE), y_label, "#444444", font, anchor="lt")
 
-    name_at = left  # names stand below the axis, where no line runs
+    name_at = _LEFT  # names stand below the axis, where no line runs
     for index, (name, points) in enumerate(finite.items()):
         colour = _COLOURS[index % len(_COLOURS)]
-        line = [place(x, y) for x, y in points]
-        if len(line) > 1:
-            draw.line(line, fill=colour, width=2 * _SCALE, joint="curve")
-        radius = 3 * _SCALE
-        for x, y in line if len(line) <= _MARKED else []:
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
-        draw.text((name_at, height - 12 * _SCALE), name, colour, font, anchor="ls")
+        _draw_series(draw, [place(x, y) for x, y in points], colour)
+        draw.text((name_at, below), name, colour, font, anchor="ls")
         name_at += round(draw.textlength(name, font)) + 20 * _SCALE
     return image.resize(SIZE, Image.Resampling.LANCZOS)
 
@@ -85,6 +71,34 @@ def stack_plots(plots: Sequence[Image.Image]) -> Image.Image:
     for row, plot in enumerate(plots):
         stacked.paste(plot, (0, row * height))
     return stacked
+
+
+class _Axis(NamedTuple):
+    """ticks: the marked values. low, high: where the axis begins and ends."""
+
+    ticks: list[float]
+    low: float
+    high: float
+    logarithmic: bool
+
+    def share(self, value: float) -> float:
+        """How far along the axis a value is, in [0, 1]."""
+        scaled = math.log if self.logarithmic else float
+        low, high = scaled(self.low), scaled(self.high)
+        return (scaled(value) - low) / ((high - low) or 1)
+
+
+def _axis(values: Sequence[float], logarithmic: bool) -> _Axis:
+    ticks = (_log_ticks if logarithmic else _ticks)(min(values), max(values))
+    return _Axis(ticks, min(*ticks, *values), max(*ticks, *values), logarithmic)
+
+
+def _draw_series(draw: ImageDraw.ImageDraw, line: list[tuple[float, float]], colour: str) -> None:
+    if len(line) > 1:
+        draw.line(line, fill=colour, width=2 * _SCALE, joint="curve")
+    radius = 3 * _SCALE
+    for x, y in line if len(line) <= _MARKED else []:
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
 
 
 def _ticks(low: float, high: float, count: int = 6) -> list[float]:
