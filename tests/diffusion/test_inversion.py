@@ -175,7 +175,7 @@ def test_latents_are_float32_and_found_in_inference_mode():
 
 def test_settings_that_cannot_be_are_refused():
     for settings, message in (
-        ({"method": "edict"}, "unknown method 'edict'"),
+        ({"method": "edict"}, "unknown inversion method 'edict'"),
         ({"tolerance": 0.0}, "not above 0"),
         ({"tolerance": math.nan}, "not above 0"),
     ):

@@ -179,7 +179,7 @@ def test_a_grid_has_its_inputs_in_the_corners_and_slerps_of_slerps_between():
 def test_impossible_grids_are_refused():
     for seeds, size, named in (
         ((0, 1, 2), (3, 3), "four inputs"),
-        ((0, 1, 2, 3), (1, 4), "corners"),
+        ((0, 1, 2, 3), (1, 4), "too small"),
     ):
         with pytest.raises(RequestError, match=named):
             grid(noise(*seeds), *size)

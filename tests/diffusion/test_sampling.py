@@ -180,9 +180,9 @@ def test_large_variance_keeps_the_mean_of_eta_one():
 
 def test_settings_that_cannot_be_are_refused_with_the_reason():
     for settings, message in (
-        ({"eta": 1.5}, "outside 0"),
-        ({"eta": -0.1}, "outside 0"),
-        ({"eta": float("nan")}, "outside 0"),
+        ({"eta": 1.5}, "between 0 and 1"),
+        ({"eta": -0.1}, "between 0 and 1"),
+        ({"eta": float("nan")}, "between 0 and 1"),
         ({"eta": 0.5, "variance": "large"}, "requires eta = 1"),
         ({"eta": 1.0, "variance": "learned"}, "no learned variance"),
         ({"eta": 1.0, "variance": "huge"}, "unknown variance"),
