@@ -265,7 +265,7 @@ RECORD = {"name": "a", "sha256": "0" * 64}
         ((noise(0), {}), (-noise(0), {}), {}, "from .*a.pt to .*b.pt: .*opposite"),
         ((noise(0), {}), (noise(1), {}), {"frames": 1}, "less than the 2 inputs"),
         ((noise(0), {}), (noise(1), {}), {"grid": (2, 2)}, "four inputs, not 2"),
-        ((noise(0, 2), {}), (noise(1, 3), {}), {"grid": (1, 4)}, "no corners"),
+        ((noise(0, 2), {}), (noise(1, 3), {}), {"grid": (1, 4)}, "too small"),
         ((noise(0, 2), {}), (noise(1, 3), {}), {"grid": (17, 17)}, "at most 256"),
         ((noise(0), {}), (noise(1), {}), {"grid": (2, 2), "loop": True}, "--loop is for a path"),
         ((noise(0), {}), (noise(1), {}), {"path": "spline"}, "unknown path"),
@@ -294,7 +294,7 @@ def test_one_input_is_no_path(finish, request_for, tmp_path):
     ("content", "named"),
     [
         (torch.full((1, *SHAPE), float("nan")), "not finite"),
-        ({"latents": noise(1), "metadata": {"labels": ["x"]}}, "impossible 'labels'"),
+        ({"latents": noise(1), "metadata": {"labels": ["x"]}}, "invalid value for 'labels'"),
         ({"latents": noise(1), "metadata": {"labels": [1, 2]}}, "class index"),
         ({"samples": noise(1)}, "finished samples"),
     ],

@@ -345,7 +345,7 @@ def test_unknown_classes_are_refused_with_the_known_ones(
         ({"timesteps": (0, 500, 999), "steps": 4}, "contradicts --tau"),
         ({"timesteps": (0, 1000), "steps": None}, "outside 0"),
         ({"steps": 1001}, "at most 1000"),
-        ({"eta": 1.5}, "outside 0"),
+        ({"eta": 1.5}, "between 0 and 1"),
         ({"variance": "large", "eta": 0.5}, "requires eta = 1"),
         ({"variance": "learned"}, "no learned variance"),
         ({"clip": "hard"}, "unknown clipping"),

@@ -32,7 +32,7 @@ def encode_animation(
             f"fps must be above 0 and at most 1000, not {fps:g}.", "The default is 12."
         )
     if len({frame.size for frame in frames}) != 1:
-        raise DataError("an animation needs frames, and all of the same size.")
+        raise DataError("an animation needs frames, all of one size.")
     duration = round(1000 / fps)
     if format == "gif":
         duration = max(20, round(100 / fps) * 10)
