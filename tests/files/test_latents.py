@@ -146,8 +146,14 @@ def test_a_bare_tensor_is_accepted_and_gets_a_batch_dimension(tmp_path: Path) ->
         (torch.zeros(1, 1, 2, 2, dtype=torch.int64), "torch.int64"),
         (torch.zeros(1, 1, 2, 2, dtype=torch.complex64), "torch.complex64"),
         (torch.zeros(1).expand(1000, 3, 100, 100), "larger than its storage"),
-        (torch.tensor([0.0, 1.0, float("nan")]).view(3, 1, 1, 1), "NaN or infinite values in latent 2"),
-        (torch.full((2, 1, 1, 1), 1e300, dtype=torch.float64), "NaN or infinite values in latent 0"),
+        (
+            torch.tensor([0.0, 1.0, float("nan")]).view(3, 1, 1, 1),
+            "NaN or infinite values in latent 2",
+        ),
+        (
+            torch.full((2, 1, 1, 1), 1e300, dtype=torch.float64),
+            "NaN or infinite values in latent 0",
+        ),
         ({"latents": torch.zeros(1, 1, 1, 1), "metadata": [1]}, "not a dict"),
         ({"latents": torch.zeros(1, 1, 1, 1), "metadata": {"a": torch.zeros(1)}}, "plain values"),
         ({"latents": torch.zeros(1, 1, 1, 1), "metadata": {"a": float("inf")}}, "plain values"),
