@@ -34,7 +34,6 @@ class ConvertRequest:
     files: CheckpointFileOptions = field(default_factory=CheckpointFileOptions)
     trained: TrainedSize = field(default_factory=TrainedSize)
     weights_dtype: Annotated[
-        SavedPrecision,
-        flag("--weights-dtype", help="Precision of the saved weights.", panel=OUTPUT),
+        SavedPrecision, flag("--weights-dtype", "Precision of the saved weights.", OUTPUT)
     ] = "fp32"
     force: Annotated[bool, FORCE] = False

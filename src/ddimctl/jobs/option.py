@@ -38,9 +38,9 @@ class Option:
         return next((flag for flag in self.flags if flag.startswith("--")), self.metavar or "")
 
 
-def flag(*flags: str, help: str, panel: str, **more: Any) -> Option:
-    """An option with these flags."""
-    return Option(help, flags, panel, **more)
+def flag(names: str, help: str, panel: str, **more: Any) -> Option:
+    """An option with these flags, the long one first: "--out -o"."""
+    return Option(help, tuple(names.split()), panel, **more)
 
 
 def argument(metavar: str, help: str, **more: Any) -> Option:

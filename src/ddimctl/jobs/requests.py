@@ -42,8 +42,7 @@ class CheckpointName:
     """Which checkpoint. ckpt None: the latents', else the default."""
 
     ckpt: Annotated[
-        str | None,
-        flag("--ckpt", help=CKPT_HELP, panel=MAIN, metavar="CKPT", default=CKPT_DEFAULT),
+        str | None, flag("--ckpt", CKPT_HELP, MAIN, metavar="CKPT", default=CKPT_DEFAULT)
     ] = None
 
 
@@ -53,48 +52,31 @@ class CheckpointFileOptions:
 
     revision: Annotated[
         str | None,
-        flag(
-            "--revision",
-            help="Branch, tag or commit of a hub id.",
-            panel=CHECKPOINT,
-            metavar="REV",
-        ),
+        flag("--revision", "Branch, tag or commit of a hub id.", CHECKPOINT, metavar="REV"),
     ] = None
     variant: Annotated[
         str | None,
         flag(
-            "--variant",
-            help="Weight files of this variant, such as fp16.",
-            panel=CHECKPOINT,
-            metavar="NAME",
+            "--variant", "Weight files of this variant, such as fp16.", CHECKPOINT, metavar="NAME"
         ),
     ] = None
     weights: Annotated[
         Weights,
-        flag(
-            "--weights",
-            help="Averaged (ema) or raw weights; auto prefers averaged ones.",
-            panel=CHECKPOINT,
-        ),
+        flag("--weights", "Averaged (ema) or raw weights; auto prefers averaged ones.", CHECKPOINT),
     ] = "auto"
     model_flags: Annotated[
         tuple[tuple[str, str], ...],
         flag(
             "--model-flag",
-            help="Network setting that the files do not hold, such as num_heads=4; may be repeated.",
-            panel=CHECKPOINT,
+            "Network setting that the files do not hold, such as num_heads=4; may be repeated.",
+            CHECKPOINT,
             metavar="NAME=VALUE",
             parse=parse.parse_flags,
             repeat=True,
         ),
     ] = ()
     allow_nonfinite: Annotated[
-        bool,
-        flag(
-            "--allow-nonfinite",
-            help="Accept weights that are NaN or infinite.",
-            panel=CHECKPOINT,
-        ),
+        bool, flag("--allow-nonfinite", "Accept weights that are NaN or infinite.", CHECKPOINT)
     ] = False
 
 
@@ -105,33 +87,26 @@ class CheckpointOptions(CheckpointFileOptions, CheckpointName):  # the last base
 
 SIZE: Final = flag(
     "--size",
-    help="Image size in pixels; one number is a square.",
-    panel=IMAGES,
+    "Image size in pixels; one number is a square.",
+    IMAGES,
     metavar="HxW",
     default="the checkpoint's",
     parse=parse.parse_size,
 )
 CLASSES: Final = flag(
     "--class",
-    help="Class names or indices; several are assigned to the images by seed.",
-    panel=MAIN,
+    "Class names or indices; several are assigned to the images by seed.",
+    MAIN,
     metavar="LIST",
     default="drawn by seed",
     parse=parse.parse_classes,
 )
-SEED: Final = flag(
-    "--seed", help="Seed of the first image.", panel=IMAGES, low=0, metavar="K", default="0"
-)
-YES: Final = flag(
-    "--yes",
-    help="Allow downloading the recorded checkpoint from the hub.",
-    panel=CHECKPOINT,
-)
+SEED: Final = flag("--seed", "Seed of the first image.", IMAGES, low=0, metavar="K", default="0")
+YES: Final = flag("--yes", "Allow downloading the recorded checkpoint from the hub.", CHECKPOINT)
 NUM: Final = flag(
-    "-n",
-    "--num",
-    help="Number of images, with consecutive seeds from --seed.",
-    panel=MAIN,
+    "-n --num",
+    "Number of images, with consecutive seeds from --seed.",
+    MAIN,
     low=1,
     high=parse.MAX_IMAGES,
     metavar="N",
@@ -152,8 +127,8 @@ class ImageOptions:
         tuple[int, ...] | None,
         flag(
             "--seeds",
-            help="Seeds and ranges of seeds, one image each, such as 0-63,70.",
-            panel=IMAGES,
+            "Seeds and ranges of seeds, one image each, such as 0-63,70.",
+            IMAGES,
             metavar="LIST",
             parse=parse.parse_seeds,
         ),
@@ -163,8 +138,8 @@ class ImageOptions:
         Path | None,
         flag(
             "--latents",
-            help="File of latents x_T to decode instead of seeds; its recorded settings are used.",
-            panel=IMAGES,
+            "File of latents x_T to decode instead of seeds; its recorded settings are used.",
+            IMAGES,
             metavar="FILE",
         ),
     ] = None
@@ -205,8 +180,8 @@ def check_last_seed(first: int, count: int) -> None:
 
 STEPS: Final = flag(
     "--steps",
-    help="Number of sampling steps: network evaluations per image.",
-    panel=MAIN,
+    "Number of sampling steps: network evaluations per image.",
+    MAIN,
     low=1,
     metavar="S",
     default="20, or the length of the --tau list",
@@ -225,8 +200,8 @@ class SolverOptions:
         float | None,
         flag(
             "--guidance",
-            help="Classifier-free guidance scale; 1 is off.",
-            panel=MAIN,
+            "Classifier-free guidance scale; 1 is off.",
+            MAIN,
             check=finite,
             metavar="W",
             default="1",
@@ -236,8 +211,8 @@ class SolverOptions:
         Solver | None,
         flag(
             "--solver",
-            help="ddim, or a higher-order solver (more accurate with few steps, eta 0 only).",
-            panel=SAMPLER,
+            "ddim, or a higher-order solver (more accurate with few steps, eta 0 only).",
+            SAMPLER,
             default="ddim",
         ),
     ] = None
@@ -245,8 +220,8 @@ class SolverOptions:
         Clip | None,
         flag(
             "--clip",
-            help="Clip the predicted x_0 to [-1, 1] at each step: static, or dynamic thresholding.",
-            panel=SAMPLER,
+            "Clip the predicted x_0 to [-1, 1] at each step: static, or dynamic thresholding.",
+            SAMPLER,
             default="none",
         ),
     ] = None
@@ -261,8 +236,8 @@ class StepOptions(SolverOptions):
         str | tuple[int, ...] | None,
         flag(
             "--tau",
-            help=TIMESTEPS_HELP.format(auto="auto (optimised for the checkpoint), "),
-            panel=SAMPLER,
+            TIMESTEPS_HELP.format(auto="auto (optimised for the checkpoint), "),
+            SAMPLER,
             default="linspace",
             metavar="KIND|LIST",
             parse=parse.parse_timesteps,
@@ -291,8 +266,8 @@ class SamplerOptions(StepOptions):
         float | None,
         flag(
             "--eta",
-            help="Stochasticity: 0 is DDIM (deterministic), 1 is DDPM.",
-            panel=SAMPLER,
+            "Stochasticity: 0 is DDIM (deterministic), 1 is DDPM.",
+            SAMPLER,
             low=0,
             high=1,
             check=finite,
@@ -304,50 +279,40 @@ class SamplerOptions(StepOptions):
         Variance | None,
         flag(
             "--variance",
-            help="Variance of the noise that each step adds: set by --eta, large (the paper's "
+            "Variance of the noise that each step adds: set by --eta, large (the paper's "
             "sigma-hat), or learned by the network.",
-            panel=SAMPLER,
+            SAMPLER,
             default="eta",
         ),
     ] = None
 
 
 OUT: Final = flag(
-    "--out",
-    "-o",
-    help="Output folder.",
-    panel=MAIN,
+    "--out -o",
+    "Output folder.",
+    MAIN,
     check=reachable,
     metavar="DIR",
     default="the next numbered folder in runs/",
 )
-FORCE: Final = flag("--force", help="Overwrite existing output.", panel=OUTPUT)
-DRY_RUN: Final = flag("--dry-run", help="Print the settings of the run and stop.", panel=OUTPUT)
+FORCE: Final = flag("--force", "Overwrite existing output.", OUTPUT)
+DRY_RUN: Final = flag("--dry-run", "Print the settings of the run and stop.", OUTPUT)
 RESUME: Final = flag(
-    "--resume",
-    help="Continue the stopped run in --out, or start it if there is none.",
-    panel=OUTPUT,
+    "--resume", "Continue the stopped run in --out, or start it if there is none.", OUTPUT
 )
 SCALE: Final = flag(
     "--scale",
-    help="Enlarge the grid's images K times.",
-    panel=OUTPUT,
+    "Enlarge the grid's images K times.",
+    OUTPUT,
     low=1,
     high=64,
     metavar="K",
     default="by image size",
 )
 COLUMNS: Final = flag(
-    "--columns",
-    help="Images in a row of the grid.",
-    panel=OUTPUT,
-    low=1,
-    metavar="N",
-    default="nearly square",
+    "--columns", "Images in a row of the grid.", OUTPUT, low=1, metavar="N", default="nearly square"
 )
-NO_METADATA: Final = flag(
-    "--no-metadata", help="Do not write the settings into the images.", panel=OUTPUT
-)
+NO_METADATA: Final = flag("--no-metadata", "Do not write the settings into the images.", OUTPUT)
 
 
 @dataclass(frozen=True)
@@ -368,50 +333,36 @@ class ImageOutputOptions(OutputOptions):
         tuple[str, ...],
         flag(
             "--save",
-            help=f"Outputs to write, any of {', '.join(get_args(Output))}.",
-            panel=OUTPUT,
+            f"Outputs to write, any of {', '.join(get_args(Output))}.",
+            OUTPUT,
             metavar="LIST",
             parse=lambda text, option: parse.parse_choices(text, option, get_args(Output)),
         ),
     ] = ("grid", "images", "latents")
     scale: Annotated[int | None, SCALE] = None
     columns: Annotated[int | None, COLUMNS] = None
-    format: Annotated[
-        ImageFormat, flag("--format", help="File format of the images.", panel=OUTPUT)
-    ] = "png"
+    format: Annotated[ImageFormat, flag("--format", "File format of the images.", OUTPUT)] = "png"
     no_metadata: Annotated[bool, NO_METADATA] = False
 
 
 DEVICE_NAME: Final = flag(
-    "--device",
-    help="Device: auto (CUDA if available), cpu, cuda or cuda:1.",
-    panel=DEVICE,
-    metavar="NAME",
+    "--device", "Device: auto (CUDA if available), cpu, cuda or cuda:1.", DEVICE, metavar="NAME"
 )
 BATCH_SIZE: Final = flag(
-    "--batch-size",
-    help="Images per batch.",
-    panel=DEVICE,
-    low=1,
-    metavar="B",
-    default="chosen for the device",
+    "--batch-size", "Images per batch.", DEVICE, low=1, metavar="B", default="chosen for the device"
 )
 DETERMINISTIC: Final = flag(
-    "--deterministic",
-    help="Deterministic CUDA kernels: the same bytes every time; slower.",
-    panel=DEVICE,
+    "--deterministic", "Deterministic CUDA kernels: the same bytes every time; slower.", DEVICE
 )
 
 
 PRECISION: Final = flag(
     "--precision",
-    help="Compute precision; auto is bf16 on CUDA, fp32 elsewhere.",
-    panel=DEVICE,
+    "Compute precision; auto is bf16 on CUDA, fp32 elsewhere.",
+    DEVICE,
     default="auto",
 )
-COMPILE: Final = flag(
-    "--compile", help="Compile the network with torch.compile; for long runs.", panel=DEVICE
-)
+COMPILE: Final = flag("--compile", "Compile the network with torch.compile; for long runs.", DEVICE)
 
 
 @dataclass(frozen=True)
@@ -433,8 +384,8 @@ class TrainedSize:
         tuple[int, int] | None,
         flag(
             "--size",
-            help="Size of the training images, where the files do not hold it.",
-            panel=CHECKPOINT,
+            "Size of the training images, where the files do not hold it.",
+            CHECKPOINT,
             metavar="HxW",
             default="from the files",
             parse=parse.parse_size,

@@ -28,8 +28,8 @@ Samples = Annotated[
     Path | None,
     flag(
         "--samples",
-        help="Folder or zip of existing images to score instead of sampling; writes nothing.",
-        panel=MAIN,
+        "Folder or zip of existing images to score instead of sampling; writes nothing.",
+        MAIN,
         metavar="DIR|ZIP",
     ),
 ]

@@ -37,8 +37,8 @@ PresetName = Literal["paper-cifar10", "paper-celeba", "paper-bedroom", "paper-ch
 _BACKGROUND_HELP: Final = "Colour under transparent pixels: black, white, #rrggbb or r,g,b."
 _INCEPTION: Final = flag(
     "--inception",
-    help="torch-fidelity's weights of the Inception network of FID and KID.",
-    panel=SCORES,
+    "torch-fidelity's weights of the Inception network of FID and KID.",
+    SCORES,
     metavar="FILE",
     default="downloaded once",
 )
@@ -59,8 +59,8 @@ class ScoringOptions:
         Path | None,
         flag(
             "--data",
-            help="Folder or zip of images to compare with, prepared as `train` does.",
-            panel=MAIN,
+            "Folder or zip of images to compare with, prepared as `train` does.",
+            MAIN,
             metavar="DIR|ZIP",
             default="",
         ),
@@ -69,8 +69,8 @@ class ScoringOptions:
         Path | None,
         flag(
             "--reference",
-            help="File of `ddimctl reference` to compare with, instead of --data.",
-            panel=SCORES,
+            "File of `ddimctl reference` to compare with, instead of --data.",
+            SCORES,
             metavar="FILE",
             default="",
         ),
@@ -79,8 +79,8 @@ class ScoringOptions:
         tuple[str, ...] | None,
         flag(
             "--metric",
-            help="Metrics: swd (sliced Wasserstein distance), fid, kid (both need the extra 'fid').",
-            panel=MAIN,
+            "Metrics: swd (sliced Wasserstein distance), fid, kid (both need the extra 'fid').",
+            MAIN,
             metavar="LIST",
             default="swd; with --preset all",
             parse=_metrics,
@@ -91,8 +91,8 @@ class ScoringOptions:
         tuple[int, int, int] | None,
         flag(
             "--background",
-            help=_BACKGROUND_HELP,
-            panel=SCORES,
+            _BACKGROUND_HELP,
+            SCORES,
             metavar="COLOUR",
             default="the checkpoint's or reference's, else black",
             parse=parse.parse_colour,
@@ -119,8 +119,8 @@ class TableOptions:
         tuple[int, ...] | None,
         flag(
             "--steps",
-            help="Numbers of steps: the table's columns.",
-            panel=MAIN,
+            "Numbers of steps: the table's columns.",
+            MAIN,
             metavar="LIST",
             default="10,20,50,100; with --tau auto 10,20,50",
             parse=parse.parse_counts,
@@ -130,8 +130,8 @@ class TableOptions:
         tuple[float, ...] | None,
         flag(
             "--eta",
-            help="Values of eta: the table's rows.",
-            panel=MAIN,
+            "Values of eta: the table's rows.",
+            MAIN,
             metavar="LIST",
             default="0,0.2,0.5,1",
             parse=lambda text, option: parse.parse_numbers(text, option, 0, 1),
@@ -141,8 +141,8 @@ class TableOptions:
         tuple[str, ...],
         flag(
             "--variance",
-            help="Further rows, by variance: large (the paper's), learned (the network's).",
-            panel=SAMPLER,
+            "Further rows, by variance: large (the paper's), learned (the network's).",
+            SAMPLER,
             metavar="LIST",
             default="none; a preset's own",
             parse=lambda text, option: parse.parse_choices(text, option, get_args(AddedVariance)),
@@ -152,9 +152,9 @@ class TableOptions:
         Kind | None,
         flag(
             "--tau",
-            help="Timesteps to visit: linspace, trailing, uniform, quadratic, or auto (optimised for "
+            "Timesteps to visit: linspace, trailing, uniform, quadratic, or auto (optimised for "
             "the checkpoint, up to 50 steps).",
-            panel=SAMPLER,
+            SAMPLER,
             metavar="KIND",
             default="linspace; a preset's own",
         ),
@@ -163,9 +163,9 @@ class TableOptions:
         PresetName | None,
         flag(
             "--preset",
-            help="Table of the paper to repeat, with its timesteps, steps and eta: paper-cifar10, "
+            "Table of the paper to repeat, with its timesteps, steps and eta: paper-cifar10, "
             "paper-celeba, paper-bedroom, paper-church.",
-            panel=SAMPLER,
+            SAMPLER,
             metavar="NAME",
             default="",
         ),
@@ -174,8 +174,8 @@ class TableOptions:
         int,
         flag(
             "--repeats",
-            help="Sets of images, of different seeds, to score: mean and half the range.",
-            panel=SCORES,
+            "Sets of images, of different seeds, to score: mean and half the range.",
+            SCORES,
             low=1,
             high=100,
             metavar="K",
@@ -196,10 +196,9 @@ class CellImageOptions:
     num: Annotated[
         int | None,
         flag(
-            "-n",
-            "--num",
-            help="Number of images for each cell of the table; with --samples, how many to score.",
-            panel=MAIN,
+            "-n --num",
+            "Number of images for each cell of the table; with --samples, how many to score.",
+            MAIN,
             low=2,
             high=parse.MAX_IMAGES,
             metavar="N",
@@ -272,8 +271,8 @@ class ScoreRequest:
 
 CHANNELS: Final = flag(
     "--channels",
-    help="Colour channels: 3 is RGB, 1 is grey.",
-    panel=SCORES,
+    "Colour channels: 3 is RGB, 1 is grey.",
+    SCORES,
     metavar="1|3",
     parse=parse.parse_channels,
     words=("1", "3"),
@@ -289,8 +288,8 @@ class ReferenceRequest:
         tuple[str, ...],
         flag(
             "--metric",
-            help="Metrics that the reference is for, any of swd, fid and kid.",
-            panel=SCORES,
+            "Metrics that the reference is for, any of swd, fid and kid.",
+            SCORES,
             metavar="LIST",
             parse=_metrics,
         ),
@@ -300,8 +299,8 @@ class ReferenceRequest:
         tuple[int, int] | None,
         flag(
             "--size",
-            help="Crop and resize the images to this size.",
-            panel=SCORES,
+            "Crop and resize the images to this size.",
+            SCORES,
             metavar="HxW",
             default="the images' own",
             parse=parse.parse_size,
@@ -312,8 +311,8 @@ class ReferenceRequest:
         tuple[int, int, int],
         flag(
             "--background",
-            help=_BACKGROUND_HELP,
-            panel=SCORES,
+            _BACKGROUND_HELP,
+            SCORES,
             metavar="COLOUR",
             default="black",
             parse=parse.parse_colour,
@@ -322,13 +321,8 @@ class ReferenceRequest:
     out: Annotated[
         Path | None,
         flag(
-            "--out",
-            "-o",
-            help="Output file.",
-            panel=OUTPUT,
-            metavar="FILE",
-            default="DATA.reference.safetensors",
+            "--out -o", "Output file.", OUTPUT, metavar="FILE", default="DATA.reference.safetensors"
         ),
     ] = None
-    force: Annotated[bool, flag("--force", help="Overwrite existing output.", panel=OUTPUT)] = False
+    force: Annotated[bool, flag("--force", "Overwrite existing output.", OUTPUT)] = False
     device: Annotated[str, DEVICE_NAME] = "auto"

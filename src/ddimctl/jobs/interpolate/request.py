@@ -36,8 +36,8 @@ class EndOptions:
         tuple[int, ...],
         flag(
             "--seeds",
-            help="Seeds whose noise is used as inputs, after the files; such as 3,9.",
-            panel=MAIN,
+            "Seeds whose noise is used as inputs, after the files; such as 3,9.",
+            MAIN,
             metavar="LIST",
             parse=parse.parse_seeds,
         ),
@@ -46,8 +46,8 @@ class EndOptions:
         tuple[str, ...] | None,
         flag(
             "--class",
-            help="Class name or index of all frames.",
-            panel=MAIN,
+            "Class name or index of all frames.",
+            MAIN,
             metavar="NAME",
             default="the inputs' own, if they agree",
             parse=parse.parse_classes,
@@ -68,8 +68,8 @@ class TourOptions:
         int | None,
         flag(
             "--frames",
-            help="Number of frames, the inputs included.",
-            panel=MAIN,
+            "Number of frames, the inputs included.",
+            MAIN,
             low=2,
             high=9999,
             metavar="N",
@@ -77,16 +77,15 @@ class TourOptions:
         ),
     ] = None
     path: Annotated[
-        PathKind,
-        flag("--path", help="Spherical (slerp) or linear (lerp) interpolation.", panel=PATH),
+        PathKind, flag("--path", "Spherical (slerp) or linear (lerp) interpolation.", PATH)
     ] = "slerp"
-    loop: Annotated[bool, flag("--loop", help="Return to the first input.", panel=PATH)] = False
+    loop: Annotated[bool, flag("--loop", "Return to the first input.", PATH)] = False
     grid: Annotated[
         tuple[int, int] | None,
         flag(
             "--grid",
-            help="Interpolate a grid between four corner inputs.",
-            panel=PATH,
+            "Interpolate a grid between four corner inputs.",
+            PATH,
             metavar="ROWSxCOLUMNS",
             parse=parse.parse_size,
         ),
@@ -99,15 +98,10 @@ class FrameOutputOptions(OutputOptions):
 
     video: Annotated[
         VideoFormat | None,
-        flag(
-            "--video",
-            help="Also write a video of the frames; mp4 needs the extra 'video'.",
-            panel=OUTPUT,
-        ),
+        flag("--video", "Also write a video of the frames; mp4 needs the extra 'video'.", OUTPUT),
     ] = None
     fps: Annotated[
-        float,
-        flag("--fps", help="Frames per second.", panel=OUTPUT, check=finite, metavar="F"),
+        float, flag("--fps", "Frames per second.", OUTPUT, check=finite, metavar="F")
     ] = 12.0
     scale: Annotated[int | None, SCALE] = None
     columns: Annotated[int | None, COLUMNS] = None

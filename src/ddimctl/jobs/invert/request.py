@@ -34,8 +34,8 @@ InversionPrecision = Literal["fp32", "bf16", "fp16"]
 
 _TOLERANCE: Final = flag(
     "--tolerance",
-    help="Largest residual of a solved step; one level of 255 is 0.008.",
-    panel=INVERSION,
+    "Largest residual of a solved step; one level of 255 is 0.008.",
+    INVERSION,
     check=above_zero,
     metavar="X",
 )
@@ -48,7 +48,7 @@ class InversionDeviceOptions:
     device: Annotated[str, DEVICE_NAME] = "auto"
     precision: Annotated[
         InversionPrecision,
-        flag("--precision", help="Compute precision; exact inversion needs fp32.", panel=DEVICE),
+        flag("--precision", "Compute precision; exact inversion needs fp32.", DEVICE),
     ] = "fp32"
     batch_size: Annotated[int | None, BATCH_SIZE] = None
     deterministic: Annotated[bool, DETERMINISTIC] = False
@@ -63,8 +63,8 @@ class DatasetImageOptions:
         tuple[str, ...] | None,
         flag(
             "--class",
-            help="Class name or index of the input images.",
-            panel=MAIN,
+            "Class name or index of the input images.",
+            MAIN,
             metavar="NAME",
             default="the null class",
             parse=parse.parse_classes,
@@ -76,9 +76,9 @@ class DatasetImageOptions:
 class InputImageOptions(DatasetImageOptions):
     """And of input images that need not be of one shape."""
 
-    fit: Annotated[
-        Fit, flag("--fit", help="How an input image of another shape is fitted.", panel=IMAGES)
-    ] = "crop"
+    fit: Annotated[Fit, flag("--fit", "How an input image of another shape is fitted.", IMAGES)] = (
+        "crop"
+    )
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class InversionOptions:
         int | None,
         flag(
             "--steps",
-            help="Number of sampling steps to invert; more are more accurate.",
-            panel=MAIN,
+            "Number of sampling steps to invert; more are more accurate.",
+            MAIN,
             low=1,
             metavar="S",
             default="50, or the length of the --tau list",
@@ -100,8 +100,8 @@ class InversionOptions:
         str | tuple[int, ...] | None,
         flag(
             "--tau",
-            help=TIMESTEPS_HELP.format(auto=""),
-            panel=INVERSION,
+            TIMESTEPS_HELP.format(auto=""),
+            INVERSION,
             default="linspace",
             metavar="KIND|LIST",
             parse=parse.parse_timesteps,
@@ -112,9 +112,9 @@ class InversionOptions:
         Method,
         flag(
             "--method",
-            help="How each step is inverted: exact (solved to --tolerance), fixed-point (plain "
+            "How each step is inverted: exact (solved to --tolerance), fixed-point (plain "
             "iteration), or naive (one evaluation).",
-            panel=INVERSION,
+            INVERSION,
         ),
     ] = "exact"
     tolerance: Annotated[float, _TOLERANCE] = 1e-6
@@ -130,17 +130,16 @@ class InversionOutputOptions:
     out: Annotated[
         Path | None,
         flag(
-            "--out",
-            "-o",
-            help="Folder for NAME.pt and NAME.inversion.png.",
-            panel=MAIN,
+            "--out -o",
+            "Folder for NAME.pt and NAME.inversion.png.",
+            MAIN,
             check=reachable,
             metavar="DIR",
             default="the current folder",
         ),
     ] = None
     resume: Annotated[bool, RESUME] = False
-    force: Annotated[bool, flag("--force", help="Overwrite existing files.", panel=OUTPUT)] = False
+    force: Annotated[bool, flag("--force", "Overwrite existing files.", OUTPUT)] = False
     dry_run: Annotated[bool, DRY_RUN] = False
 
 
@@ -171,8 +170,8 @@ class ReconstructionOptions:
         tuple[int, ...],
         flag(
             "--steps",
-            help="Numbers of steps to compare.",
-            panel=MAIN,
+            "Numbers of steps to compare.",
+            MAIN,
             metavar="LIST",
             parse=parse.parse_counts,
         ),
@@ -181,8 +180,8 @@ class ReconstructionOptions:
         tuple[int, ...] | None,
         flag(
             "--decode-steps",
-            help="Numbers of steps to decode each latent in.",
-            panel=INVERSION,
+            "Numbers of steps to decode each latent in.",
+            INVERSION,
             metavar="LIST",
             default="those of the inversion",
             parse=parse.parse_counts,
@@ -192,8 +191,8 @@ class ReconstructionOptions:
         FixedKind,
         flag(
             "--tau",
-            help="Timesteps to visit: linspace, trailing, uniform or quadratic.",
-            panel=INVERSION,
+            "Timesteps to visit: linspace, trailing, uniform or quadratic.",
+            INVERSION,
             metavar="KIND",
         ),
     ] = "linspace"
@@ -201,8 +200,8 @@ class ReconstructionOptions:
         tuple[Method, ...],
         flag(
             "--method",
-            help="Inversion methods, any of exact, fixed-point and naive.",
-            panel=INVERSION,
+            "Inversion methods, any of exact, fixed-point and naive.",
+            INVERSION,
             metavar="LIST",
             parse=lambda text, option: parse.parse_choices(text, option, get_args(Method)),
         ),
@@ -212,8 +211,8 @@ class ReconstructionOptions:
         int | None,
         flag(
             "--limit",
-            help="Use at most this many images, drawn at random.",
-            panel=IMAGES,
+            "Use at most this many images, drawn at random.",
+            IMAGES,
             low=1,
             high=parse.MAX_IMAGES,
             metavar="N",
@@ -224,8 +223,8 @@ class ReconstructionOptions:
         float | None,
         flag(
             "--holdout",
-            help="Use only the images that `train --holdout` with this share keeps aside.",
-            panel=IMAGES,
+            "Use only the images that `train --holdout` with this share keeps aside.",
+            IMAGES,
             metavar="SHARE",
             parse=parse.parse_fraction,
         ),

@@ -49,44 +49,34 @@ class TrainRequest:
     """
 
     data: Annotated[Path, argument("DATA", "Folder or zip of images: PNG, JPEG, WebP.")]
-    out: Annotated[Path, flag("--out", "-o", help="Folder of the run.", panel=MAIN, metavar="RUN")]
+    out: Annotated[Path, flag("--out -o", "Folder of the run.", MAIN, metavar="RUN")]
     model: Annotated[
         str | None,
         flag(
             "--model",
-            help="Network: tiny, small, cifar10, celebahq256, or a config.json of a UNet2DModel.",
-            panel=MAIN,
+            "Network: tiny, small, cifar10, celebahq256, or a config.json of a UNet2DModel.",
+            MAIN,
             metavar="NAME|FILE",
             default="small",
         ),
     ] = None
     init: Annotated[
         str | None,
-        flag(
-            "--init",
-            help="Checkpoint to fine-tune instead of a new network.",
-            panel=MAIN,
-            metavar="CKPT",
-        ),
+        flag("--init", "Checkpoint to fine-tune instead of a new network.", MAIN, metavar="CKPT"),
     ] = None
-    steps: Annotated[
-        int, flag("--steps", help="Number of updates.", panel=MAIN, low=1, metavar="N")
-    ] = 100_000
+    steps: Annotated[int, flag("--steps", "Number of updates.", MAIN, low=1, metavar="N")] = 100_000
     batch_size: Annotated[
-        int, flag("--batch-size", help="Images per update.", panel=MAIN, low=1, metavar="B")
+        int, flag("--batch-size", "Images per update.", MAIN, low=1, metavar="B")
     ] = 64
     lr: Annotated[
-        float,
-        flag(
-            "--lr", help="Learning rate (AdamW).", panel=MAIN, low=0, check=finite, metavar="RATE"
-        ),
+        float, flag("--lr", "Learning rate (AdamW).", MAIN, low=0, check=finite, metavar="RATE")
     ] = 2e-4
     prediction: Annotated[
         Prediction | None,
         flag(
             "--prediction",
-            help="Prediction target: noise (eps), image (x_0) or velocity (v).",
-            panel=TRAINING,
+            "Prediction target: noise (eps), image (x_0) or velocity (v).",
+            TRAINING,
             default="eps, or --init's",
         ),
     ] = None
@@ -94,8 +84,8 @@ class TrainRequest:
         ScheduleKind | None,
         flag(
             "--schedule",
-            help="Noise schedule: linear, scaled_linear, cosine or sigmoid.",
-            panel=TRAINING,
+            "Noise schedule: linear, scaled_linear, cosine or sigmoid.",
+            TRAINING,
             metavar="KIND",
             default="linear, or --init's",
         ),
@@ -104,42 +94,35 @@ class TrainRequest:
         int,
         flag(
             "--grad-accum",
-            help="Gradient accumulation: split each batch into N parts.",
-            panel=TRAINING,
+            "Gradient accumulation: split each batch into N parts.",
+            TRAINING,
             low=1,
             metavar="N",
         ),
     ] = 1
     lr_decay: Annotated[
-        Decay, flag("--lr-decay", help="Learning-rate schedule after warm-up.", panel=TRAINING)
+        Decay, flag("--lr-decay", "Learning-rate schedule after warm-up.", TRAINING)
     ] = "cosine"
     warmup: Annotated[
         int,
         flag(
             "--warmup",
-            help="Warm-up: updates until the learning rate reaches --lr.",
-            panel=TRAINING,
+            "Warm-up: updates until the learning rate reaches --lr.",
+            TRAINING,
             low=0,
             metavar="N",
         ),
     ] = 500
     weight_decay: Annotated[
         float,
-        flag(
-            "--weight-decay",
-            help="Weight decay (AdamW).",
-            panel=TRAINING,
-            low=0,
-            check=finite,
-            metavar="W",
-        ),
+        flag("--weight-decay", "Weight decay (AdamW).", TRAINING, low=0, check=finite, metavar="W"),
     ] = 0.0
     clip_grad: Annotated[
         float,
         flag(
             "--clip-grad",
-            help="Largest gradient norm; 0 is no clipping.",
-            panel=TRAINING,
+            "Largest gradient norm; 0 is no clipping.",
+            TRAINING,
             low=0,
             check=finite,
             metavar="NORM",
@@ -149,16 +132,16 @@ class TrainRequest:
         Weighting,
         flag(
             "--loss-weighting",
-            help="Weight of timesteps in the loss: simple (the paper's) or min-SNR.",
-            panel=TRAINING,
+            "Weight of timesteps in the loss: simple (the paper's) or min-SNR.",
+            TRAINING,
         ),
     ] = "simple"
     ema: Annotated[
         float,
         flag(
             "--ema",
-            help="Decay of the moving average (EMA) of the weights, which the checkpoint holds.",
-            panel=TRAINING,
+            "Decay of the moving average (EMA) of the weights, which the checkpoint holds.",
+            TRAINING,
             low=0,
             high=1,
             check=finite,
@@ -166,14 +149,14 @@ class TrainRequest:
         ),
     ] = 0.9999
     seed: Annotated[
-        int, flag("--seed", help="Seed of all random numbers.", panel=TRAINING, low=0, metavar="K")
+        int, flag("--seed", "Seed of all random numbers.", TRAINING, low=0, metavar="K")
     ] = 0
     image_size: Annotated[
         tuple[int, int] | None,
         flag(
             "--image-size",
-            help="Crop and resize the images to this size.",
-            panel=DATA,
+            "Crop and resize the images to this size.",
+            DATA,
             metavar="HxW",
             default="the images' own",
             parse=parse.parse_size,
@@ -183,8 +166,8 @@ class TrainRequest:
         int,
         flag(
             "--channels",
-            help="Colour channels: 3 is RGB, 1 is grey.",
-            panel=DATA,
+            "Colour channels: 3 is RGB, 1 is grey.",
+            DATA,
             metavar="1|3",
             parse=parse.parse_channels,
             words=("1", "3"),
@@ -194,25 +177,23 @@ class TrainRequest:
         tuple[int, ...],
         flag(
             "--background",
-            help="Colour under transparent pixels: black, white, #rrggbb or r,g,b.",
-            panel=DATA,
+            "Colour under transparent pixels: black, white, #rrggbb or r,g,b.",
+            DATA,
             metavar="COLOUR",
             default="black",
             parse=parse.parse_colour,
         ),
     ] = (0, 0, 0)
-    flip: Annotated[
-        bool, flag("--flip", help="Mirror half of the images at random.", panel=DATA)
-    ] = False
+    flip: Annotated[bool, flag("--flip", "Mirror half of the images at random.", DATA)] = False
     class_conditional: Annotated[
-        bool, flag("--class-conditional", help="Train on the folders as classes.", panel=MAIN)
+        bool, flag("--class-conditional", "Train on the folders as classes.", MAIN)
     ] = False
     label_dropout: Annotated[
         float,
         flag(
             "--label-dropout",
-            help="Share of labels replaced by the null class, for --guidance; 0.1 or 10%.",
-            panel=DATA,
+            "Share of labels replaced by the null class, for --guidance; 0.1 or 10%.",
+            DATA,
             metavar="SHARE",
             parse=parse.parse_fraction,
         ),
@@ -221,50 +202,42 @@ class TrainRequest:
         float,
         flag(
             "--holdout",
-            help="Share of images kept aside to measure the loss on; 0.02 or 2%.",
-            panel=DATA,
+            "Share of images kept aside to measure the loss on; 0.02 or 2%.",
+            DATA,
             metavar="SHARE",
             parse=parse.parse_fraction,
         ),
     ] = 0.0
-    strict: Annotated[bool, flag("--strict", help="Fail on an unreadable image.", panel=DATA)] = (
-        False
-    )
+    strict: Annotated[bool, flag("--strict", "Fail on an unreadable image.", DATA)] = False
     time_limit: Annotated[
         float | None,
         flag(
             "--time-limit",
-            help="Stop after 90s, 30m, 2h30m or 1d; --resume continues.",
-            panel=RUN,
+            "Stop after 90s, 30m, 2h30m or 1d; --resume continues.",
+            RUN,
             metavar="TIME",
             parse=parse.parse_duration,
         ),
     ] = None
     save_every: Annotated[
-        int,
-        flag("--save-every", help="Updates between saved states.", panel=RUN, low=1, metavar="N"),
+        int, flag("--save-every", "Updates between saved states.", RUN, low=1, metavar="N")
     ] = 1000
     sample_every: Annotated[
-        int,
-        flag("--sample-every", help="Updates between sample grids.", panel=RUN, low=1, metavar="N"),
+        int, flag("--sample-every", "Updates between sample grids.", RUN, low=1, metavar="N")
     ] = 1000
     log_every: Annotated[
-        int, flag("--log-every", help="Updates between metrics.", panel=RUN, low=1, metavar="N")
+        int, flag("--log-every", "Updates between metrics.", RUN, low=1, metavar="N")
     ] = 50
     log: Annotated[
-        LogKind | None,
-        flag("--log", help="Also log curves and samples to RUN/tensorboard.", panel=RUN),
+        LogKind | None, flag("--log", "Also log curves and samples to RUN/tensorboard.", RUN)
     ] = None
     weights_dtype: Annotated[
-        SavedPrecision, flag("--weights-dtype", help="Precision of the saved weights.", panel=RUN)
+        SavedPrecision, flag("--weights-dtype", "Precision of the saved weights.", RUN)
     ] = "fp32"
     resume: Annotated[
-        bool,
-        flag("--resume", help="Continue from the last state in RUN, if there is one.", panel=RUN),
+        bool, flag("--resume", "Continue from the last state in RUN, if there is one.", RUN)
     ] = False
-    force: Annotated[
-        bool, flag("--force", help="Start again where RUN holds a run.", panel=RUN)
-    ] = False
+    force: Annotated[bool, flag("--force", "Start again where RUN holds a run.", RUN)] = False
     device: Annotated[str, DEVICE_NAME] = "auto"
     precision: Annotated[Precision | None, PRECISION] = None
     compile: Annotated[bool, COMPILE] = False
