@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from bad_input import FAST, tree, value_or_our_error
 from ddimctl.errors import DataError, RequestError
 from ddimctl.jobs.sample.job import sample
-from ddimctl.jobs.sample.manifest import Layout, check_same_run, read_manifest
+from ddimctl.jobs.sample.manifest import check_same_run, read_manifest
+from ddimctl.jobs.sample.outputs import Layout
 from flat_requests import sample_request
 
 LAYOUT = Layout("sample", "images", 6)

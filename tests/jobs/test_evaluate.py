@@ -15,14 +15,18 @@ from PIL import Image
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import DataError, NumericsError, RequestError, Stopped, StorageError
 from ddimctl.jobs.evaluate import job as evaluating
-from ddimctl.jobs.evaluate import paper_checks as preset_checks
+from ddimctl.jobs.evaluate import paper_tables as preset_checks
 from ddimctl.jobs.evaluate import paper_tables as presets
 from ddimctl.jobs.evaluate import reference as measuring
-from ddimctl.jobs.evaluate import sample_and_score as evaluation_work
 from ddimctl.jobs.evaluate import score as scoring
 from ddimctl.jobs.evaluate.job import evaluate
-from ddimctl.jobs.evaluate.paper_checks import differences
-from ddimctl.jobs.evaluate.paper_tables import PRESETS, Preset, is_within_band, paper_timesteps
+from ddimctl.jobs.evaluate.paper_tables import (
+    PRESETS,
+    Preset,
+    differences,
+    is_within_band,
+    paper_timesteps,
+)
 from ddimctl.jobs.evaluate.reference import Preparation, make_reference
 from ddimctl.jobs.evaluate.report import FILES, combine, tables
 from ddimctl.jobs.evaluate.request import ReferenceRequest, ScoreRequest, ScoringOptions
@@ -234,7 +238,7 @@ def test_numbers_that_are_not_finite_name_the_cell(finish, request_for, monkeypa
     def fails(*given, **named):
         raise NumericsError("seed 3: values are no longer finite.", "Try --clip static.")
 
-    monkeypatch.setattr(evaluation_work, "decode", fails)
+    monkeypatch.setattr(evaluating, "decode", fails)
     with pytest.raises(NumericsError, match=r"^eta0-S2: seed 3: ") as caught:
         finish(evaluate, request_for())
     assert caught.value.remedy == "Try --clip static."
@@ -441,7 +445,7 @@ def test_a_preset_says_what_is_unlike_and_judges_only_its_like(
     assert finished.result.rows[0]["within_band"] is None
     page = (tmp_path / "out/index.html").read_text()
     assert "not judged, since here are 2 images a cell, not 50,000." in page
-    monkeypatch.setattr(preset_checks, "PICTURES", 2)
+    monkeypatch.setattr(preset_checks, "IMAGES", 2)
     finished = finish(evaluate, request_for(**asked, resume=True))
     assert "unlike" not in finished.notices()
     assert finished.result.rows[0]["within_band"] is False

@@ -315,7 +315,7 @@ EVALUATE = [
     *("evaluate", "-n", 6, "--steps", "2,3", "--eta", "0,1", "--batch-size", 2, "--device", "cpu"),
     *("--out", "out"),
 ]
-SCORES = "jobs.evaluate.sample_and_score:scores"
+SCORES = "jobs.evaluate.score_cells:scores"
 
 
 @pytest.fixture(scope="module")
@@ -367,8 +367,8 @@ def test_each_process_scores_cells(evaluate, scored, tmp_path):
     ("place", "call", "says"),
     [
         (STEP, 8, "stopped with "),
-        ("jobs.evaluate.sample_and_score:measure_samples", 1, "stopped while scoring."),
-        ("jobs.evaluate.sample_and_score:open_reference", 1, "stopped while scoring."),
+        ("jobs.evaluate.score_cells:measure_samples", 1, "stopped while scoring."),
+        ("jobs.evaluate.score_cells:open_reference", 1, "stopped while scoring."),
     ],
 )
 def test_a_signal_to_one_stops_an_evaluation_and_any_number_goes_on(

@@ -22,7 +22,7 @@ from ddimctl.jobs.interpolate.job import interpolate
 from ddimctl.jobs.replay.job import BYTES, LEVEL, OTHER, SAME, UNKNOWN, ReplayRequest, replay
 from ddimctl.jobs.replay.record import read_record
 from ddimctl.jobs.sample.job import sample
-from ddimctl.jobs.sample.records import sha256_hex
+from ddimctl.jobs.sample.manifest import sha256_hex
 from flat_requests import interpolate_request, sample_request
 
 

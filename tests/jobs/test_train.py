@@ -14,8 +14,8 @@ from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.errors import NumericsError, RequestError, Stopped
 from ddimctl.jobs.train import step as training_update
 from ddimctl.jobs.train.job import train
-from ddimctl.jobs.train.model import model_to_train
 from ddimctl.jobs.train.request import TrainRequest
+from ddimctl.jobs.train.run import model_to_train
 
 CLASSES = ("left", "right")
 

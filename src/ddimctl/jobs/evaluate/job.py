@@ -8,26 +8,31 @@ from typing import Any
 import torch
 
 from ddimctl.checkpoints import Checkpoint
-from ddimctl.errors import RequestError, Stopped
+from ddimctl.errors import NumericsError, RequestError, Stopped
+from ddimctl.files.atomic import clean_temporaries, make_folder
 from ddimctl.jobs.checkpoint import open_checkpoint
 from ddimctl.jobs.evaluate.cells import Cell, make_cells, table_rows
-from ddimctl.jobs.evaluate.paper_checks import check_size, differences
-from ddimctl.jobs.evaluate.paper_tables import PRESETS, Row
+from ddimctl.jobs.evaluate.paper_tables import PRESETS, Row, check_size, differences
 from ddimctl.jobs.evaluate.reference import Preparation, few_images, make_measure
 from ddimctl.jobs.evaluate.report import FILES, SHOWN, ReportFolder, combine, write_report
 from ddimctl.jobs.evaluate.request import EvaluateRequest, check_target
-from ddimctl.jobs.evaluate.sample_and_score import (
+from ddimctl.jobs.evaluate.score_cells import (
     CELLS,
     Scores,
     Work,
     open_target,
-    sample_cell,
     score_cells,
+    tagged,
 )
 from ddimctl.jobs.events import Notice, Progress, Report, ignore, notify
 from ddimctl.jobs.sample.auto_timesteps import find_timesteps
-from ddimctl.jobs.sample.folder import go_on, run_folder
-from ddimctl.jobs.sample.plan import SamplerSettings, Shape, image_labels, image_shape
+from ddimctl.jobs.sample.batches import default_batch_size
+from ddimctl.jobs.sample.folder import RunFolder, go_on, run_folder
+from ddimctl.jobs.sample.manifest import read_manifest
+from ddimctl.jobs.sample.outputs import SAMPLES
+from ddimctl.jobs.sample.plan import SamplerSettings, Shape, image_labels, image_shape, make_plan
+from ddimctl.jobs.sample.request import OutputSettings
+from ddimctl.jobs.sample.sampler import decode
 from ddimctl.metrics.measure import Measure
 from ddimctl.runtime.device import make_deterministic, memory_errors, resolve_precision
 from ddimctl.runtime.ranks import Ranks, joined
@@ -154,7 +159,7 @@ def _fill(
         for number, cell in enumerate(batch, start):
             report(Progress("cells", number, len(cells), "cells"))
             work.check()
-            sample_cell(cell, work, report)
+            _sample_cell(cell, work, report)
         scores = score_cells(batch, target, work, report)
         for cell, score in zip(batch, scores, strict=True):
             found.setdefault(cell.key, []).append(score)
@@ -167,6 +172,38 @@ def _fill(
             write_report(folder, rows, _shown(work.out, cells[: start + at_once], seeds))
     report(Progress("cells", len(cells), len(cells), "cells"))
     return rows, settings
+
+
+def _sample_cell(cell: Cell, work: Work, report: Report) -> None:
+    """Make the cell's images, or what is missing of them, as `ddimctl sample` would.
+
+    Raises as decode does; NumericsError names the cell, too.
+    """
+    folder, ranks = work.out / CELLS / cell.name, work.ranks.part(cell.name)
+    output, device, recorded = work.request.output, work.request.device, None
+    if ranks.first:
+        make_folder(folder)
+        clean_temporaries(folder)
+        recorded = read_manifest(folder, SAMPLES, resume=output.resume, force=output.force)
+    batch_size = recorded["settings"]["batch_size"] if recorded else device.batch_size
+    plan = make_plan(
+        cell.sampler,
+        shape=work.shape,
+        seeds=cell.seeds,
+        labels=image_labels(work.request.images.classes, {}, work.checkpoint, cell.seeds),
+        precision=work.precision,
+        batch_size=batch_size
+        or default_batch_size(work.checkpoint, work.shape, work.device, cell.sampler.guidance),
+    )
+    plan = plan.in_batches(ranks.share("batch size", plan.batch_size))
+    outputs = OutputSettings(
+        save=("grid", "images"), deterministic=device.deterministic, compile=device.compile
+    )
+    run = RunFolder(folder, SAMPLES, outputs, recorded, output.force, named=work.out)
+    try:
+        decode(run, plan, work.checkpoint, work.device, tagged(report, cell.name), ranks)
+    except NumericsError as error:
+        raise NumericsError(f"{cell.name}: {error.cause}", error.remedy) from error
 
 
 def _check_room(request: EvaluateRequest, out: Path | None) -> None:

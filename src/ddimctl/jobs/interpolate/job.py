@@ -36,11 +36,11 @@ from ddimctl.jobs.invert.request import DEFAULT_STEPS
 from ddimctl.jobs.invert.round_trip import inversion_precision
 from ddimctl.jobs.requests import SamplerOptions, StepOptions
 from ddimctl.jobs.sample.auto_timesteps import find_timesteps
-from ddimctl.jobs.sample.batch_size import default_batch_size
+from ddimctl.jobs.sample.batches import default_batch_size
 from ddimctl.jobs.sample.folder import RunFolder, run_folder
-from ddimctl.jobs.sample.manifest import Layout, read_manifest
+from ddimctl.jobs.sample.manifest import latent_sha256, read_manifest
+from ddimctl.jobs.sample.outputs import FRAMES, Layout
 from ddimctl.jobs.sample.plan import Plan, image_shape, make_plan, resolve_sampler
-from ddimctl.jobs.sample.records import latent_sha256
 from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.jobs.sample.sampler import decode
 from ddimctl.runtime.device import (
@@ -50,7 +50,6 @@ from ddimctl.runtime.device import (
     resolve_precision,
 )
 
-LAYOUT: Final = Layout("interpolate", "frames", 4)
 _ONE_ROW: Final = 16  # so many frames are one row of the grid
 
 
@@ -74,7 +73,7 @@ def interpolate(request: InterpolateRequest, report: Report = ignore) -> Interpo
     _check(request)
     output = request.output
     with (
-        run_folder(output.out, LAYOUT.command, resume=output.resume, dry_run=output.dry_run) as out,
+        run_folder(output.out, FRAMES.command, resume=output.resume, dry_run=output.dry_run) as out,
         memory_errors("Use a smaller --batch-size or another --device."),
     ):
         return _interpolate(request, out, report)
@@ -85,7 +84,7 @@ def _interpolate(
 ) -> InterpolateResult:
     started = time.monotonic()
     output, tour = request.output, request.tour
-    recorded = read_manifest(out, LAYOUT, resume=output.resume, force=output.force)
+    recorded = read_manifest(out, FRAMES, resume=output.resume, force=output.force)
     inputs = read_inputs(request.files, request.ends.seeds)
     captions = tuple(i.caption for i in inputs)
     if tour.grid is None:
@@ -288,7 +287,7 @@ def _layout(request: InterpolateRequest, captions: Sequence[str], latents: Tenso
     if request.tour.grid is not None:
         rows, columns = request.tour.grid
         return replace(
-            LAYOUT,
+            FRAMES,
             captions=(),
             details=details | {"grid": [rows, columns]},
             records=[
@@ -298,7 +297,7 @@ def _layout(request: InterpolateRequest, captions: Sequence[str], latents: Tenso
         )
     places = paths.frame_positions(len(captions), _frame_count(request.tour), request.tour.loop)
     return replace(
-        LAYOUT,
+        FRAMES,
         captions=tuple("" if p.shows is None else captions[p.shows] for p in places),
         video=request.output.video,
         fps=request.output.fps,

@@ -20,8 +20,8 @@ from ddimctl.files.pictures.images import from_uint8
 from ddimctl.jobs.events import Notice, Report
 from ddimctl.jobs.invert.input_images import fit_input_image
 from ddimctl.jobs.invert.round_trip import Steps, fidelity, round_trip
+from ddimctl.jobs.sample.manifest import sha256_hex
 from ddimctl.jobs.sample.plan import Plan
-from ddimctl.jobs.sample.records import sha256_hex
 
 METHOD: Final = "exact"
 _CACHE_VERSION: Final = 1

@@ -24,7 +24,7 @@ from ddimctl.jobs.invert.input_images import (
     find_inputs,
     fit_input_image,
 )
-from ddimctl.jobs.invert.report import figures_of, sentence, warnings
+from ddimctl.jobs.invert.report import figures_of, inversion_sheet, sentence, warnings
 from ddimctl.jobs.invert.request import InvertRequest
 from ddimctl.jobs.invert.resume import (
     Recorder,
@@ -42,10 +42,9 @@ from ddimctl.jobs.invert.round_trip import (
     open_for_inversion,
     round_trip,
 )
-from ddimctl.jobs.invert.sheet import inversion_sheet
 from ddimctl.jobs.sample.folder import go_on, run_folder
+from ddimctl.jobs.sample.manifest import image_text
 from ddimctl.jobs.sample.plan import Plan
-from ddimctl.jobs.sample.records import image_text
 from ddimctl.runtime.device import memory_errors
 from ddimctl.runtime.signals import StopRequest, stop_on_signals
 

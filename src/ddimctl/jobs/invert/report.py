@@ -5,12 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from ddimctl.diffusion.statistics import latent_statistics
+from ddimctl.files.pictures.grids import make_grid
+from ddimctl.files.pictures.images import encode_image
 from ddimctl.jobs.invert.round_trip import HALF_A_LEVEL, Fidelity, RoundTrip
 from ddimctl.jobs.sample.plan import Plan
 
+_CELL: Final = 256  # small images are enlarged to about that many pixels
 _NAMED_STEPS: Final = 5  # in a warning about steps that were not solved
 
 
@@ -56,3 +60,22 @@ def warnings(
             f"{path}: its latent is unlike noise (mean {figures['latent_mean']:.2f}, deviation "
             f"{figures['latent_std']:.2f}, not 0 and 1): interpolations may look odd near it."
         )
+
+
+def inversion_sheet(original: Tensor, decoded: Tensor, steps: int, text: dict[str, str]) -> bytes:
+    """A PNG of three images, labelled: both (H, W, C), uint8, and their absolute difference.
+
+    The difference is multiplied until its worst level (of 255) can be seen; the label tells both.
+    """
+    difference = (original.int() - decoded.int()).abs()
+    worst = int(difference.max())
+    factor = 255 // worst if worst else 1
+    found = f"difference x {factor}" if factor > 1 else "difference"
+    labels = (
+        "input image, fitted",
+        f"decoded in {steps} step{'s' if steps > 1 else ''}",
+        f"{found}, worst {worst}" if worst else "no difference",
+    )
+    pixels = torch.stack((original, decoded, (difference * factor).to(torch.uint8)))
+    scale = max(1, _CELL // max(original.shape[:2]))
+    return encode_image(make_grid(pixels, 3, scale, labels), "png", text)

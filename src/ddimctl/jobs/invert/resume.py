@@ -14,9 +14,8 @@ from ddimctl.errors import DataError, RequestError
 from ddimctl.files.latents import load_latents
 from ddimctl.files.pictures.images import looks_whole
 from ddimctl.jobs.invert.input_images import SHEET, Fitted, InputImage
-from ddimctl.jobs.sample.manifest import AGAIN, differences
+from ddimctl.jobs.sample.manifest import AGAIN, differences, latents_metadata, sha256_hex
 from ddimctl.jobs.sample.plan import Plan
-from ddimctl.jobs.sample.records import latents_metadata, sha256_hex
 
 
 @dataclass(frozen=True)

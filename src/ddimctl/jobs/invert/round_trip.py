@@ -24,8 +24,7 @@ from ddimctl.jobs.invert.request import (
     InversionOptions,
 )
 from ddimctl.jobs.requests import CheckpointOptions, SamplerOptions
-from ddimctl.jobs.sample.batch_size import default_batch_size
-from ddimctl.jobs.sample.batches import Group, Smaller, batch_groups, halved
+from ddimctl.jobs.sample.batches import Group, Smaller, batch_groups, default_batch_size, halved
 from ddimctl.jobs.sample.plan import (
     Plan,
     image_labels,

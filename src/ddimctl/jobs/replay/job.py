@@ -16,18 +16,18 @@ from ddimctl.files.atomic import storage_errors, write_json
 from ddimctl.files.pictures.images import image_pixels, read_image
 from ddimctl.jobs.checkpoint import open_checkpoint
 from ddimctl.jobs.events import Report, ignore, notify
-from ddimctl.jobs.interpolate import job as interpolate
 from ddimctl.jobs.replay.record import OldImage, Record, read_record
 from ddimctl.jobs.replay.request import ReplayRequest
 from ddimctl.jobs.requests import CheckpointOptions, SamplerOptions
-from ddimctl.jobs.sample import job as sample
 from ddimctl.jobs.sample.folder import RunFolder, run_folder
 from ddimctl.jobs.sample.manifest import (
     load_manifest,
     make_manifest,
     read_manifest,
+    sha256_hex,
     versions,
 )
+from ddimctl.jobs.sample.outputs import FRAMES, SAMPLES
 from ddimctl.jobs.sample.plan import (
     Plan,
     image_labels,
@@ -35,7 +35,6 @@ from ddimctl.jobs.sample.plan import (
     make_plan,
     resolve_sampler,
 )
-from ddimctl.jobs.sample.records import sha256_hex
 from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.jobs.sample.sampler import decode
 from ddimctl.runtime.device import (
@@ -46,10 +45,7 @@ from ddimctl.runtime.device import (
     resolve_precision,
 )
 
-_LAYOUTS: Final = {
-    "sample": sample.LAYOUT,
-    "interpolate": replace(interpolate.LAYOUT, captions=()),
-}
+_LAYOUTS: Final = {"sample": SAMPLES, "interpolate": replace(FRAMES, captions=())}
 SAME, BYTES, LEVEL, OTHER, UNKNOWN = "same", "other bytes", "within a level", "differs", "unknown"
 """How an image compares: the same file; the same pixels in another file; at most one level of 255
 away; further away; and other bytes than an image had that is no longer there."""

@@ -15,8 +15,8 @@ from ddimctl.files.pictures.images import FORMATS, read_image_text
 from ddimctl.files.untrusted.guards import Refused, check_plain_file, is_folder
 from ddimctl.files.untrusted.settings import parse_json
 from ddimctl.jobs.sample.batches import Smaller, read_smaller
-from ddimctl.jobs.sample.manifest import NAME, load_manifest
-from ddimctl.jobs.sample.records import latent_sha256, sha256_hex
+from ddimctl.jobs.sample.manifest import latent_sha256, load_manifest, sha256_hex
+from ddimctl.jobs.sample.outputs import MANIFEST
 
 COMMANDS: Final = ("sample", "interpolate")
 _LATENTS: Final = "latents.pt"
@@ -64,7 +64,7 @@ def read_record(source: Path) -> Record:
 
     Raises DataError naming what is wrong with it, also where latents are needed that are not there.
     """
-    path = source / NAME if is_folder(source) else source
+    path = source / MANIFEST if is_folder(source) else source
     check_plain_file(path)
     if path.suffix.lower() in SUFFIXES:
         raise DataError(
@@ -116,7 +116,7 @@ def _from_image(path: Path) -> Record:
         grid = isinstance(text, dict) and "seeds" in text
         raise DataError(
             f"{path} {'is the grid of a run' if grid else 'does not say how it was made'}.",
-            f"Name the run's {NAME}, or one of its images, made without --no-metadata.",
+            f"Name the run's {MANIFEST}, or one of its images, made without --no-metadata.",
         )
     content = path.read_bytes()
     latents, place = None, 0

@@ -24,9 +24,9 @@ from ddimctl.files.atomic import write_json
 from ddimctl.files.cache import make_room, mark_used
 from ddimctl.files.dataset.datasets import user_cache
 from ddimctl.jobs.events import Notice, Progress, Report
-from ddimctl.jobs.sample.batch_size import default_batch_size
+from ddimctl.jobs.sample.batches import default_batch_size
+from ddimctl.jobs.sample.manifest import sha256_hex
 from ddimctl.jobs.sample.plan import SamplerSettings, Shape, drawn_labels
-from ddimctl.jobs.sample.records import sha256_hex
 from ddimctl.runtime.device import memory_errors
 from ddimctl.runtime.ranks import Ranks
 

@@ -6,19 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import RequestError
 from ddimctl.files.atomic import (
-    check_writable,
     clean_temporaries,
     create_numbered_folder,
-    make_folder,
-    write_json,
 )
 from ddimctl.files.lock import folder_lock
-from ddimctl.jobs.sample.manifest import Layout, check_same_run, make_manifest
-from ddimctl.jobs.sample.outputs import OutputPaths, bytes_needed
-from ddimctl.jobs.sample.plan import Plan
+from ddimctl.jobs.sample.outputs import Layout, OutputPaths
 from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.runtime.ranks import Ranks, refuse_several
 
@@ -104,25 +98,3 @@ def _own_folder(
 def go_on(out: Path) -> str:
     """What to do after a run in this folder was cut off."""
     return f"The same command with --out {out} --resume goes on."
-
-
-def begin_run(run: RunFolder, plan: Plan, checkpoint: Checkpoint, device: str) -> None:
-    """Check that the run can continue, or begin it: its manifest before all else.
-
-    Raises RequestError when the recorded run is another, StorageError also where space will clearly
-    not do.
-    """
-    paths, save = run.paths, run.outputs.save
-    begun = make_manifest(run.outputs, plan, checkpoint, run.layout, device)
-    if run.recorded is not None:
-        check_same_run(run.recorded, begun, run.layout)
-    needed = bytes_needed(save, plan.count, plan.shape)
-    check_writable(paths.out, needed - paths.bytes_taken())
-    if run.recorded is None:
-        paths.remove_parts()
-        if run.force:
-            paths.remove_earlier_run()
-        write_json(paths.of("manifest"), begun)  # before all else: without it nothing is resumed
-    if "images" in save:
-        make_folder(paths.of("images"))
-        clean_temporaries(paths.of("images"))

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.inversion import METHODS
@@ -14,10 +14,10 @@ from ddimctl.files.pictures.images import FORMATS
 from ddimctl.jobs.checkpoint import open_checkpoint
 from ddimctl.jobs.events import Notice, Report, ignore, notify
 from ddimctl.jobs.sample.auto_timesteps import find_timesteps
-from ddimctl.jobs.sample.batch_size import default_batch_size
+from ddimctl.jobs.sample.batches import default_batch_size
 from ddimctl.jobs.sample.folder import RunFolder, run_folder
-from ddimctl.jobs.sample.manifest import Layout, read_manifest
-from ddimctl.jobs.sample.outputs import bytes_needed
+from ddimctl.jobs.sample.manifest import read_manifest
+from ddimctl.jobs.sample.outputs import SAMPLES, bytes_needed
 from ddimctl.jobs.sample.plan import (
     SEEDED,
     Plan,
@@ -38,8 +38,6 @@ from ddimctl.runtime.device import (
     resolve_precision,
 )
 from ddimctl.runtime.ranks import Ranks, joined
-
-LAYOUT: Final = Layout("sample", "images", 6)
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def sample(request: SampleRequest, report: Report = ignore) -> SampleResult:
     with (
         joined() as ranks,
         run_folder(
-            output.out, LAYOUT.command, resume=output.resume, dry_run=output.dry_run, ranks=ranks
+            output.out, SAMPLES.command, resume=output.resume, dry_run=output.dry_run, ranks=ranks
         ) as out,
         memory_errors("Use --precision bf16 or another --device."),
     ):
@@ -80,7 +78,7 @@ def _sample(request: SampleRequest, out: Path | None, ranks: Ranks, report: Repo
     output, images = request.output, request.images
     recorded = None
     if ranks.first:
-        recorded = read_manifest(out, LAYOUT, resume=output.resume, force=output.force)
+        recorded = read_manifest(out, SAMPLES, resume=output.resume, force=output.force)
     device = ranks.device(request.device.device)
     if request.device.deterministic:
         make_deterministic()
@@ -122,7 +120,7 @@ def _sample(request: SampleRequest, out: Path | None, ranks: Ranks, report: Repo
     if output.dry_run or out is None:
         return SampleResult(out, {}, plan.record(), plan.seeds, 0.0)
 
-    run = RunFolder(out, LAYOUT, request.outputs, recorded, output.force)
+    run = RunFolder(out, SAMPLES, request.outputs, recorded, output.force)
     outputs = decode(run, plan, checkpoint, device, report, ranks)
     return SampleResult(out, outputs, plan.record(), plan.seeds, time.monotonic() - started)
 

@@ -1,49 +1,29 @@
-"""The manifest.json of an output folder: what was asked, how it was settled, what was made."""
+"""The records of a run: the manifest of its folder, and the metadata of its latents and images."""
 
+import hashlib
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
+from ddimctl.diffusion.timesteps import KINDS
 from ddimctl.errors import DataError, RequestError, brief
+from ddimctl.files.pictures.grids import GRID_LIMIT
 from ddimctl.files.untrusted.guards import Refused
 from ddimctl.files.untrusted.settings import read_json
 from ddimctl.jobs.sample.batches import Smaller, read_smaller
+from ddimctl.jobs.sample.outputs import MANIFEST, Layout
 from ddimctl.jobs.sample.plan import Plan
-from ddimctl.jobs.sample.records import latent_sha256
 from ddimctl.jobs.sample.request import OutputSettings
 
-NAME: Final = "manifest.json"
 AGAIN: Final = "Repeat the first command, or begin again with --force."
 _LARGEST: Final = 2**30  # bytes; no run has so many images
 _ALSO_RECORDED: Final = ("metadata", "deterministic", "compile")  # what else decides the bytes
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a command calls the things in its output folder, and what it adds to them.
-
-    command: in the manifest, and in the names of numbered folders.
-    images: the images' folder; their numbers have at least that many digits.
-    captions: one per image, for the grid; None for the classes' names.
-    video, fps: gif, webp or mp4 of all images in their order; loop: it ends where it begins.
-    details: more entries of the manifest; records: more entries of each image in it.
-    """
-
-    command: str
-    images: str
-    digits: int
-    captions: tuple[str, ...] | None = None
-    video: str | None = None
-    fps: float = 12.0
-    loop: bool = False
-    details: Mapping[str, Any] = field(default_factory=dict)
-    records: Sequence[Mapping[str, Any]] = ()
 
 
 def read_manifest(
@@ -55,7 +35,7 @@ def read_manifest(
     """
     if out is None:
         return None
-    path = out / NAME
+    path = out / MANIFEST
     if resume and path.exists():
         manifest = load_manifest(path)
         if manifest is None or manifest["command"] != layout.command:
@@ -69,7 +49,7 @@ def read_manifest(
     if any(not entry.name.startswith(".") for entry in out.iterdir()):
         if resume:
             raise RequestError(
-                f"{out} holds other things, and no {NAME} to go on from.",
+                f"{out} holds other things, and no {MANIFEST} to go on from.",
                 "Begin with --force, or name another --out.",
             )
         raise RequestError(
@@ -186,3 +166,49 @@ def _subjects(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
         {key: value for key, value in image.items() if key not in ("file", "sha256")}
         for image in manifest.get("images", [])
     ]
+
+
+def latents_metadata(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a latent file says of itself, so that it can be decoded without being told anything."""
+    metadata: dict[str, Any] = {
+        "format_version": 1,
+        "checkpoint": checkpoint.provenance.record(),
+        "schedule": checkpoint.schedule.settings,
+        "prediction": checkpoint.prediction,
+        "method": plan.method,
+        "top": plan.timesteps[-1],
+        **({"seeds": list(plan.seeds)} if plan.is_seeded else {}),
+        **{key: value for key, value in plan.record().items() if key not in ("size", "batch_size")},
+    }
+    if plan.labels is not None:
+        metadata["labels"] = list(plan.labels)
+    if checkpoint.background is not None:
+        metadata["background"] = list(checkpoint.background)
+    return metadata
+
+
+def image_text(plan: Plan, checkpoint: Checkpoint, i: int | None) -> dict[str, Any]:
+    """The settings that an image carries: image i's, or the whole grid's when i is None."""
+    settings = {key: value for key, value in plan.record().items() if key != "batch_size"}
+    if settings["tau"] in KINDS:  # kind and steps say it in two words
+        del settings["timesteps"]
+    text = {"ddimctl": version("ddimctl"), "checkpoint": checkpoint.provenance.record(), **settings}
+    if i is None:
+        return text | ({"seeds": list(plan.seeds[:GRID_LIMIT])} if plan.is_seeded else {})
+    if plan.x_T is None:
+        text["seed"] = plan.seeds[i]
+    else:
+        text["latent_sha256"] = latent_sha256(plan.x_T[i])
+    if plan.labels is not None:
+        text["label"] = plan.labels[i]
+    return text
+
+
+def latent_sha256(latent: Tensor) -> str:
+    """The hash of a latent's float32 numbers."""
+    return sha256_hex(latent.contiguous().numpy().tobytes())
+
+
+def sha256_hex(content: bytes) -> str:
+    """Hexadecimal sha256."""
+    return hashlib.sha256(content).hexdigest()

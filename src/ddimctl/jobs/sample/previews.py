@@ -12,7 +12,7 @@ from ddimctl.checkpoints import Checkpoint
 from ddimctl.files.pictures.animation import encode_animation
 from ddimctl.files.pictures.grids import GRID_LIMIT, make_grid
 from ddimctl.files.pictures.images import encode_image
-from ddimctl.jobs.sample.manifest import Layout
+from ddimctl.jobs.sample.outputs import Layout
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.jobs.sample.shares import read_images, write_images

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import RequestError
-from ddimctl.files.atomic import storage_errors, sync_files, write_bytes, write_json
+from ddimctl.files.atomic import (
+    check_writable,
+    clean_temporaries,
+    make_folder,
+    storage_errors,
+    sync_files,
+    write_bytes,
+    write_json,
+)
 from ddimctl.files.background_writer import BackgroundWriter
 from ddimctl.files.latents import save_samples
 from ddimctl.files.pictures.grids import GRID_LIMIT
@@ -25,8 +33,16 @@ from ddimctl.files.pictures.images import (
 from ddimctl.files.pictures.video import encode_video
 from ddimctl.jobs.sample.batches import Group, batch_groups, bounded, dealt, halved, read_smaller
 from ddimctl.jobs.sample.float_samples import FloatSamples, write_latents
-from ddimctl.jobs.sample.folder import RunFolder, begin_run
-from ddimctl.jobs.sample.manifest import image_record, make_manifest
+from ddimctl.jobs.sample.folder import RunFolder
+from ddimctl.jobs.sample.manifest import (
+    check_same_run,
+    image_record,
+    image_text,
+    latents_metadata,
+    make_manifest,
+    sha256_hex,
+)
+from ddimctl.jobs.sample.outputs import bytes_needed
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.previews import (
     TRAJECTORY_IMAGES,
@@ -36,7 +52,6 @@ from ddimctl.jobs.sample.previews import (
     draw_grid,
     shown_images,
 )
-from ddimctl.jobs.sample.records import image_text, latents_metadata, sha256_hex
 from ddimctl.jobs.sample.shares import share_work, with_parts
 from ddimctl.runtime.ranks import Ranks
 
@@ -272,6 +287,28 @@ class SampleStore:
         return self.paths.image(self._plan.names[i])
 
 
+def _begin_run(run: RunFolder, plan: Plan, checkpoint: Checkpoint, device: str) -> None:
+    """Check that the run can continue, or begin it: its manifest before all else.
+
+    Raises RequestError when the recorded run is another, StorageError also where space will clearly
+    not do.
+    """
+    paths, save = run.paths, run.outputs.save
+    begun = make_manifest(run.outputs, plan, checkpoint, run.layout, device)
+    if run.recorded is not None:
+        check_same_run(run.recorded, begun, run.layout)
+    needed = bytes_needed(save, plan.count, plan.shape)
+    check_writable(paths.out, needed - paths.bytes_taken())
+    if run.recorded is None:
+        paths.remove_parts()
+        if run.force:
+            paths.remove_earlier_run()
+        write_json(paths.of("manifest"), begun)  # before all else: without it nothing is resumed
+    if "images" in save:
+        make_folder(paths.of("images"))
+        clean_temporaries(paths.of("images"))
+
+
 @contextmanager
 def open_store(
     run: RunFolder, plan: Plan, checkpoint: Checkpoint, device: str, ranks: Ranks
@@ -287,6 +324,6 @@ def open_store(
             "Leave samples out, or use one machine.",
         )
     if ranks.first:
-        begin_run(run, plan, checkpoint, device)
+        _begin_run(run, plan, checkpoint, device)
     with BackgroundWriter(places=max(32, 2 * plan.batch_size)) as writer:
         yield SampleStore(run, plan, checkpoint, device, writer, ranks)

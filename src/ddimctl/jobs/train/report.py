@@ -22,7 +22,6 @@ from ddimctl.files.pictures.plots import line_plot
 from ddimctl.jobs.train.request import TrainRequest
 from ddimctl.jobs.train.run import Run
 from ddimctl.jobs.train.state import Learner
-from ddimctl.jobs.train.step import learning_rate
 from ddimctl.runtime.signals import StopRequest
 
 EVALUATED = 256  # images; enough for two digits of the loss
@@ -41,7 +40,7 @@ def add_record(
         {
             "step": learner.step,
             "loss": loss if math.isfinite(loss) else None,
-            "lr": learning_rate(request, learner.step - 1),
+            "lr": request.learning_rate(learner.step - 1),
             "skipped": learner.skipped,
             "images_per_second": round(rate, 2),
             "seconds": round(seconds, 2),

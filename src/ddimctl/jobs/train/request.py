@@ -1,6 +1,7 @@
 """What a training run is asked to do, and what of that makes it the same run."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
@@ -242,6 +243,13 @@ class TrainRequest:
     precision: Annotated[Precision | None, PRECISION] = None
     compile: Annotated[bool, COMPILE] = False
 
+    def learning_rate(self, step: int) -> float:
+        """The rate of the update that follows that many others."""
+        rise = min(1.0, (step + 1) / max(self.warmup, 1))
+        if self.lr_decay == "constant":
+            return self.lr * rise
+        return self.lr * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
+
 
 def check_request(request: TrainRequest, processes: int) -> None:
     """Raise RequestError for settings that cannot be, or not for so many processes."""
@@ -344,5 +352,5 @@ def _changes(prefix: str, was: dict[str, Any], now: dict[str, Any]) -> list[str]
 
 
 def _data_words(data: dict[str, Any]) -> str:
-    words = f"{data['images']} images to learn from and {data['held_out']} held out"
+    words = f"{data['pictures']} images to learn from and {data['held_out']} held out"
     return f"{words} (fingerprint {data['fingerprint'][:12]})"

@@ -9,8 +9,8 @@ from typing import Final
 import torch
 
 from ddimctl.checkpoints import Checkpoint
-from ddimctl.errors import DataError, NumericsError, RequestError
-from ddimctl.files.atomic import clean_temporaries, make_folder, write_json
+from ddimctl.errors import DataError, RequestError
+from ddimctl.files.atomic import write_json
 from ddimctl.files.dataset.cache import hash_json
 from ddimctl.files.dataset.reference_file import save_reference
 from ddimctl.jobs.evaluate.cells import Cell
@@ -25,14 +25,8 @@ from ddimctl.jobs.evaluate.reference import (
 )
 from ddimctl.jobs.evaluate.request import EvaluateRequest
 from ddimctl.jobs.events import Event, Progress, Report
-from ddimctl.jobs.sample.batch_size import default_batch_size
-from ddimctl.jobs.sample.folder import RunFolder
-from ddimctl.jobs.sample.job import LAYOUT
-from ddimctl.jobs.sample.manifest import NAME as MANIFEST
-from ddimctl.jobs.sample.manifest import read_manifest
-from ddimctl.jobs.sample.plan import Shape, image_labels, make_plan
-from ddimctl.jobs.sample.request import OutputSettings
-from ddimctl.jobs.sample.sampler import decode
+from ddimctl.jobs.sample.outputs import MANIFEST
+from ddimctl.jobs.sample.plan import Shape
 from ddimctl.metrics.measure import Measure, scores
 from ddimctl.runtime.ranks import Ranks
 
@@ -80,38 +74,6 @@ def open_target(work: Work, report: Report) -> Measured:
     check_preparation(reference or kept, found, work.how)
     few_images(found.facts["pictures"], "the data", report)
     return found
-
-
-def sample_cell(cell: Cell, work: Work, report: Report) -> None:
-    """Make the cell's images, or what is missing of them, as `ddimctl sample` would.
-
-    Raises as decode does; NumericsError names the cell, too.
-    """
-    folder, ranks = work.out / CELLS / cell.name, work.ranks.part(cell.name)
-    output, device, recorded = work.request.output, work.request.device, None
-    if ranks.first:
-        make_folder(folder)
-        clean_temporaries(folder)
-        recorded = read_manifest(folder, LAYOUT, resume=output.resume, force=output.force)
-    batch_size = recorded["settings"]["batch_size"] if recorded else device.batch_size
-    plan = make_plan(
-        cell.sampler,
-        shape=work.shape,
-        seeds=cell.seeds,
-        labels=image_labels(work.request.images.classes, {}, work.checkpoint, cell.seeds),
-        precision=work.precision,
-        batch_size=batch_size
-        or default_batch_size(work.checkpoint, work.shape, work.device, cell.sampler.guidance),
-    )
-    plan = plan.in_batches(ranks.share("batch size", plan.batch_size))
-    outputs = OutputSettings(
-        save=("grid", "images"), deterministic=device.deterministic, compile=device.compile
-    )
-    run = RunFolder(folder, LAYOUT, outputs, recorded, output.force, named=work.out)
-    try:
-        decode(run, plan, work.checkpoint, work.device, tagged(report, cell.name), ranks)
-    except NumericsError as error:
-        raise NumericsError(f"{cell.name}: {error.cause}", error.remedy) from error
 
 
 def score_cells(
