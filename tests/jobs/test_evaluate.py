@@ -15,7 +15,7 @@ from PIL import Image
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import DataError, NumericsError, RequestError, Stopped, StorageError
 from ddimctl.jobs.evaluate import job as evaluating
-from ddimctl.jobs.evaluate import paper_tables as preset_checks
+from ddimctl.jobs.evaluate import cells as preset_checks
 from ddimctl.jobs.evaluate import paper_tables as presets
 from ddimctl.jobs.evaluate import reference as measuring
 from ddimctl.jobs.evaluate import score as scoring

@@ -3,7 +3,9 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -13,9 +15,16 @@ from ddimctl.checkpoints.load import BUNDLED, BUNDLED_NAME, VARIABLE, is_hub_id,
 from ddimctl.errors import RequestError, StorageError
 from ddimctl.files.atomic import write_json
 from ddimctl.files.dataset.datasets import user_cache
-from ddimctl.jobs.requests import CheckpointOptions
+from ddimctl.jobs.events import Report, notify
+from ddimctl.jobs.requests import CheckpointOptions, ComputeOptions
 from ddimctl.runtime.compilation import compile_for_inference
-from ddimctl.runtime.device import PRECISIONS, prepare_for_inference
+from ddimctl.runtime.device import (
+    PRECISIONS,
+    make_deterministic,
+    prepare_for_inference,
+    resolve_precision,
+)
+from ddimctl.runtime.ranks import Ranks
 
 _KEPT: Final = 1000
 
@@ -26,6 +35,52 @@ class FoundCheckpoint(NamedTuple):
     spec: str
     revision: str | None = None
     flags: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint ready to run on a device. precision: a word of PRECISIONS."""
+
+    checkpoint: Checkpoint
+    device: torch.device
+    precision: str
+
+
+def open_model(
+    options: CheckpointOptions,
+    computing: ComputeOptions,
+    report: Report,
+    *,
+    latent_metadata: Mapping[str, Any] = MappingProxyType({}),
+    ranks: Ranks | None = None,
+    size: tuple[int, int] | None = None,
+    download: bool = False,
+    exact: bool = False,
+) -> Model:
+    """What open_checkpoint finds, on the device and in the precision asked for; reports its notes.
+
+    exact: for exact inversion, which is in fp32. Raises RequestError, CheckpointError, DeviceError.
+    """
+    device = (ranks or Ranks()).device(computing.device)
+    if computing.deterministic:
+        make_deterministic()
+    own = "fp32" if exact else latent_metadata.get("precision") or "auto"
+    precision = resolve_precision(computing.precision or own, device)
+    if exact and precision != "fp32":
+        raise RequestError(
+            f"exact inversion in {precision} would not be exact.", "Leave --precision at fp32."
+        )
+    checkpoint = open_checkpoint(
+        options,
+        latent_metadata,
+        device,
+        precision,
+        size=size,
+        download=download,
+        compiled=computing.compile,
+    )
+    notify(report, checkpoint.provenance.notes)
+    return Model(checkpoint, device, precision)
 
 
 def open_checkpoint(
@@ -102,37 +157,38 @@ def find_checkpoint(record: Mapping[str, Any]) -> FoundCheckpoint:
     here = [place if place and Path(place).exists() else None for place in (named, other)]
     bundled = BUNDLED_NAME if name == BUNDLED_NAME and sha256 else None
     if place := here[0] or bundled or here[1]:
-        said = record.get("flags")
-        said = said if isinstance(said, dict) else {}
-        return FoundCheckpoint(place, flags={str(key): str(value) for key, value in said.items()})
+        flags = record.get("flags")
+        flags = flags if isinstance(flags, dict) else {}
+        return FoundCheckpoint(place, flags={str(key): str(value) for key, value in flags.items()})
     revision = record.get("revision")
     if isinstance(name, str) and isinstance(revision, str) and is_hub_id(name):
         return FoundCheckpoint(name, revision)
     raise RequestError(
-        f"this was made with the checkpoint '{name}', which is not where it was.",
+        f"the recorded checkpoint '{name}' was not found.",
         "Name it with --ckpt.",
     )
 
 
 def verify(
-    checkpoint: Checkpoint, record: Mapping[str, Any], known: Mapping[str, Any] | None = None
+    checkpoint: Checkpoint,
+    record: Mapping[str, Any],
+    latent_metadata: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Raise RequestError unless the checkpoint is the one that the record names.
 
-    known: the metadata around the record, which may say its schedule and what it predicts.
+    latent_metadata: around the record; it may hold the schedule and the prediction target.
     """
     now = {"schedule": checkpoint.schedule.settings, "prediction": checkpoint.prediction}
-    was = known or {}
-    if changed := [key for key, value in now.items() if was.get(key, value) != value]:
+    if changed := [key for key, value in now.items() if latent_metadata.get(key, value) != value]:
         raise RequestError(
-            f"this was made when '{record.get('name')}' had another {' and '.join(changed)}: "
-            "the same weights are there, with other settings.",
-            "Name the checkpoint with --ckpt.",
+            f"the checkpoint '{record.get('name')}' has the same weights as the recorded one, but "
+            f"another {' and '.join(changed)}.",
+            "Name the right checkpoint with --ckpt.",
         )
     if checkpoint.provenance.sha256 != record.get("sha256"):
         raise RequestError(
-            f"this was made with another version of '{record.get('name')}' than the one found.",
-            "Name the checkpoint with --ckpt to use it all the same.",
+            f"the checkpoint '{record.get('name')}' was found in another version than the recorded one.",
+            "Use it all the same by naming it with --ckpt.",
         )
 
 

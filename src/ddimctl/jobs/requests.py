@@ -366,13 +366,20 @@ COMPILE: Final = flag("--compile", "Compile the network with torch.compile; for 
 
 
 @dataclass(frozen=True)
-class DeviceOptions:
+class ComputeOptions:
     """What computes, and how. precision None: auto, or the latents' own.  batch_size None: by device."""
 
     device: Annotated[str, DEVICE_NAME] = "auto"
     precision: Annotated[Precision | None, PRECISION] = None
     batch_size: Annotated[int | None, BATCH_SIZE] = None
     deterministic: Annotated[bool, DETERMINISTIC] = False
+    compile = False  # an option only where a network runs for long
+
+
+@dataclass(frozen=True)
+class DeviceOptions(ComputeOptions):
+    """And for runs that may be long."""
+
     compile: Annotated[bool, COMPILE] = False
 
 

@@ -72,11 +72,11 @@ def measure_images(
     report: Report,
     *,
     limit: int | None = None,
-    known: Measured | None = None,
+    earlier: Measured | None = None,
 ) -> Measured:
     """Read, prepare and measure the images; the first `limit` by name, and then exactly so many.
 
-    known: returned instead where it is of the same images, preparation and metrics.
+    earlier: returned instead where it is of the same images, preparation and metrics.
     Raises RequestError, DataError.
     """
     data = load_dataset(
@@ -104,8 +104,8 @@ def measure_images(
         "fit": _FIT,
         "metrics": measure.settings(),
     }
-    if known is not None and known.facts == facts:
-        return known
+    if earlier is not None and earlier.facts == facts:
+        return earlier
     level_sizes(height, width)  # raises for images that are too small
     batches = (data.pixels[at : min(at + _BATCH, count)] for at in range(0, count, _BATCH))
     return Measured(_summarize(batches, count, measure, device, report), facts)

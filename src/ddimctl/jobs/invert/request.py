@@ -7,10 +7,7 @@ from typing import Annotated, Final, Literal, get_args
 from ddimctl.jobs import parse
 from ddimctl.jobs.option import above_zero, argument, flag, reachable
 from ddimctl.jobs.requests import (
-    BATCH_SIZE,
-    DETERMINISTIC,
     DEVICE,
-    DEVICE_NAME,
     DRY_RUN,
     FORCE,
     IMAGES,
@@ -21,6 +18,7 @@ from ddimctl.jobs.requests import (
     SIZE,
     TIMESTEPS_HELP,
     CheckpointOptions,
+    ComputeOptions,
     FixedKind,
     check_steps,
 )
@@ -42,16 +40,13 @@ _TOLERANCE: Final = flag(
 
 
 @dataclass(frozen=True)
-class InversionDeviceOptions:
+class InversionDeviceOptions(ComputeOptions):
     """What computes; exact inversion is in fp32."""
 
-    device: Annotated[str, DEVICE_NAME] = "auto"
     precision: Annotated[
         InversionPrecision,
         flag("--precision", "Compute precision; exact inversion needs fp32.", DEVICE),
     ] = "fp32"
-    batch_size: Annotated[int | None, BATCH_SIZE] = None
-    deterministic: Annotated[bool, DETERMINISTIC] = False
 
 
 @dataclass(frozen=True)

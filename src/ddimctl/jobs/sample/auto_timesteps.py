@@ -23,6 +23,7 @@ from ddimctl.errors import StorageError
 from ddimctl.files.atomic import write_json
 from ddimctl.files.cache import make_room, mark_used
 from ddimctl.files.dataset.datasets import user_cache
+from ddimctl.jobs.checkpoint import Model
 from ddimctl.jobs.events import Notice, Progress, Report
 from ddimctl.jobs.sample.batches import default_batch_size
 from ddimctl.jobs.sample.manifest import sha256_hex
@@ -39,9 +40,8 @@ _VERSION: Final = 1
 
 def find_timesteps(
     sampler: SamplerSettings,
-    checkpoint: Checkpoint,
+    model: Model,
     shape: Shape,
-    device: torch.device,
     report: Report,
     *,
     batch_size: int | None = None,
@@ -60,26 +60,26 @@ def find_timesteps(
     ranks = ranks or Ranks()
     found = None
     if ranks.first:
-        found = _recorded_timesteps(recorded, sampler, checkpoint)
-        found = found or _search(sampler, checkpoint, shape, device, report, batch_size, dry_run)
+        found = _recorded_timesteps(recorded, sampler, model.checkpoint)
+        found = found or _search(sampler, model, shape, report, batch_size, dry_run)
     found = ranks.share("timesteps", found)
     return sampler if found is None else replace(sampler, timesteps=tuple(found))
 
 
 def _search(
     sampler: SamplerSettings,
-    checkpoint: Checkpoint,
+    model: Model,
     shape: Shape,
-    device: torch.device,
     report: Report,
     batch_size: int | None,
     dry_run: bool,
 ) -> tuple[int, ...] | None:
     """The timesteps, or None where a dry run would have to search for them."""
+    checkpoint, device = model.checkpoint, model.device
     key = search_key(sampler, checkpoint, shape)
     T = checkpoint.schedule.num_train_timesteps
-    if known := _bundled_timesteps(key, sampler.solver, sampler.steps, T):
-        return known
+    if bundled := _bundled_timesteps(key, sampler.solver, sampler.steps, T):
+        return bundled
     cache = user_cache() / "timesteps" / f"{key}.json" if key else None
     found = None if cache is None else _kept(cache)
     if found is None:

@@ -1,12 +1,15 @@
 """Batches: how large they are, and which images are in each, also after memory ran out."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import torch
 
 from ddimctl.checkpoints import Checkpoint
+from ddimctl.errors import DeviceError
 from ddimctl.files.untrusted.guards import available_memory
+from ddimctl.runtime.device import is_out_of_memory
 from ddimctl.runtime.ranks import number_in
 
 _ENOUGH: Final = {"cpu": 16, "cuda": 256}  # of 32x32: more of them are hardly faster
@@ -103,6 +106,23 @@ def default_batch_size(
     needed = bytes_per_image(unet.config, shape) * (1 if guidance == 1 else 2)
     room = free // 2 // needed
     return enough if room >= enough else 1 << max(0, room.bit_length() - 1)
+
+
+@contextmanager
+def suppress_out_of_memory(size: int, remedy: str) -> Iterator[None]:
+    """End a body for which the device has no memory, so that what follows tries smaller batches.
+
+    Raises DeviceError, with the remedy, where the batch had one image.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if size == 1:
+            raise DeviceError(
+                "the device is out of memory with one image at a time.", remedy
+            ) from error
 
 
 def bytes_per_image(config: Mapping[str, Any], shape: tuple[int, int, int]) -> int:

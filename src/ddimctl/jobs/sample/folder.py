@@ -12,6 +12,7 @@ from ddimctl.files.atomic import (
     create_numbered_folder,
 )
 from ddimctl.files.lock import folder_lock
+from ddimctl.jobs.requests import OutputOptions
 from ddimctl.jobs.sample.outputs import Layout, OutputPaths
 from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.runtime.ranks import Ranks, refuse_several
@@ -42,17 +43,12 @@ class RunFolder:
 
 @contextmanager
 def run_folder(
-    out: Path | None,
-    command: str,
-    *,
-    resume: bool = False,
-    dry_run: bool = False,
-    ranks: Ranks | None = None,
+    output: OutputOptions, command: str, ranks: Ranks | None = None
 ) -> Iterator[Path | None]:
     """The folder of a run, made and locked, without strays of runs that died.
 
-    out: None is the next numbered folder. One made here in which nothing was written is removed
-    again. In a dry run nothing is made or locked, and the folder may be None.
+    Without --out it is the next numbered folder, which is removed again where nothing was written.
+    In a dry run nothing is made or locked, and the folder may be None.
     ranks: the processes that work in it together; the first finds, makes and locks it for all.
     None for commands that run in one process.
     Raises RequestError when another run is in the folder, StorageError.
@@ -62,22 +58,23 @@ def run_folder(
         ranks = Ranks()
     if not ranks.first:
         shared = ranks.share("out", None)
-        yield out if shared is None else Path(shared)
+        yield output.out if shared is None else Path(shared)
         return
-    with _own_folder(out, command, resume, dry_run) as own:
+    with _own_folder(output, command) as own:
         ranks.share("out", None if own is None else str(own))
         yield own
 
 
 @contextmanager
-def _own_folder(
-    out: Path | None, command: str, resume: bool, dry_run: bool
-) -> Iterator[Path | None]:
+def _own_folder(output: OutputOptions, command: str) -> Iterator[Path | None]:
+    out = output.out
     if out is not None and out.exists() and not out.is_dir():
         raise RequestError(f"--out {out} is a file.", "Name a folder.")
-    if out is None and resume:
-        raise RequestError("--resume needs the folder to go on in.", "Name it with --out.")
-    if dry_run:
+    if out is None and output.resume:
+        raise RequestError(
+            "--resume needs the folder of the run to continue.", "Name it with --out."
+        )
+    if output.dry_run:
         yield out
     elif out is not None:
         with folder_lock(out, command):

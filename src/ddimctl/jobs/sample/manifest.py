@@ -16,6 +16,7 @@ from ddimctl.errors import DataError, RequestError, brief
 from ddimctl.files.pictures.grids import GRID_LIMIT
 from ddimctl.files.untrusted.guards import Refused
 from ddimctl.files.untrusted.settings import read_json
+from ddimctl.jobs.requests import OutputOptions
 from ddimctl.jobs.sample.batches import Smaller, read_smaller
 from ddimctl.jobs.sample.outputs import MANIFEST, Layout
 from ddimctl.jobs.sample.plan import Plan
@@ -26,9 +27,7 @@ _LARGEST: Final = 2**30  # bytes; no run has so many images
 _ALSO_RECORDED: Final = ("metadata", "deterministic", "compile")  # what else decides the bytes
 
 
-def read_manifest(
-    out: Path | None, layout: Layout, *, resume: bool, force: bool
-) -> dict[str, Any] | None:
+def read_manifest(out: Path | None, layout: Layout, output: OutputOptions) -> dict[str, Any] | None:
     """The manifest of the run that the folder already holds, when it is to be resumed.
 
     Raises RequestError where something would be overwritten, DataError for a damaged manifest.
@@ -36,7 +35,7 @@ def read_manifest(
     if out is None:
         return None
     path = out / MANIFEST
-    if resume and path.exists():
+    if output.resume and path.exists():
         manifest = load_manifest(path)
         if manifest is None or manifest["command"] != layout.command:
             raise DataError(
@@ -44,10 +43,10 @@ def read_manifest(
                 "Begin with --force.",
             )
         return manifest
-    if force or not out.exists():
+    if output.force or not out.exists():
         return None
     if any(not entry.name.startswith(".") for entry in out.iterdir()):
-        if resume:
+        if output.resume:
             raise RequestError(
                 f"{out} holds other things, and no {MANIFEST} to go on from.",
                 "Begin with --force, or name another --out.",
