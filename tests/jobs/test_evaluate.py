@@ -14,19 +14,15 @@ from PIL import Image
 
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import DataError, NumericsError, RequestError, Stopped, StorageError
-from ddimctl.jobs.evaluate import job as evaluating
+from ddimctl.jobs import checkpoint as jobs_checkpoint
 from ddimctl.jobs.evaluate import cells as preset_checks
+from ddimctl.jobs.evaluate import job as evaluating
 from ddimctl.jobs.evaluate import paper_tables as presets
 from ddimctl.jobs.evaluate import reference as measuring
 from ddimctl.jobs.evaluate import score as scoring
+from ddimctl.jobs.evaluate.cells import differences
 from ddimctl.jobs.evaluate.job import evaluate
-from ddimctl.jobs.evaluate.paper_tables import (
-    PRESETS,
-    Preset,
-    differences,
-    is_within_band,
-    paper_timesteps,
-)
+from ddimctl.jobs.evaluate.paper_tables import PRESETS, Preset, is_within_band, paper_timesteps
 from ddimctl.jobs.evaluate.reference import Preparation, make_reference
 from ddimctl.jobs.evaluate.report import FILES, combine, tables
 from ddimctl.jobs.evaluate.request import ReferenceRequest, ScoreRequest, ScoringOptions
@@ -189,9 +185,9 @@ def test_a_stopped_evaluation_goes_on_to_the_same_scores(finish, request_for, tm
 
 def test_the_checkpoint_is_opened_once(finish, request_for, monkeypatch):
     opened = []
-    original = evaluating.open_checkpoint
+    original = jobs_checkpoint.open_checkpoint
     monkeypatch.setattr(
-        evaluating,
+        jobs_checkpoint,
         "open_checkpoint",
         lambda *given, **named: opened.append(1) or original(*given, **named),
     )

@@ -111,7 +111,7 @@ def test_a_signal_leaves_what_resume_completes(run, tmp_path, whole, name, insta
 @pytest.mark.parametrize(("name", "code"), SIGNALS.items())
 def test_a_signal_while_the_model_is_loaded_leaves_nothing(run, tmp_path, name, code):
     for out in (["--out", "out"], []):
-        ended = run("sample", *out, prelude=signal_in("jobs.sample.job:open_checkpoint", name))
+        ended = run("sample", *out, prelude=signal_in("jobs.checkpoint:open_checkpoint", name))
         assert ended.code == code
         assert ended.stderr == "interrupted: the run is not complete.\n"
         assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ import ddimctl
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.latents import load_latents
 from ddimctl.files.pictures.images import from_uint8, read_image_text, to_uint8
+from ddimctl.jobs.checkpoint import Model
 from ddimctl.jobs.events import ignore
 from ddimctl.jobs.invert import round_trip as trips
 from ddimctl.jobs.invert.job import invert
@@ -236,9 +237,8 @@ def test_zero_terminal_snr_is_refused(finish, request_for, tiny_checkpoint, tmp_
 
 def plan_of(checkpoint, method="exact"):
     images, inversion = DatasetImageOptions(), InversionOptions(steps=8, method=method)
-    return trips.inversion_plan(
-        images, inversion, checkpoint, 2, torch.device("cpu"), "fp32", batch_size=None
-    )
+    model = Model(checkpoint, torch.device("cpu"), "fp32")
+    return trips.inversion_plan(images, inversion, model, 2, batch_size=None)
 
 
 def test_what_a_loose_tolerance_missed_is_tried_again_tighter(v_checkpoint):

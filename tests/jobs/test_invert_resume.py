@@ -164,7 +164,8 @@ def test_inputs_that_failed_are_tried_again(
             return (output * torch.nan if len(x) == 1 else output,)  # a group of the last alone
 
     monkeypatch.setattr(
-        trips, "open_checkpoint", lambda *_, **__: replace(checkpoint, unet=Poisoned())
+        "ddimctl.jobs.checkpoint.open_checkpoint",
+        lambda *_, **__: replace(checkpoint, unet=Poisoned()),
     )
     first = finish(invert, request_for(batch_size=4)).result
     assert [name for name, _ in first.failed] == [str(inputs[1]), str(inputs[4])]

@@ -160,7 +160,7 @@ def test_complete_already(sample, tmp_path, whole):
 
 def test_an_error_of_any_process_is_shown_once(sample, tmp_path):
     fault = "raise RuntimeError('CUDA error: out of memory')"
-    ended = sample(2, preludes={1: fault_in("jobs.sample.job:open_checkpoint", fault)})
+    ended = sample(2, preludes={1: fault_in("jobs.checkpoint:open_checkpoint", fault)})
     assert codes(ended) == [1, 1]
     assert ended[1].text == ""
     assert "error: process 1 on " in ended[0].stderr

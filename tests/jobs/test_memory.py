@@ -9,12 +9,9 @@ from PIL import Image
 
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import DataError, DeviceError, NumericsError, Stopped
-from ddimctl.jobs.interpolate import job as interpolate_job
 from ddimctl.jobs.interpolate.job import interpolate
-from ddimctl.jobs.invert import round_trip as trips
 from ddimctl.jobs.invert.job import invert
 from ddimctl.jobs.invert.reconstruct import reconstruct
-from ddimctl.jobs.sample import job as sample_job
 from ddimctl.jobs.sample.batches import (
     Group,
     Smaller,
@@ -62,10 +59,10 @@ def small(tiny_checkpoint, monkeypatch):
     def install(*settings, **named):
         checkpoint = load_checkpoint(tiny_checkpoint)
         network = Small(checkpoint.unet, *settings, **named)
-        for job in (sample_job, interpolate_job, trips):
-            monkeypatch.setattr(
-                job, "open_checkpoint", lambda *_, **__: replace(checkpoint, unet=network)
-            )
+        monkeypatch.setattr(
+            "ddimctl.jobs.checkpoint.open_checkpoint",
+            lambda *_, **__: replace(checkpoint, unet=network),
+        )
         return network
 
     return install
@@ -178,7 +175,7 @@ def test_loading_without_room_is_a_device_error(finish, request_for, monkeypatch
     def full(*_, **__):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(sample_job, "open_checkpoint", full)
+    monkeypatch.setattr("ddimctl.jobs.checkpoint.open_checkpoint", full)
     with pytest.raises(DeviceError, match="out of memory"):
         finish(sample, request_for())
     assert not (tmp_path / "out").exists()
@@ -268,8 +265,7 @@ def test_a_input_image_without_a_finite_latent_is_told_and_the_others_go_on(
 ):
     checkpoint = load_checkpoint(tiny_checkpoint)
     checkpoint = replace(checkpoint, prediction="v", unet=Poisoned(checkpoint.unet))
-    monkeypatch.setattr(trips, "open_checkpoint", lambda *_, **__: checkpoint)
-    monkeypatch.setattr(interpolate_job, "open_checkpoint", lambda *_, **__: checkpoint)
+    monkeypatch.setattr("ddimctl.jobs.checkpoint.open_checkpoint", lambda *_, **__: checkpoint)
     Image.new("RGB", (16, 16), (255, 255, 255)).save(inputs[1])
     settings = {"out": tmp_path / "out", "batch_size": 3}
     request = invert_request(inputs[:4], method=method, steps=3, **settings)

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
 from ddimctl.checkpoints import Checkpoint, checkpoint_files
 from ddimctl.errors import RequestError
-from ddimctl.files.atomic import write_bytes
+from ddimctl.files.atomic import JsonObject, write_bytes
 from ddimctl.jobs.checkpoint_requests import ConvertRequest
 from ddimctl.jobs.events import Report, ignore, notify
 from ddimctl.jobs.info import describe, load_as_asked
@@ -22,7 +22,7 @@ class ConvertResult:
     """out: the folder. checkpoint: what `ddimctl info` says of it."""
 
     out: Path
-    checkpoint: dict[str, Any]
+    checkpoint: JsonObject
 
 
 def convert(request: ConvertRequest, report: Report = ignore) -> ConvertResult:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.errors import RequestError
+from ddimctl.files.atomic import JsonObject
 from ddimctl.jobs.evaluate.paper_tables import IMAGES, PRESETS, Row, paper_timesteps
 from ddimctl.jobs.evaluate.request import EvaluateRequest
 from ddimctl.jobs.requests import SamplerOptions
@@ -85,7 +85,7 @@ def make_cells(
 def _options(request: EvaluateRequest, row: Row, steps: int, T: int) -> SamplerOptions:
     """How a cell samples."""
     common, table = request.sampler, request.table
-    own: dict[str, Any] = vars(common) | {"timesteps": table.timesteps, "steps": steps}
+    own: JsonObject = vars(common) | {"timesteps": table.timesteps, "steps": steps}
     own |= {"variance": row} if isinstance(row, str) else {"eta": row}
     if table.preset:
         own |= {"timesteps": paper_timesteps(PRESETS[table.preset].squared, steps, T)}

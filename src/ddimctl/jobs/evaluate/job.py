@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ddimctl.errors import NumericsError, RequestError, Stopped
-from ddimctl.files.atomic import clean_temporaries, make_folder
+from ddimctl.files.atomic import JsonObject, clean_temporaries, make_folder
 from ddimctl.jobs.checkpoint import Model, open_model
 from ddimctl.jobs.evaluate.cells import Cell, check_size, differences, make_cells, table_rows
 from ddimctl.jobs.evaluate.paper_tables import PRESETS, Row
@@ -28,7 +27,7 @@ from ddimctl.jobs.sample.auto_timesteps import find_timesteps
 from ddimctl.jobs.sample.batches import default_batch_size
 from ddimctl.jobs.sample.folder import RunFolder, go_on, run_folder
 from ddimctl.jobs.sample.manifest import read_manifest
-from ddimctl.jobs.sample.outputs import SAMPLES
+from ddimctl.jobs.sample.outputs import SAMPLES, TAKEN
 from ddimctl.jobs.sample.plan import SamplerSettings, Shape, image_labels, image_shape, make_plan
 from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.jobs.sample.sampler import decode
@@ -43,8 +42,8 @@ class EvaluateResult:
     """out: the folder; with --dry-run None. rows: of the table, plain values by column."""
 
     out: Path | None
-    rows: tuple[dict[str, Any], ...]
-    settings: dict[str, Any]
+    rows: tuple[JsonObject, ...]
+    settings: JsonObject
 
 
 def evaluate(request: EvaluateRequest, report: Report = ignore) -> EvaluateResult:
@@ -184,10 +183,7 @@ def _sample_cell(cell: Cell, work: Work, report: Report) -> None:
 def _check_room(request: EvaluateRequest, out: Path | None) -> None:
     taken = out is not None and any((out / name).exists() for name in (*FILES, CELLS))
     if taken and not (request.output.resume or request.output.force):
-        raise RequestError(
-            f"{out} holds an evaluation already.",
-            "Go on with --resume, write over it with --force, or name another --out.",
-        )
+        raise RequestError(f"{out} holds an evaluation already.", TAKEN)
 
 
 def _settings(

@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.atomic import check_writable
+from ddimctl.files.atomic import JsonObject, check_writable
 from ddimctl.files.dataset.datasets import load_dataset, stream_images
 from ddimctl.files.dataset.reference_file import (
     SUFFIX,
@@ -46,7 +46,7 @@ class Measured(NamedTuple):
     """summary: what the metrics compare. facts: of what images and how prepared, plain values."""
 
     summary: Summary
-    facts: dict[str, Any]
+    facts: JsonObject
 
     @property
     def preparation(self) -> Preparation:
@@ -222,7 +222,7 @@ def _reference_of(data: Path) -> Path:
     return Path(f"{whole.name if whole.is_dir() else whole.stem}.reference{SUFFIX}")
 
 
-def _is_whole(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bool:
+def _is_whole(tensors: dict[str, Tensor], facts: JsonObject) -> bool:
     """Whether a stranger's file has the parts that it names, in the shapes that are compared."""
     match facts:
         case {

@@ -91,6 +91,12 @@ class TourOptions:
         ),
     ] = None
 
+    @property
+    def count(self) -> int:
+        """How many frames there are."""
+        rows, columns = self.grid or (1, self.frames or DEFAULT_FRAMES)
+        return rows * columns
+
 
 @dataclass(frozen=True)
 class FrameOutputOptions(OutputOptions):

@@ -4,12 +4,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import RequestError
+from ddimctl.files.atomic import JsonObject
 from ddimctl.files.dataset.source import scan
 from ddimctl.files.pictures.images import FITS, fit_image, image_pixels, read_image
 from ddimctl.files.untrusted.guards import is_folder
@@ -36,7 +37,7 @@ class Fitted:
     original: tuple[int, int]
     fit: str
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """What latents say of it: plain values."""
         return {"fit": self.fit, "original_size": list(self.original)}
 

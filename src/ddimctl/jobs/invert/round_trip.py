@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,14 @@ from ddimctl.jobs.checkpoint import Model
 from ddimctl.jobs.events import Notice, Progress, Report
 from ddimctl.jobs.invert.request import DEFAULT_STEPS, DatasetImageOptions, InversionOptions
 from ddimctl.jobs.requests import SamplerOptions
-from ddimctl.jobs.sample.batches import Group, Smaller, batch_groups, default_batch_size, halved
+from ddimctl.jobs.sample.batches import (
+    Group,
+    Smaller,
+    batch_groups,
+    default_batch_size,
+    halved,
+    suppress_out_of_memory,
+)
 from ddimctl.jobs.sample.plan import (
     Plan,
     image_labels,
@@ -63,10 +70,6 @@ class Fidelity:
     largest_error: float
     worst_level: int
     exact_pixels: float
-
-    def record(self) -> dict[str, Any]:
-        """Plain values by name."""
-        return asdict(self)
 
 
 def inversion_plan(

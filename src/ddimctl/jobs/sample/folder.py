@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ddimctl.errors import RequestError
 from ddimctl.files.atomic import (
+    JsonObject,
     clean_temporaries,
     create_numbered_folder,
 )
@@ -31,7 +32,7 @@ class RunFolder:
     out: Path
     layout: Layout
     outputs: OutputSettings
-    recorded: dict[str, Any] | None = None
+    recorded: JsonObject | None = None
     force: bool = False
     named: Path | None = None
 

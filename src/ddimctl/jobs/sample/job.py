@@ -3,11 +3,10 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ddimctl.diffusion.inversion import METHODS
 from ddimctl.errors import RequestError
-from ddimctl.files.atomic import check_writable
+from ddimctl.files.atomic import JsonObject, check_writable
 from ddimctl.files.latents import LatentFile, load_latents
 from ddimctl.files.pictures.images import FORMATS
 from ddimctl.jobs.checkpoint import Model, open_model
@@ -42,7 +41,7 @@ class SampleResult:
 
     out: Path | None
     outputs: dict[str, Path]
-    settings: dict[str, Any]
+    settings: JsonObject
     seeds: tuple[int, ...]
     seconds: float
 

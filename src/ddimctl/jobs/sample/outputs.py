@@ -11,6 +11,9 @@ from ddimctl.files.atomic import storage_errors
 from ddimctl.files.pictures.video import FORMATS as VIDEOS
 
 MANIFEST: Final = "manifest.json"
+TAKEN: Final = "Continue with --resume, overwrite with --force, or name another --out."
+"""The remedy where an earlier run's files are in the way."""
+
 _NAMES: Final = {
     "grid": "grid.png",
     "latents": "latents.pt",

@@ -15,6 +15,7 @@ from ddimctl.diffusion.steps import check_variance
 from ddimctl.diffusion.tau_search import check_search
 from ddimctl.diffusion.timesteps import AUTO, explicit_timesteps, timesteps
 from ddimctl.errors import RequestError
+from ddimctl.files.atomic import JsonObject
 from ddimctl.files.latents import LatentFile
 from ddimctl.jobs.requests import SamplerOptions
 from ddimctl.runtime.transfer import to_device
@@ -42,7 +43,7 @@ class SamplerSettings:
     clip: str
     guidance: float
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """Plain values, named as in manifests, latents and images of every version."""
         known = {} if self.timesteps is None else {"timesteps": list(self.timesteps)}
         return {
@@ -92,7 +93,7 @@ class Plan:
         """Whether each x_T is the noise of its seed, drawn here or read from a file that says so."""
         return self.method == SEEDED
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """What decides the images, as plain values: for manifests, latents and images."""
         return self.sampler.record() | {
             "size": list(self.shape[1:]),

@@ -4,13 +4,14 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import RequestError
 from ddimctl.files.atomic import (
+    JsonObject,
     check_writable,
     clean_temporaries,
     make_folder,
@@ -244,7 +245,7 @@ class SampleStore:
             return False
         return self.resumable and ("images" not in save or looks_whole(self._image_path(i)))
 
-    def _manifest(self, images: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    def _manifest(self, images: list[JsonObject] | None = None) -> JsonObject:
         return make_manifest(
             self._outputs,
             self._plan,
@@ -255,7 +256,7 @@ class SampleStore:
             [change for change in self._smaller if change.start < self._plan.count],
         )
 
-    def _finished_record(self, i: int) -> dict[str, Any]:
+    def _finished_record(self, i: int) -> JsonObject:
         record = image_record(self._plan, self._checkpoint, self._layout, i)
         if "images" in self._outputs.save:
             path = self._image_path(i)

@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from ddimctl.diffusion.objective import add_noise, training_target
 from ddimctl.diffusion.predictions import make_denoiser
 from ddimctl.diffusion.sampling import trajectory
 from ddimctl.diffusion.timesteps import timesteps
-from ddimctl.files.atomic import open_atomic, storage_errors, write_bytes
+from ddimctl.files.atomic import JsonObject, open_atomic, storage_errors, write_bytes
 from ddimctl.files.dataset.datasets import gather
 from ddimctl.files.pictures.grids import make_grid
 from ddimctl.files.pictures.images import to_uint8
@@ -136,7 +135,7 @@ def write_samples(path: Path, run: Run, stop: StopRequest) -> bool:
 
 
 def write_checkpoint(
-    out: Path, checkpoint: Checkpoint, training: dict[str, Any], weights_dtype: str
+    out: Path, checkpoint: Checkpoint, training: JsonObject, weights_dtype: str
 ) -> None:
     """RUN/checkpoint: a diffusers folder with the EMA weights.
 
@@ -167,7 +166,7 @@ def _agrees(path: Path, content: bytes) -> bool:
     }
 
 
-def write_report(out: Path, metrics: list[dict[str, Any]]) -> None:
+def write_report(out: Path, metrics: list[JsonObject]) -> None:
     """RUN/metrics.jsonl and RUN/loss.png."""
     lines = (json.dumps(record, allow_nan=False) + "\n" for record in metrics)
     write_bytes(out / "metrics.jsonl", "".join(lines).encode())

@@ -4,9 +4,10 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
 from ddimctl.errors import RequestError, brief
+from ddimctl.files.atomic import JsonObject
 from ddimctl.jobs import parse
 from ddimctl.jobs.option import argument, finite, flag
 from ddimctl.jobs.requests import COMPILE, DEVICE_NAME, MAIN, PRECISION, Precision, SavedPrecision
@@ -311,14 +312,14 @@ def memory_remedy(request: TrainRequest, processes: int) -> str:
     )
 
 
-def settings_of(request: TrainRequest, precision: str) -> dict[str, Any]:
+def settings_of(request: TrainRequest, precision: str) -> JsonObject:
     """The settings that decide the weights, as JSON gives them back."""
     settings = {k: v for k, v in asdict(request).items() if k not in FREE_ON_RESUME}
-    plain: dict[str, Any] = json.loads(json.dumps(settings | {"precision": precision}))
+    plain: JsonObject = json.loads(json.dumps(settings | {"precision": precision}))
     return plain
 
 
-def check_same_run(was: dict[str, Any], now: dict[str, Any]) -> None:
+def check_same_run(was: JsonObject, now: JsonObject) -> None:
     """Raise RequestError, with the differences, unless both are records of one run.
 
     A record holds plain values under "settings", "network" (its config) and "data".
@@ -339,7 +340,7 @@ def check_same_run(was: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def _changes(prefix: str, was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _changes(prefix: str, was: JsonObject, now: JsonObject) -> list[str]:
     names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     flags = [
         f"{prefix}{name.replace('_', '-')}" if prefix == "--" else f"{prefix}{name}"
@@ -351,6 +352,6 @@ def _changes(prefix: str, was: dict[str, Any], now: dict[str, Any]) -> list[str]
     ]
 
 
-def _data_words(data: dict[str, Any]) -> str:
+def _data_words(data: JsonObject) -> str:
     words = f"{data['pictures']} images to learn from and {data['held_out']} held out"
     return f"{words} (fingerprint {data['fingerprint'][:12]})"

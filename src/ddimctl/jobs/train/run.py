@@ -4,7 +4,6 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,7 +11,7 @@ from ddimctl.checkpoints import Checkpoint, Provenance, load_checkpoint
 from ddimctl.checkpoints.build.architectures import architecture, make_unet
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.errors import RESUME, DataError, RequestError, Stopped
-from ddimctl.files.atomic import clean_temporaries, storage_errors
+from ddimctl.files.atomic import JsonObject, clean_temporaries, storage_errors
 from ddimctl.files.dataset.datasets import Dataset
 from ddimctl.jobs.events import Notice, Report, notify
 from ddimctl.jobs.train.data import read_data, seed_of
@@ -51,7 +50,7 @@ class Run:
     averaged: Checkpoint
     learner: Learner
     gradients: GradientSum
-    record: dict[str, Any]
+    record: JsonObject
     ranks: Ranks
 
     @property
@@ -107,7 +106,7 @@ def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks, report: Rep
     return Run(request, device, precision, data, model, averaged, learner, gradients, record, ranks)
 
 
-def _state_to_go_on_from(request: TrainRequest, report: Report) -> dict[str, Any] | None:
+def _state_to_go_on_from(request: TrainRequest, report: Report) -> JsonObject | None:
     """The state to go on from, or None to begin."""
     steps = saved_steps(request.out / "state")
     if request.resume and steps:
@@ -138,9 +137,7 @@ def _forget_earlier_run(out: Path) -> None:
             grid.unlink()
 
 
-def _record(
-    request: TrainRequest, precision: str, data: Dataset, model: Checkpoint
-) -> dict[str, Any]:
+def _record(request: TrainRequest, precision: str, data: Dataset, model: Checkpoint) -> JsonObject:
     settings = settings_of(request, precision) | {
         "prediction": model.prediction,  # that of --init, where it brings one
         "schedule": model.schedule.settings,
@@ -160,7 +157,7 @@ def _record(
     }
 
 
-def _check_alike(ranks: Ranks, learner: Learner, record: dict[str, Any]) -> None:
+def _check_alike(ranks: Ranks, learner: Learner, record: JsonObject) -> None:
     """Raise DataError unless this process begins with what the first one begins with."""
     sha256 = hashlib.sha256()
     for weights in learner.unet.state_dict().values():
@@ -176,9 +173,7 @@ def _check_alike(ranks: Ranks, learner: Learner, record: dict[str, Any]) -> None
         )
 
 
-def _changes(
-    was: dict[str, Any], now: dict[str, Any], request: TrainRequest, report: Report
-) -> None:
+def _changes(was: JsonObject, now: JsonObject, request: TrainRequest, report: Report) -> None:
     steps, processes = was["steps"], was.get("processes", 1)
     if processes != now["processes"]:
         report(
