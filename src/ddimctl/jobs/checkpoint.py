@@ -32,7 +32,7 @@ _KEPT: Final = 1000
 class FoundCheckpoint(NamedTuple):
     """What load_checkpoint takes."""
 
-    spec: str
+    spec: str | None
     revision: str | None = None
     flags: Mapping[str, str] = {}
 
@@ -85,7 +85,7 @@ def open_model(
 
 def open_checkpoint(
     options: CheckpointOptions,
-    metadata: Mapping[str, Any],
+    latent_metadata: Mapping[str, Any],
     device: torch.device,
     precision: str,
     *,
@@ -96,34 +96,32 @@ def open_checkpoint(
     """The checkpoint of the options, else the one that latents with this metadata name, ready to run.
 
     size: (H, W), where its files do not say it.  download: whether one that only latents name may be
-    fetched from the hub. Raises CheckpointError and RequestError.
+    downloaded. Raises CheckpointError and RequestError.
     """
-    spec, revision, weights = options.ckpt, options.revision, options.weights
-    flags = dict(options.model_flags)
-    record, found = metadata.get("checkpoint"), None
-    if spec is None and isinstance(record, dict):
-        found = find_checkpoint(record)
-        spec, revision = found.spec, found.revision
+    source, record = FoundCheckpoint(options.ckpt, options.revision), None
+    weights = options.weights
+    if options.ckpt is None and isinstance(latent_metadata.get("checkpoint"), dict):
+        record = latent_metadata["checkpoint"]
+        source = find_checkpoint(record)
         if weights == "auto" and record.get("weights") in ("ema", "raw"):
             weights = record["weights"]
-        recorded = dict(found.flags)
-        size = size or _size(recorded.pop("size", ""))
-        flags = recorded | flags
-    spec = spec or os.environ.get(VARIABLE)
+    recorded = dict(source.flags)
+    recorded_size = _size(recorded.pop("size", ""))
+    spec = source.spec or os.environ.get(VARIABLE)
     checkpoint = load_checkpoint(
         spec,
-        revision=revision,
+        revision=source.revision,
         variant=options.variant,
         weights=weights,
-        size=size,
-        flags=flags,
+        size=size or recorded_size,
+        flags=recorded | dict(options.model_flags),
         allow_nonfinite=options.allow_nonfinite,
         device=device,
         dtype=PRECISIONS[precision],
-        download=found is None or download,
+        download=record is None or download,
     )
-    if found is not None and isinstance(record, dict):
-        verify(checkpoint, record, metadata)
+    if record is not None:
+        verify(checkpoint, record, latent_metadata)
     remember(checkpoint, spec)
     prepare_for_inference(checkpoint.unet, compiled=compiled)
     if compiled:

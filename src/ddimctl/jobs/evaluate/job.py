@@ -23,7 +23,7 @@ from ddimctl.jobs.evaluate.score_cells import (
     tagged,
 )
 from ddimctl.jobs.events import Notice, Progress, Report, ignore
-from ddimctl.jobs.sample.auto_timesteps import find_timesteps
+from ddimctl.jobs.sample.auto_timesteps import Search, find_timesteps
 from ddimctl.jobs.sample.batches import default_batch_size
 from ddimctl.jobs.sample.folder import RunFolder, go_on, run_folder
 from ddimctl.jobs.sample.manifest import read_manifest
@@ -74,15 +74,9 @@ def _evaluate(
     image_labels(images.classes, {}, model.checkpoint, request.seeds[:1])  # raises for unknown ones
 
     def find(sampler: SamplerSettings) -> SamplerSettings:
-        return find_timesteps(
-            sampler,
-            model,
-            shape,
-            report,
-            batch_size=request.device.batch_size,
-            dry_run=output.dry_run,
-            ranks=ranks.part(f"S = {sampler.steps}"),
-        )
+        part = ranks.part(f"S = {sampler.steps}")
+        search = Search(request.device.batch_size, output.dry_run, None, part)
+        return find_timesteps(sampler, model, shape, search, report)
 
     cells = make_cells(request, model.checkpoint, find)
     if preset:
@@ -162,9 +156,9 @@ def _sample_cell(cell: Cell, work: Work, report: Report) -> None:
     batch_size = recorded["settings"]["batch_size"] if recorded else device.batch_size
     plan = make_plan(
         sampler,
-        shape=shape,
-        seeds=cell.seeds,
-        labels=image_labels(work.request.images.classes, {}, model.checkpoint, cell.seeds),
+        shape,
+        cell.seeds,
+        image_labels(work.request.images.classes, {}, model.checkpoint, cell.seeds),
         precision=model.precision,
         batch_size=batch_size
         or default_batch_size(model.checkpoint, shape, model.device, sampler.guidance),

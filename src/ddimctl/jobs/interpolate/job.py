@@ -30,7 +30,7 @@ from ddimctl.jobs.interpolate.request import InterpolateRequest
 from ddimctl.jobs.invert.cached_latents import check_invertible, image_latents
 from ddimctl.jobs.invert.request import DEFAULT_STEPS
 from ddimctl.jobs.requests import SamplerOptions, StepOptions
-from ddimctl.jobs.sample.auto_timesteps import find_timesteps
+from ddimctl.jobs.sample.auto_timesteps import Search, find_timesteps
 from ddimctl.jobs.sample.batches import default_batch_size
 from ddimctl.jobs.sample.folder import RunFolder, run_folder
 from ddimctl.jobs.sample.manifest import latent_sha256, read_manifest
@@ -180,20 +180,13 @@ def _plan(
     shape = image_shape(request.ends.size, checkpoint, latent)
     label = common_label(inputs, request.ends.classes, checkpoint)
     batch_size = recorded["settings"].get("batch_size") if recorded else request.device.batch_size
-    sampler = find_timesteps(
-        sampler,
-        model,
-        shape,
-        report,
-        batch_size=batch_size,
-        dry_run=request.output.dry_run,
-        recorded=recorded,
-    )
+    search = Search(batch_size, request.output.dry_run, recorded)
+    sampler = find_timesteps(sampler, model, shape, search, report)
     return make_plan(
         sampler,
-        shape=shape,
-        seeds=range(count),
-        labels=None if label is None else [label] * count,
+        shape,
+        range(count),
+        None if label is None else [label] * count,
         precision=model.precision,
         batch_size=batch_size
         or default_batch_size(checkpoint, shape, model.device, sampler.guidance),

@@ -84,11 +84,16 @@ def _invert(
     request: InvertRequest, out: Path, inputs: Sequence[InputImage], report: Report
 ) -> InvertResult:
     started = time.monotonic()
-    output, inversion, size = request.output, request.inversion, request.images.size
+    output, inversion = request.output, request.inversion
     recorded = read_records(out, inputs) if output.resume else {}
     _check_room(out, [image for image in inputs if image.name not in recorded], output.force)
-    exact = inversion.method == "exact"
-    model = open_model(request.checkpoint, request.device, report, size=size, exact=exact)
+    model = open_model(
+        request.checkpoint,
+        request.device,
+        report,
+        size=request.images.size,
+        exact=inversion.method == "exact",
+    )
     # those of a resumed run are in the same groups
     batch_size = request.device.batch_size or recorded_batch_size(recorded)
     plan = inversion_plan(request.images, inversion, model, len(inputs), batch_size)

@@ -70,9 +70,13 @@ def _reconstruct(
 ) -> ReconstructResult:
     table = request.reconstruction
     _check_room(out, request.output.force)
-    exact = "exact" in table.methods
-    size = request.images.size
-    model = open_model(request.checkpoint, request.device, report, size=size, exact=exact)
+    model = open_model(
+        request.checkpoint,
+        request.device,
+        report,
+        size=request.images.size,
+        exact="exact" in table.methods,
+    )
     checkpoint = model.checkpoint
     data = _load(request, checkpoint, report)
     chosen = _choose(data, table)

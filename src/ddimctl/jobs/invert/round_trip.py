@@ -97,9 +97,9 @@ def inversion_plan(
     shape = image_shape(images.size, checkpoint)
     return make_plan(
         sampler,
-        shape=shape,
-        seeds=range(count),
-        labels=_one_label(images.classes, checkpoint, count),
+        shape,
+        range(count),
+        _one_label(images.classes, checkpoint, count),
         precision=model.precision,
         batch_size=batch_size
         or default_batch_size(checkpoint, shape, model.device, sampler.guidance),

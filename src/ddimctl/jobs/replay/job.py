@@ -139,9 +139,9 @@ def _plan(record: Record, checkpoint: Checkpoint, precision: str) -> Plan:
     seeds = recorded if recorded and len(recorded) == count else range(count)
     return make_plan(
         resolve_sampler(SamplerOptions(), metadata, checkpoint),
-        shape=image_shape(record.size, checkpoint, record.latents),
-        seeds=seeds,
-        labels=image_labels(None, metadata, checkpoint, seeds),
+        image_shape(record.size, checkpoint, record.latents),
+        seeds,
+        image_labels(None, metadata, checkpoint, seeds),
         precision=precision,
         batch_size=record.batch_size or 1,
         x_T=record.latents,

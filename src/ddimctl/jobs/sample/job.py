@@ -11,7 +11,7 @@ from ddimctl.files.latents import LatentFile, load_latents
 from ddimctl.files.pictures.images import FORMATS
 from ddimctl.jobs.checkpoint import Model, open_model
 from ddimctl.jobs.events import Notice, Report, ignore
-from ddimctl.jobs.sample.auto_timesteps import find_timesteps
+from ddimctl.jobs.sample.auto_timesteps import Search, find_timesteps
 from ddimctl.jobs.sample.batches import default_batch_size
 from ddimctl.jobs.sample.folder import RunFolder, run_folder
 from ddimctl.jobs.sample.manifest import read_manifest
@@ -105,24 +105,15 @@ def _plan(
     # a resumed run has the same batches, whatever this machine would choose
     batch_size = recorded["settings"]["batch_size"] if recorded else request.device.batch_size
     shape = image_shape(images.size, checkpoint, latents.latents if latents else None)
-    sampler = find_timesteps(
-        resolve_sampler(request.sampler, metadata, checkpoint),
-        model,
-        shape,
-        report,
-        batch_size=batch_size,
-        dry_run=request.output.dry_run,
-        recorded=recorded,
-        ranks=ranks,
-    )
+    search = Search(batch_size, request.output.dry_run, recorded, ranks)
+    settings = resolve_sampler(request.sampler, metadata, checkpoint)
+    sampler = find_timesteps(settings, model, shape, search, report)
     seeds = latent_seeds(latents) if latents else images.all_seeds
     plan = make_plan(
         sampler,
-        shape=shape,
-        seeds=seeds,
-        labels=image_labels(
-            images.classes, metadata, checkpoint, seeds, by_place=latents is not None
-        ),
+        shape,
+        seeds,
+        image_labels(images.classes, metadata, checkpoint, seeds, by_place=latents is not None),
         precision=model.precision,
         batch_size=batch_size
         or default_batch_size(checkpoint, shape, model.device, sampler.guidance),

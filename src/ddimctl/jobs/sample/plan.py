@@ -118,10 +118,10 @@ class Plan:
 
 def make_plan(
     sampler: SamplerSettings,
-    *,
     shape: Shape,
     seeds: Sequence[int],
     labels: Sequence[int] | None,
+    *,
     precision: str,
     batch_size: int,
     x_T: Tensor | None = None,
