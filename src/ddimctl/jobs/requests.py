@@ -149,12 +149,12 @@ class ImageOptions:
     def __post_init__(self) -> None:
         if self.latents is not None and (self.seeds, self.num, self.seed) != (None, None, None):
             raise RequestError(
-                "--latents holds its own images; --seeds, -n and --seed name others.",
+                "--latents cannot be combined with --seeds, -n or --seed.",
                 "Leave one of the two out.",
             )
         if self.seeds is not None and (self.num, self.seed) != (None, None):
             raise RequestError(
-                "--seeds names every image; -n and --seed name consecutive ones.",
+                "--seeds cannot be combined with -n or --seed.",
                 "Leave one of the two out.",
             )
         check_last_seed(self.seed or 0, self.num or DEFAULT_COUNT)

@@ -103,9 +103,7 @@ class ScoringOptions:
 def check_target(scoring: ScoringOptions) -> None:
     """Raise RequestError unless there is one thing to compare with."""
     if (scoring.data is None) == (scoring.reference is None):
-        raise RequestError(
-            "there must be one thing to compare with.", "Name --data or --reference."
-        )
+        raise RequestError("exactly one reference is needed.", "Name --data or --reference.")
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ class TableOptions:
     def __post_init__(self) -> None:
         if self.preset and self.timesteps:
             raise RequestError(
-                "--preset has the paper's own timesteps; --tau names others.", "Leave one out."
+                "--preset cannot be combined with --tau.", "Leave one of the two out."
             )
 
 

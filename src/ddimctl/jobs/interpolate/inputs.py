@@ -131,7 +131,7 @@ def common_label(
     """
     if checkpoint.num_classes is None:
         if classes:
-            raise RequestError("--class: this checkpoint knows no classes.", "Leave --class out.")
+            raise RequestError("--class: this checkpoint has no classes.", "Leave --class out.")
         return None
     if classes:
         if len(classes) > 1:
@@ -143,7 +143,7 @@ def common_label(
         labels = list(zip(inputs, drawn_labels(seeds, checkpoint), strict=True))
     if not labels:
         if checkpoint.null_class is None:
-            raise RequestError("no input names a class.", "Choose one with --class.")
+            raise RequestError("no input records a class.", "Choose one with --class.")
         return checkpoint.null_class
     for i, label in labels:
         if not (0 <= label < checkpoint.num_classes or label == checkpoint.null_class):

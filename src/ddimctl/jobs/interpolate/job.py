@@ -213,7 +213,7 @@ def _latents(
             report(
                 Notice(
                     f"{i.name} is unlike noise (mean {mean:.2f}, deviation {std:.2f}, not 0 and 1): "
-                    "the images near it may be unlike the model's."
+                    "images near it may look odd."
                 )
             )
     return latents

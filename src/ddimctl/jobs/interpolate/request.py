@@ -147,5 +147,5 @@ class InterpolateRequest:
         }
         for option in (name for name, present in given.items() if present):
             raise RequestError(
-                f"{option} is for a path, not for a --grid.", f"Leave {option} or --grid out."
+                f"{option} does not apply to --grid.", f"Leave {option} or --grid out."
             )

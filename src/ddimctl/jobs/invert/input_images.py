@@ -46,13 +46,13 @@ class Fitted:
         (height, width), (to_height, to_width) = self.original, self.pixels.shape[:2]
         size = f"{width}x{height} pixels" + " (width x height)" * (width != height)
         if self.original == (to_height, to_width):
-            return f"{size}, as they are"
+            return f"{size}, unchanged"
         scale = (max if self.fit == "crop" else min)(to_height / height, to_width / width)
         inner = f"{round(to_width / scale)}x{round(to_height / scale)}"
         how = {
-            "crop": f"cut to the middle {inner} and resized",
+            "crop": f"cropped to the middle {inner} and resized",
             "pad": f"padded to {inner} and resized",
-            "stretch": "resized whatever the proportions",
+            "stretch": "stretched",
         }[self.fit]
         if height * to_width == width * to_height:
             how = "resized"

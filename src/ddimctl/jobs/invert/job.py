@@ -144,7 +144,7 @@ def _resumable(run: _Run, device: torch.device, report: Report) -> None:
         remedy = f"{error.remedy} {go_on(run.recorder.out)}".strip()
         raise StorageError(error.cause, remedy) from error
     if run.recorded and not run.made and not run.failed:
-        report(Notice(f"complete already: {len(run.records)} input images."))
+        report(Notice(f"already complete: {len(run.records)} input images."))
 
 
 def _stop(run: _Run, stop: StopRequest) -> NoReturn:

@@ -70,7 +70,7 @@ def read_records(out: Path, inputs: Sequence[InputImage]) -> dict[str, JsonObjec
             raise RequestError(f"--resume: {error.cause}", AGAIN) from error
         report = metadata.get("inversion")
         if len(latents) != 1 or not isinstance(report, dict) or "figures" not in report:
-            raise RequestError(f"--resume: {path} is no latent that invert wrote.", AGAIN)
+            raise RequestError(f"--resume: {path} is not a latent of ddimctl invert.", AGAIN)
         records[image.name] = metadata | {"shape": list(latents.shape[1:])}
     return records
 
@@ -95,7 +95,7 @@ def matching(
         changed += differences(record["inversion"], {"tolerance": recorder.tolerance})
         if changed and not force:
             raise RequestError(
-                f"--resume: {name}.pt is not of the run that was begun: {'; '.join(changed)}.",
+                f"--resume: {name}.pt has other settings than this run: {'; '.join(changed)}.",
                 AGAIN,
             )
         if not changed:

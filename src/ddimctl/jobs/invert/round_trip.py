@@ -112,12 +112,12 @@ def _one_label(
 ) -> Sequence[int] | None:
     """The label of all images: the class asked for, else the null class."""
     if classes is not None and len(classes) > 1:
-        raise RequestError("--class: images are inverted as one class.", "Name one.")
+        raise RequestError("--class: all images are inverted as one class.", "Name one.")
     if classes is not None or checkpoint.num_classes is None:
         return image_labels(classes, {}, checkpoint, range(count))
     if checkpoint.null_class is None:
         raise RequestError(
-            "this checkpoint needs to know what the images show.", "Name it with --class."
+            "this checkpoint needs the class of the images.", "Name it with --class."
         )
     return (checkpoint.null_class,) * count
 

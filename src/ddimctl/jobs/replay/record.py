@@ -192,8 +192,8 @@ def _latents(folder: Path, images: list[JsonObject]) -> Tensor | None:
     latents = load_latents(_latents_file(folder / _LATENTS)).latents
     if hashes != [latent_sha256(latent) for latent in latents]:
         raise DataError(
-            f"{folder / _LATENTS} holds other latents than the images were decoded from.",
-            "Bring back the run's own.",
+            f"{folder / _LATENTS} does not hold the latents that the images were decoded from.",
+            "Restore the file of the run.",
         )
     return latents
 
@@ -211,15 +211,15 @@ def _find_latent(image: Path, sha256: Any) -> tuple[Tensor, int]:
             return torch.clone(latent)[None], seeds[place] if whole and seeds else place
     raise DataError(
         f"{path} does not hold the latent that {image} was decoded from.",
-        "Bring back the run's own.",
+        "Restore the file of the run.",
     )
 
 
 def _latents_file(path: Path) -> Path:
     if not path.exists():
         raise DataError(
-            f"{path} is not there, and the images were decoded from it.",
-            "Bring it back: its hash is recorded, the latents are not.",
+            f"{path} is missing, and the images were decoded from it.",
+            "Restore it: the record holds only its hash.",
         )
     return path
 

@@ -95,4 +95,4 @@ def _own_folder(output: OutputOptions, command: str) -> Iterator[Path | None]:
 
 def go_on(out: Path) -> str:
     """What to do after a run in this folder was cut off."""
-    return f"The same command with --out {out} --resume goes on."
+    return f"Continue with the same command and --out {out} --resume."

@@ -135,13 +135,13 @@ def _check(request: SampleRequest) -> None:
     output, batch_size = request.output, request.device.batch_size
     if unknown := [kind for kind in output.save if kind not in SAVES]:
         raise RequestError(
-            f"--save: unknown output '{unknown[0]}'.", f"Choose of {', '.join(SAVES)}."
+            f"--save: unknown output '{unknown[0]}'.", f"Choose from {', '.join(SAVES)}."
         )
     if output.format not in FORMATS:
         raise RequestError(
-            f"unknown image format '{output.format}'.", f"Choose of {', '.join(FORMATS)}."
+            f"unknown image format '{output.format}'.", f"Choose from {', '.join(FORMATS)}."
         )
     if request.images.latents is None and not request.images.all_seeds:
-        raise RequestError("there is nothing to sample: no seeds.", "Name some with --seeds.")
+        raise RequestError("there are no seeds to sample.", "Name some with --seeds.")
     if batch_size is not None and batch_size < 1:
         raise RequestError(f"--batch-size must be at least 1, not {batch_size}.")

@@ -202,7 +202,7 @@ def _check_latents_fit(metadata: Mapping[str, Any], checkpoint: Checkpoint, star
     """Raise RequestError where latents are of another schedule, or start at another timestep."""
     if metadata.get("schedule", checkpoint.schedule.settings) != checkpoint.schedule.settings:
         raise RequestError(
-            "the latents are of another noise schedule than the checkpoint's.",
+            "the latents have another noise schedule than the checkpoint.",
             "Name the checkpoint that they belong to with --ckpt.",
         )
     top = metadata.get("top")
@@ -210,7 +210,7 @@ def _check_latents_fit(metadata: Mapping[str, Any], checkpoint: Checkpoint, star
         last = top == checkpoint.schedule.num_train_timesteps - 1
         instead = "Use --tau linspace or trailing" if last else "Leave out --tau and --steps"
         raise RequestError(
-            f"the latents are at timestep {top}, the list of timesteps ends at {start}.",
+            f"the latents are at timestep {top}, but the list of timesteps ends at {start}.",
             f"{instead}, or use a list that ends at {top}.",
         )
 
@@ -228,7 +228,7 @@ def image_shape(
         found = tuple(latents.shape[1:])
         if found[0] != channels:
             raise RequestError(
-                f"the latents have {found[0]} channels, the checkpoint {channels}.",
+                f"the latents have {found[0]} channels, but the checkpoint has {channels}.",
                 "Name the checkpoint that they belong to with --ckpt.",
             )
         if size is not None and size != found[1:]:
@@ -266,7 +266,7 @@ def image_labels(
     """
     if checkpoint.num_classes is None:
         if classes:
-            raise RequestError("--class: this checkpoint knows no classes.", "Leave --class out.")
+            raise RequestError("--class: this checkpoint has no classes.", "Leave --class out.")
         return None
     recorded = metadata.get("labels")
     if classes:
@@ -304,7 +304,7 @@ def _check_guidance(guidance: float, checkpoint: Checkpoint) -> None:
     if guidance == 1.0:
         return
     if checkpoint.num_classes is None:
-        raise RequestError("--guidance: this checkpoint knows no classes.", "Leave --guidance out.")
+        raise RequestError("--guidance: this checkpoint has no classes.", "Leave --guidance out.")
     if checkpoint.null_class is None:
         raise RequestError(
             "--guidance: this checkpoint was trained without a null class.",

@@ -57,15 +57,15 @@ def decode(
     with open_store(run, plan, checkpoint, name, ranks) as store:
         groups = store.all_missing_groups()
         if groups is None:
-            report(Notice(f"complete already: {plan.count} images."))
+            report(Notice(f"already complete: {plan.count} images."))
             return store.outputs()
         if "grid" in run.outputs.save and plan.count > GRID_LIMIT:
             report(Notice(f"the grid shows the first {GRID_LIMIT} of {plan.count} images."))
         if 0 < len(groups) < ranks.count:
             report(
                 Notice(
-                    f"{len(groups)} batches leave some of {ranks.count} processes without work; "
-                    "a smaller --batch-size makes more."
+                    f"{len(groups)} batches leave some of {ranks.count} processes idle; "
+                    "use a smaller --batch-size."
                 )
             )
         remedy = go_on(run.named or run.out)
@@ -257,6 +257,6 @@ def _check_finite(left: Tensor, plan: Plan, images: range) -> None:
     for i, t in zip(images, left.tolist(), strict=True):
         if t >= 0:
             raise NumericsError(
-                f"{plan.subject(i)}: values are no longer finite after the step at t = {t}.",
-                "Try --precision fp32 or --clip static.",
+                f"{plan.subject(i)}: values are not finite after the step at t = {t}.",
+                "Use --precision fp32 or --clip static.",
             )

@@ -53,7 +53,7 @@ def with_parts(smaller: Sequence[Smaller], parts: Iterable[Path]) -> list[Smalle
         except (OSError, ValueError, RecursionError):
             part = None
         if not part:
-            raise DataError(f"{path} is not a record of ddimctl.", "Begin with --force.")
+            raise DataError(f"{path} is not a record of ddimctl.", "Start with --force.")
         changes = merged(changes, part)
     return changes
 

@@ -321,7 +321,7 @@ def open_store(
     """
     if "samples" in run.outputs.save and ranks.machines:
         raise RequestError(
-            "--save: float samples are collected from the processes of one machine only.",
+            "--save: float samples can be collected on one machine only.",
             "Leave samples out, or use one machine.",
         )
     if ranks.first:

@@ -295,20 +295,23 @@ def check_request(request: TrainRequest, processes: int) -> None:
 
         check_event_log(request.out / "tensorboard")
     if request.precision == "fp16":
-        raise RequestError("training in fp16 underflows.", "Use --precision bf16 or fp32.")
+        raise RequestError(
+            "training in fp16 is not supported: gradients underflow.",
+            "Use --precision bf16 or fp32.",
+        )
     if request.init is not None and request.model is not None:
-        raise RequestError("--init brings its own network.", "Leave --model out.")
+        raise RequestError("--init has its own network.", "Leave --model out.")
 
 
 def memory_remedy(request: TrainRequest, processes: int) -> str:
     """What to do when a pass over a part of a batch does not fit in memory."""
     batch, parts = request.batch_size // processes, request.grad_accum
     if batch == parts:
-        return "One image at once is too much for it: use a smaller --model or --image-size."
+        return "Use a smaller --model or --image-size: a batch of one image does not fit."
     more = next(n for n in range(parts + 1, batch + 1) if batch % n == 0)
     return (
-        f"It had {batch // parts} images at once: --resume with --grad-accum {more} "
-        f"takes {batch // more} at once."
+        f"Continue with --resume --grad-accum {more}: {batch // more} images at once "
+        f"instead of {batch // parts}."
     )
 
 
@@ -330,13 +333,13 @@ def check_same_run(was: JsonObject, now: JsonObject) -> None:
     ]
     if was["data"] != now["data"]:
         changed.append(
-            f"the data set is another: it had {_data_words(was['data'])}, "
+            f"the data set was another: it had {_data_words(was['data'])}, "
             f"has {_data_words(now['data'])}"
         )
     if changed:
         raise RequestError(
-            f"--resume: not the run that was begun: {'; '.join(changed)}.",
-            "Repeat the first command, or begin again with --force.",
+            f"--resume: the settings differ from the first run's: {'; '.join(changed)}.",
+            "Repeat the first command, or start again with --force.",
         )
 
 
@@ -353,5 +356,5 @@ def _changes(prefix: str, was: JsonObject, now: JsonObject) -> list[str]:
 
 
 def _data_words(data: JsonObject) -> str:
-    words = f"{data['pictures']} images to learn from and {data['held_out']} held out"
+    words = f"{data['pictures']} training images and {data['held_out']} held out"
     return f"{words} (fingerprint {data['fingerprint'][:12]})"

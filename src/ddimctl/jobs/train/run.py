@@ -94,7 +94,7 @@ def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks, report: Rep
     learner = make_learner(unet, request.weight_decay)
     if state is not None:
         restore(learner, state)
-        report(Notice(f"going on from step {learner.step}."))
+        report(Notice(f"continuing from step {learner.step}."))
         _changes(state["run"], record, request, report)
     elif request.force and ranks.first:
         _forget_earlier_run(request.out)
@@ -112,19 +112,19 @@ def _state_to_go_on_from(request: TrainRequest, report: Report) -> JsonObject | 
     if request.resume and steps:
         state, damaged = load_newest_state(request.out / "state")
         for problem in damaged:
-            report(Notice(f"{problem} It is left out for the one before."))
+            report(Notice(f"{problem} The state before it is used."))
         return state
     if request.force:
         return None
     if steps:
         raise RequestError(
             f"{request.out} holds a run at step {steps[-1]}.",
-            "Go on with --resume, begin again with --force, or name another --out.",
+            "Continue with --resume, start again with --force, or name another --out.",
         )
     if (request.out / "checkpoint").exists():
         raise RequestError(
-            f"{request.out} holds a checkpoint, but no state to go on from.",
-            "Write over it with --force, or name another --out.",
+            f"{request.out} holds a checkpoint, but no state to continue from.",
+            "Overwrite it with --force, or name another --out.",
         )
     return None
 
@@ -168,8 +168,8 @@ def _check_alike(ranks: Ranks, learner: Learner, record: JsonObject) -> None:
     if theirs != mine:
         differs = [name for name in mine if mine[name] != theirs[name]]
         raise DataError(
-            f"it does not begin as process 0 does: {', '.join(differs)} differ.",
-            "Give all the same command, and the same images and run on a shared disk.",
+            f"this process starts with another {' and '.join(differs)} than process 0.",
+            "Give all processes the same command, and the same images and run folder on a shared disk.",
         )
 
 
@@ -178,14 +178,14 @@ def _changes(was: JsonObject, now: JsonObject, request: TrainRequest, report: Re
     if processes != now["processes"]:
         report(
             Notice(
-                f"the run had {processes} process{'es' * (processes > 1)}, has {now['processes']}: "
-                "the same but for rounding and the masks of dropout."
+                f"the run had {processes} process{'es' * (processes > 1)} and now has {now['processes']}: "
+                "results differ by rounding and dropout masks."
             )
         )
     if steps != request.steps and request.lr_decay == "cosine":
         report(
             Notice(
-                f"--steps was {steps}, is {request.steps}: the learning rate decays to that from here."
+                f"--steps was {steps}, is {request.steps}: the learning rate now decays towards that step."
             )
         )
 
@@ -230,7 +230,7 @@ def _adapted(start: Checkpoint, request: TrainRequest, data: Dataset) -> Checkpo
         )
     if shape[1] % start.size_divisor or shape[2] % start.size_divisor:
         raise RequestError(
-            f"--init does not take images of {shape[1]}x{shape[2]}.",
+            f"--init does not fit images of {shape[1]}x{shape[2]}.",
             f"Choose an --image-size divisible by {start.size_divisor}.",
         )
     size = shape[1] if shape[1] == shape[2] else list(shape[1:])

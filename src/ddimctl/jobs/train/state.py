@@ -27,9 +27,7 @@ _MAGIC: Final = b"ddimstat"
 _COUNTS: Final = ("step", "skipped", "skipped_in_a_row", "loss_count")
 _PLAIN: Final = (*_COUNTS, "loss_sum", "metrics")
 _MODULES: Final = ("unet", "ema", "optimizer")
-_ANOTHER: Final = (
-    "Go on with the version of ddimctl that began the run, or begin again with --force."
-)
+_ANOTHER: Final = "Use the version of ddimctl that started the run, or start again with --force."
 
 
 @dataclass
@@ -135,7 +133,7 @@ def load_newest_state(folder: Path) -> tuple[JsonObject | None, list[str]]:
     if problems:
         raise DataError(
             f"no state in {folder} is whole. {' '.join(problems)}",
-            "Put a copy of one back, or begin again with --force.",
+            "Put a copy of one back, or start again with --force.",
         )
     return None, []
 

@@ -108,7 +108,7 @@ def _skip(run: Run) -> None:
     learner.skipped_in_a_row += 1
     if learner.skipped_in_a_row > SKIP_LIMIT:
         raise NumericsError(
-            f"the gradient was not finite in {learner.skipped_in_a_row} updates in a row; "
+            f"the gradient was not finite in {learner.skipped_in_a_row} consecutive updates; "
             "the last good state is kept.",
-            "Begin again with a lower --lr, or with --precision fp32.",
+            "Start again with a lower --lr, or with --precision fp32.",
         )
