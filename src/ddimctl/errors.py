@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from reprlib import Repr
 from typing import Final
 
-RESUME: Final = "The same command with --resume goes on."
+RESUME: Final = "Continue with the same command and --resume."
 """The remedy where a run was cut off."""
 
 _BRIEF: Final = Repr()
@@ -55,7 +55,7 @@ class NumericsError(DdimctlError):
 
 
 class Stopped(DdimctlError):  # noqa: N818, it is no failure
-    """A signal stopped the run; what it had is saved and the same command with --resume goes on."""
+    """A signal stopped the run; what it had is saved and the same command continues it with --resume."""
 
     exit_code = 75
 

@@ -104,8 +104,8 @@ def test_every_cell_is_sampled_scored_and_told(finish, request_for, tmp_path):
     assert {path.name for path in out.iterdir()} == {*FILES, "cells", "reference.safetensors"}
     manifest = json.loads((out / "cells" / "large-S3" / "manifest.json").read_text())
     assert (manifest["settings"]["variance"], manifest["settings"]["steps"]) == ("large", 3)
-    assert "8 images of each cell are few" in finished.notices()
-    assert "10 images of the data are few" in finished.notices()
+    assert "scores of each cell use only 8 images" in finished.notices()
+    assert "scores of the data use only 10 images" in finished.notices()
 
 
 def test_the_report_can_be_read(finish, request_for, tmp_path):
@@ -273,7 +273,7 @@ def test_resume_with_more_cells_adds_them(finish, request_for):
 
 def test_resume_of_another_run_is_refused(finish, request_for):
     finish(evaluate, request_for())
-    with pytest.raises(RequestError, match="not the run that was begun"):
+    with pytest.raises(RequestError, match="the settings differ from the first run's"):
         finish(evaluate, request_for(count=6, resume=True))
     with pytest.raises(RequestError, match="holds an evaluation already"):
         finish(evaluate, request_for())
@@ -437,7 +437,7 @@ def test_a_preset_says_what_is_unlike_and_judges_only_its_like(
     monkeypatch.setitem(presets.PRESETS, "paper-tiny", tiny)
     asked = {"preset": "paper-tiny", "steps": (10,), "metrics": ("fid",), "count": 2}
     finished = finish(evaluate, request_for(**asked))
-    assert "unlike the paper's: 2 images a cell, not 50,000. " in finished.notices()
+    assert "not the paper's experiment: 2 images a cell, not 50,000. " in finished.notices()
     assert finished.result.rows[0]["within_band"] is None
     page = (tmp_path / "out/index.html").read_text()
     assert "not judged, since here are 2 images a cell, not 50,000." in page
@@ -530,7 +530,7 @@ def test_a_reference_without_the_metric_is_refused(
     finish, request_for, reference, fake_inception, monkeypatch
 ):
     request = request_for(data=None, reference=reference(), metrics=("swd", "fid"))
-    with pytest.raises(RequestError, match="holds nothing for fid, only for swd"):
+    with pytest.raises(RequestError, match="holds no reference for fid, only for swd"):
         finish(evaluate, request)
     path = reference("fid.safetensors", metrics=("fid",))
     monkeypatch.setattr(
@@ -601,7 +601,7 @@ def test_a_reference_brings_its_preparation(finish, data, reference):
     result = finish(scoring.score, ScoreRequest(data, ScoringOptions(reference=path))).result
     assert result.scores["swd"] == 0
     assert (result.samples["size"], result.samples["channels"]) == ([12, 10], 1)
-    with pytest.raises(RequestError, match="prepared otherwise"):
+    with pytest.raises(RequestError, match="prepared differently"):
         finish(scoring.score, ScoreRequest(data, ScoringOptions(reference=path), size=(9, 9)))
 
 

@@ -133,7 +133,7 @@ def test_bad_files_are_told_and_the_others_go_on(finish, request_for, tmp_path):
     failed = dict(finished.result.failed)
     assert "not an image" in failed[str(inputs[0])]
     assert "no such file" in failed[str(inputs[2])]
-    assert "cut to the middle 20x20 and resized to 16x16" in finished.notices()
+    assert "cropped to the middle 20x20 and resized to 16x16" in finished.notices()
     assert names(tmp_path / "out") == ["good.inversion.png", "good.pt", "gray.inversion.png", "gray.pt"]  # fmt: skip
 
 
@@ -200,7 +200,7 @@ def test_a_dry_run_writes_nothing(finish, request_for, tmp_path):
         ({"method": "edict"}, "unknown method"),
         ({"tolerance": -1.0}, "not above 0"),
         ({"fit": "squeeze"}, "unknown fit"),
-        ({"classes": ("0",)}, "knows no classes"),
+        ({"classes": ("0",)}, "has no classes"),
         ({"precision": "bf16"}, "would not be exact"),
         ({"size": (9, 16)}, "multiples of 2"),
         ({"steps": 1001}, "at most 1000"),
@@ -274,7 +274,7 @@ def test_the_warning_names_the_steps_that_were_not_solved(
     monkeypatch.setattr("ddimctl.diffusion.anderson.LIMIT", 1)
     input_image = noise_image(tmp_path / "a.png")
     finished = finish(invert, request_for(input_image))
-    assert "decoding misses the image by up to" in finished.notices()
+    assert "the decoded image is off by up to" in finished.notices()
     assert "at t = " in finished.notices()
 
 

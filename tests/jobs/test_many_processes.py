@@ -128,7 +128,7 @@ def test_a_dead_process_ends_the_others_and_loses_nothing(sample, tmp_path, whol
     if dead == 1:
         assert "error: process 1 on " in ended[0].stderr
         assert "has given no sign of life" in ended[0].stderr
-        assert "--resume goes on" in ended[0].stderr
+        assert "and --resume." in ended[0].stderr
     check_whole(tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/images").iterdir()}
     assert codes(sample(3, "--resume", save=save)) == [0, 0, 0]
@@ -154,7 +154,7 @@ def test_complete_already(sample, tmp_path, whole):
     assert codes(sample(2)) == [0, 0]
     ended = sample(2, "--resume")
     assert codes(ended) == [0, 0]
-    assert "complete already: 18 images." in ended[0].stderr
+    assert "already complete: 18 images." in ended[0].stderr
     assert contents(tmp_path / "out") == whole
 
 
@@ -308,7 +308,7 @@ owner.read_data = elsewhere
     ended = train(2, "two", "--grad-accum", 1, preludes={1: IMPATIENT + other})
     assert codes(ended) == [1, 1]
     assert "error: process 1 on " in ended[0].stderr
-    assert "it does not begin as process 0 does: run differ" in ended[0].stderr
+    assert "this process starts with another run than process 0" in ended[0].stderr
 
 
 EVALUATE = [
@@ -377,7 +377,7 @@ def test_a_signal_to_one_stops_an_evaluation_and_any_number_goes_on(
     ended = evaluate(2, preludes={1: fault_in(place, STOPS, call=call)})
     assert codes(ended) == [75, 75]
     assert ended[0].stderr.count(f"stopped: SIGTERM: {says}") == 1
-    assert "The same command with --out out --resume goes on." in ended[0].stderr
+    assert "Continue with the same command and --out out --resume." in ended[0].stderr
     assert ended[1].text == ""
     again = evaluate(3, "--resume")
     assert codes(again) == [0] * 3, again[0].stderr

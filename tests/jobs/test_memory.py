@@ -114,7 +114,7 @@ def test_smaller_batches_make_the_same_images(finish, request_for, small, tmp_pa
     network = small(limit=2, error=error)
     finished = finish(sample, request_for())
     assert network.sizes == [8, 4, *[2] * 3 * 6]
-    assert "out of memory with 8 images at a time; going on with 4." in finished.notices()
+    assert "out of memory with 8 images at a time; continuing with 4." in finished.notices()
     assert int((levels(tmp_path / "out") - levels(tmp_path / "whole")).abs().max()) <= 1
     found = manifest(tmp_path / "out")
     assert (found["settings"]["batch_size"], found["smaller_batches"]) == (8, [[0, 2]])
@@ -146,7 +146,7 @@ def test_the_record_comes_before_the_images_of_the_smaller_batches(
     told = []
 
     def on_event(event):
-        if "going on with 2" in getattr(event, "text", ""):
+        if "continuing with 2" in getattr(event, "text", ""):
             assert manifest(tmp_path / "out")["smaller_batches"] == [[0, 2]]
             assert not any((tmp_path / "out/images").iterdir())
             told.append(event)
@@ -223,7 +223,7 @@ def test_inversion_goes_on_in_halves(finish, small, inputs, tmp_path):
     network = small(limit=2)
     settings["out"] = tmp_path / "out"
     finished = finish(invert, invert_request(inputs, **settings))
-    assert "out of memory with 5 images at a time; going on with 2." in finished.notices()
+    assert "out of memory with 5 images at a time; continuing with 2." in finished.notices()
     assert [size for size in network.sizes if size > 2] == [5]
     steps = [event.done for event in finished.events if hasattr(event, "done")]
     assert steps == sorted(steps)
