@@ -205,7 +205,9 @@ def test_a_checkpoint_whose_settings_were_edited_is_another_one(
     next((tmp_path / "out" / "images").iterdir()).unlink()
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-    with pytest.raises(RequestError, match=f"the settings differ from the first run's.*{named} differs"):
+    with pytest.raises(
+        RequestError, match=f"the settings differ from the first run's.*{named} differs"
+    ):
         finish(sample, changed(request, resume=True))
 
 

@@ -1,4 +1,4 @@
-"""What `ddimctl info` and `ddimctl convert` are asked for."""
+"""The options of `ddimctl info` and `ddimctl convert`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

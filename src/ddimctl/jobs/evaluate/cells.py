@@ -124,8 +124,8 @@ def differences(
         not in (None, images),
         f"a network that predicts {checkpoint.prediction}, not eps": checkpoint.prediction != "eps",
         "another noise schedule": not same_schedule,
-        "a network that knows classes": checkpoint.num_classes is not None,
-        "images without colours": checkpoint.sample_shape[0] != 3,
+        "a class-conditional network": checkpoint.num_classes is not None,
+        "grey images": checkpoint.sample_shape[0] != 3,
         f"--solver {sampler.solver}": sampler.solver not in (None, "ddim"),
         f"--clip {sampler.clip}": sampler.clip is not None,
     }

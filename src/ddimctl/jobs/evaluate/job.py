@@ -50,7 +50,7 @@ def evaluate(request: EvaluateRequest, report: Report = ignore) -> EvaluateResul
     """Sample every cell, score it, and write the report, which grows with the finished cells.
 
     Raises RequestError (before anything is sampled, where a cell cannot be), DataError, and as
-    sample does; Stopped when a signal ended it, which --resume goes on with. Under torchrun the
+    sample does; Stopped when a signal ended it, which --resume continues. Under torchrun the
     processes sample each cell together and score a cell each; each returns the result.
     """
     check_target(request.scoring)

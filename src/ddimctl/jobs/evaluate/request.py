@@ -1,4 +1,4 @@
-"""What `ddimctl evaluate` and `ddimctl reference` are asked for."""
+"""The options of `ddimctl evaluate` and `ddimctl reference`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

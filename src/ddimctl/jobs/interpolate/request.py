@@ -1,4 +1,4 @@
-"""What `ddimctl interpolate` is asked for."""
+"""The options of `ddimctl interpolate`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -68,7 +68,7 @@ def invert(request: InvertRequest, report: Report = ignore) -> InvertResult:
     An input image that cannot be read, or has no finite latent, is a notice and an entry in `failed`.
     With --resume, images that a run with the same settings has finished are kept. Raises
     RequestError (also where something would be overwritten), CheckpointError, DataError,
-    StorageError, DeviceError; Stopped when a signal ended the run, which --resume goes on with.
+    StorageError, DeviceError; Stopped when a signal ended the run, which --resume continues.
     """
     check_fit(request.images.fit)
     inputs, output = find_inputs(request.inputs), request.output
@@ -134,7 +134,7 @@ class _Run:
 
 
 def _resumable(run: _Run, device: torch.device, report: Report) -> None:
-    """Invert all; an error of the disk says how to go on if anything is done."""
+    """Invert all; an error of the disk says how to continue if anything is done."""
     try:
         with stop_on_signals() as stop:
             _invert_all(run, device, stop, report)

@@ -67,7 +67,7 @@ def warnings(
 def inversion_sheet(original: Tensor, decoded: Tensor, steps: int, text: dict[str, str]) -> bytes:
     """A PNG of three images, labelled: both (H, W, C), uint8, and their absolute difference.
 
-    The difference is multiplied until its worst level (of 255) can be seen; the label tells both.
+    The difference is multiplied until its worst level (of 255) can be seen; the label gives both.
     """
     difference = (original.int() - decoded.int()).abs()
     worst = int(difference.max())

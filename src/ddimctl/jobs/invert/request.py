@@ -1,4 +1,4 @@
-"""What `ddimctl invert` and `ddimctl reconstruct` are asked for."""
+"""The options of `ddimctl invert` and `ddimctl reconstruct`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -51,7 +51,7 @@ class RoundTrip(NamedTuple):
 
     @property
     def finite(self) -> Tensor:
-        """(N,), bool: whether an image's latent, its decode, and what the network said are numbers."""
+        """(N,), bool: whether an image's latent, its decode, and the residuals are finite."""
         both = (self.latents.isfinite() & self.decoded.isfinite()).flatten(1).all(1)
         return both & ~self.residuals.isinf().any(1)  # a step of which no residual was a number
 

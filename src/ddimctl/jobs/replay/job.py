@@ -125,10 +125,10 @@ def _replay(
     return ReplayResult(out, made, images, tuple(changes), time.monotonic() - started)
 
 
-def _device(asked: str, record: Record) -> str:
+def _device(name: str, record: Record) -> str:
     """The device asked for; for "recorded" the CPU where the images were made on it, else auto."""
-    if asked != "recorded":
-        return asked
+    if name != "recorded":
+        return name
     return "cpu" if (record.environment or {}).get("device") == "cpu" else "auto"
 
 

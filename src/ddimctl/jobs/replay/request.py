@@ -1,4 +1,4 @@
-"""What `ddimctl replay` is asked for."""
+"""The options of `ddimctl replay`."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -168,19 +168,19 @@ def _recorded_timesteps(
 
 def _bundled_timesteps(key: str, solver: str, steps: int, T: int) -> tuple[int, ...] | None:
     """Those in the package for the probe of this key, or None."""
-    known = json.loads(BUNDLED_FILE.read_text("utf-8"))
-    if known["key"] != key or str(steps) not in known["timesteps"][solver]:
+    bundled = json.loads(BUNDLED_FILE.read_text("utf-8"))
+    if bundled["key"] != key or str(steps) not in bundled["timesteps"][solver]:
         return None
-    return explicit_timesteps(known["timesteps"][solver][str(steps)], T)
+    return explicit_timesteps(bundled["timesteps"][solver][str(steps)], T)
 
 
 def _kept(path: Path) -> Probe | None:
     """The probe in the cache, or None where it is missing or damaged: it is made again."""
     try:
-        known = json.loads(path.read_text("utf-8"))
-        timesteps = tuple(map(int, known["timesteps"]))
-        products = torch.tensor(known["products"], dtype=torch.float64)
-        response = torch.tensor(known["response"], dtype=torch.float64)
+        found = json.loads(path.read_text("utf-8"))
+        timesteps = tuple(map(int, found["timesteps"]))
+        products = torch.tensor(found["products"], dtype=torch.float64)
+        response = torch.tensor(found["response"], dtype=torch.float64)
     except (OSError, LookupError, TypeError, ValueError):
         return None
     N = len(timesteps)

@@ -169,7 +169,7 @@ def _subjects(manifest: Mapping[str, Any]) -> list[JsonObject]:
 
 
 def latents_metadata(plan: Plan, checkpoint: Checkpoint) -> JsonObject:
-    """What a latent file says of itself, so that it can be decoded without being told anything."""
+    """The metadata of latents: all settings that are needed to decode them."""
     metadata: JsonObject = {
         "format_version": 1,
         "checkpoint": checkpoint.provenance.record(),

@@ -45,11 +45,11 @@ class SamplerSettings:
 
     def record(self) -> JsonObject:
         """Plain values, named as in manifests, latents and images of every version."""
-        known = {} if self.timesteps is None else {"timesteps": list(self.timesteps)}
+        visited = {} if self.timesteps is None else {"timesteps": list(self.timesteps)}
         return {
             "steps": self.steps,
             "tau": self.kind,
-            **known,
+            **visited,
             "eta": self.eta,
             "variance": self.variance,
             "solver": self.solver,
@@ -173,13 +173,13 @@ def _timesteps(
     """(kind, S, timesteps): an explicit list sets S; a kind or S of the options replaces the
     latents' list. The timesteps of --tau auto, which end at T - 1, are yet to be found.
     """
-    asked = options.timesteps
-    if asked is None and options.steps is None and "timesteps" in metadata:
+    wanted = options.timesteps
+    if wanted is None and options.steps is None and "timesteps" in metadata:
         own = explicit_timesteps(metadata["timesteps"], num_train_timesteps)
         return metadata.get("tau", "explicit"), len(own), own
-    if isinstance(asked, tuple):
-        return "explicit", len(asked), explicit_timesteps(asked, num_train_timesteps)
-    kind = asked or metadata.get("tau", "linspace")
+    if isinstance(wanted, tuple):
+        return "explicit", len(wanted), explicit_timesteps(wanted, num_train_timesteps)
+    kind = wanted or metadata.get("tau", "linspace")
     if kind == "explicit":  # the latents' own list, but the options want another length
         kind = "linspace"
     steps = options.steps or metadata.get("steps", DEFAULT_STEPS)
@@ -205,13 +205,13 @@ def _check_latents_fit(metadata: Mapping[str, Any], checkpoint: Checkpoint, star
             "the latents have another noise schedule than the checkpoint.",
             "Name the checkpoint that they belong to with --ckpt.",
         )
-    top = metadata.get("top")
-    if top is not None and top != start:
-        last = top == checkpoint.schedule.num_train_timesteps - 1
+    start_timestep = metadata.get("top")
+    if start_timestep not in (None, start):
+        last = start_timestep == checkpoint.schedule.num_train_timesteps - 1
         instead = "Use --tau linspace or trailing" if last else "Leave out --tau and --steps"
         raise RequestError(
-            f"the latents are at timestep {top}, but the list of timesteps ends at {start}.",
-            f"{instead}, or use a list that ends at {top}.",
+            f"the latents are at timestep {start_timestep}, but the list of timesteps ends at {start}.",
+            f"{instead}, or use a list that ends at {start_timestep}.",
         )
 
 

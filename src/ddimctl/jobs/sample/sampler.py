@@ -51,7 +51,7 @@ def decode(
 
     run: of which the recorded manifest of the first process alone counts. Raises RequestError when
     that was another run, StorageError, NumericsError with the image and the step; DeviceError when there is no memory for
-    one image; Stopped when a signal ended the run, which --resume goes on with.
+    one image; Stopped when a signal ended the run, which --resume continues.
     """
     name, ranks = device_name(device), ranks or Ranks()
     with open_store(run, plan, checkpoint, name, ranks) as store:

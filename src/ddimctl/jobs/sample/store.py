@@ -48,7 +48,7 @@ from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.previews import (
     TRAJECTORY_IMAGES,
     Kept,
-    captions,
+    make_captions,
     draw_animation,
     draw_grid,
     shown_images,
@@ -206,14 +206,14 @@ class SampleStore:
 
     def _draw(self) -> None:
         outputs, layout, paths = self._outputs, self._layout, self.paths
-        said = captions(self._plan, self._checkpoint, layout)
+        captions = make_captions(self._plan, self._checkpoint, layout)
         everything = range(self._plan.count)
         if "grid" in outputs.save:
             first = list(map(self._image, everything[:GRID_LIMIT]))
-            write_bytes(paths.of("grid"), draw_grid(first, outputs, said, self._text(None)))
+            write_bytes(paths.of("grid"), draw_grid(first, outputs, captions, self._text(None)))
         if "trajectory" in outputs.save and self._kept.frames:
             path = paths.of("trajectory")
-            write_bytes(path, draw_animation(self._kept.frames, outputs, said, path.suffix[1:]))
+            write_bytes(path, draw_animation(self._kept.frames, outputs, captions, path.suffix[1:]))
         if layout.video:
             frames = list(map(self._image, everything))
             content = encode_video(frames, layout.video, layout.fps, layout.loop)

@@ -1,4 +1,4 @@
-"""What a training run is asked to do, and what of that makes it the same run."""
+"""What a training run is, and which settings make it the same run."""
 
 import json
 import math
