@@ -425,7 +425,7 @@ def test_what_is_unlike_the_paper_is_named(tiny_checkpoint):
     assert differences("paper-cifar10", bundled, changed(paper, clip="none"), 50_000) == [
         "a network that predicts v, not eps",
         "another noise schedule",
-        "a network that knows classes",
+        "a class-conditional network",
         "--clip none",
     ]
 

@@ -48,9 +48,9 @@ from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.previews import (
     TRAJECTORY_IMAGES,
     Kept,
-    make_captions,
     draw_animation,
     draw_grid,
+    make_captions,
     shown_images,
 )
 from ddimctl.jobs.sample.shares import share_work, with_parts
