@@ -268,7 +268,7 @@ RECORD = {"name": "a", "sha256": "0" * 64}
         ((noise(0, 2), {}), (noise(1, 3), {}), {"grid": (1, 4)}, "no corners"),
         ((noise(0, 2), {}), (noise(1, 3), {}), {"grid": (17, 17)}, "at most 256"),
         ((noise(0), {}), (noise(1), {}), {"grid": (2, 2), "loop": True}, "--loop does not apply to --grid"),
-        ((noise(0), {}), (noise(1), {}), {"path": "spline"}, "unknown path"),
+        ((noise(0), {}), (noise(1), {}), {"path": "spline"}, "--path must be one of"),
         ((noise(0), {}), (noise(1), {}), {"video": "avi"}, "unknown video"),
         ((noise(0), {}), (noise(1), {}), {"decoding": {"size": (8, 8)}}, "--size 8x8 contradicts"),
         ((noise(0), {}), (noise(1), {}), {"decoding": {"classes": ("a",)}}, "has no classes"),

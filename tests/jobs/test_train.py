@@ -306,7 +306,7 @@ def test_updates_whose_gradient_is_not_finite_are_skipped_and_counted(
 
     monkeypatch.setattr(training_update, "SKIP_LIMIT", 2)
     monkeypatch.setattr(training_update, "add_noise", lambda *a: original(*a) * torch.nan)
-    with pytest.raises(NumericsError, match="not finite in 3 updates in a row"):
+    with pytest.raises(NumericsError, match="not finite in 3 consecutive updates"):
         finish(train, request_for("bad"))
 
 
@@ -318,7 +318,7 @@ def test_updates_whose_gradient_is_not_finite_are_skipped_and_counted(
         ({"ema": 1.0}, r"--ema must be in \[0, 1\)"),
         ({"batch_size": 5, "grad_accum": 2}, "does not divide"),
         ({"prediction": "score"}, "--prediction must be one of"),
-        ({"schedule": "cubic"}, "unknown schedule"),
+        ({"schedule": "cubic"}, "--schedule must be one of"),
         ({"loss_weighting": "p2"}, "--loss-weighting must be one of"),
         ({"model": "huge"}, "neither a file nor one of"),
         ({"model": "cifar10", "image_size": (12, 12)}, "divisible by 8"),

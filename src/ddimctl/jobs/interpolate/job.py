@@ -29,6 +29,7 @@ from ddimctl.jobs.interpolate.inputs import (
 from ddimctl.jobs.interpolate.request import InterpolateRequest
 from ddimctl.jobs.invert.cached_latents import check_invertible, image_latents
 from ddimctl.jobs.invert.request import DEFAULT_STEPS
+from ddimctl.jobs.option import check_choices
 from ddimctl.jobs.requests import SamplerOptions, StepOptions
 from ddimctl.jobs.sample.auto_timesteps import Search, find_timesteps
 from ddimctl.jobs.sample.batches import default_batch_size
@@ -119,10 +120,7 @@ def _interpolate(
 
 def _check(request: InterpolateRequest) -> None:
     tour, output = request.tour, request.output
-    if tour.path not in paths.PATHS:
-        raise RequestError(
-            f"unknown path '{tour.path}'.", f"Choose one of {', '.join(paths.PATHS)}."
-        )
+    check_choices(request)
     if output.video is not None:
         check_video(output.video, output.fps)
     if tour.grid is not None and tour.grid[0] * tour.grid[1] > GRID_LIMIT:

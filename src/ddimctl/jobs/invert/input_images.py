@@ -9,10 +9,9 @@ from typing import Final
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
-from ddimctl.errors import RequestError
 from ddimctl.files.atomic import JsonObject
 from ddimctl.files.dataset.source import scan
-from ddimctl.files.pictures.images import FITS, fit_image, image_pixels, read_image
+from ddimctl.files.pictures.images import fit_image, image_pixels, read_image
 from ddimctl.files.untrusted.guards import is_folder
 
 SHEET: Final = ".inversion.png"
@@ -86,12 +85,6 @@ def fit_input_image(path: Path, checkpoint: Checkpoint, size: tuple[int, int], f
     image = read_image(path, checkpoint.sample_shape[0], background)
     fitted = fit_image(image, size, fit, background)
     return Fitted(image_pixels(fitted), (image.height, image.width), fit)
-
-
-def check_fit(fit: str) -> None:
-    """Raise RequestError for an unknown way to fit images."""
-    if fit not in FITS:
-        raise RequestError(f"unknown fit '{fit}'.", f"Choose one of {', '.join(FITS)}.")
 
 
 def _shortened(stem: str) -> str:

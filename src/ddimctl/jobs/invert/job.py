@@ -21,7 +21,6 @@ from ddimctl.jobs.events import Notice, Progress, Report, Wrote, ignore, notify
 from ddimctl.jobs.invert.input_images import (
     Fitted,
     InputImage,
-    check_fit,
     find_inputs,
     fit_input_image,
 )
@@ -42,6 +41,7 @@ from ddimctl.jobs.invert.round_trip import (
     inversion_plan,
     round_trip,
 )
+from ddimctl.jobs.option import check_choices
 from ddimctl.jobs.requests import OutputOptions
 from ddimctl.jobs.sample.folder import go_on, run_folder
 from ddimctl.jobs.sample.manifest import image_text
@@ -70,7 +70,7 @@ def invert(request: InvertRequest, report: Report = ignore) -> InvertResult:
     RequestError (also where something would be overwritten), CheckpointError, DataError,
     StorageError, DeviceError; Stopped when a signal ended the run, which --resume continues.
     """
-    check_fit(request.images.fit)
+    check_choices(request)
     inputs, output = find_inputs(request.inputs), request.output
     folder = output.out or Path()
     with (

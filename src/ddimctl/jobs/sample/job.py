@@ -8,9 +8,9 @@ from ddimctl.diffusion.inversion import METHODS
 from ddimctl.errors import RequestError
 from ddimctl.files.atomic import JsonObject, check_writable
 from ddimctl.files.latents import LatentFile, load_latents
-from ddimctl.files.pictures.images import FORMATS
 from ddimctl.jobs.checkpoint import Model, open_model
 from ddimctl.jobs.events import Notice, Report, ignore
+from ddimctl.jobs.option import check_choices
 from ddimctl.jobs.sample.auto_timesteps import Search, find_timesteps
 from ddimctl.jobs.sample.batches import default_batch_size
 from ddimctl.jobs.sample.folder import RunFolder, run_folder
@@ -132,14 +132,11 @@ def _least_space(request: SampleRequest, latents: LatentFile | None) -> int:
 
 
 def _check(request: SampleRequest) -> None:
+    check_choices(request)
     output, batch_size = request.output, request.device.batch_size
     if unknown := [kind for kind in output.save if kind not in SAVES]:
         raise RequestError(
             f"--save: unknown output '{unknown[0]}'.", f"Choose from {', '.join(SAVES)}."
-        )
-    if output.format not in FORMATS:
-        raise RequestError(
-            f"unknown image format '{output.format}'.", f"Choose from {', '.join(FORMATS)}."
         )
     if request.images.latents is None and not request.images.all_seeds:
         raise RequestError("there are no seeds to sample.", "Name some with --seeds.")

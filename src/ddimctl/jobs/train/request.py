@@ -4,12 +4,12 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated, Final, Literal
 
 from ddimctl.errors import RequestError, brief
 from ddimctl.files.atomic import JsonObject
 from ddimctl.jobs import parse
-from ddimctl.jobs.option import argument, finite, flag
+from ddimctl.jobs.option import argument, check_choices, finite, flag
 from ddimctl.jobs.requests import COMPILE, DEVICE_NAME, MAIN, PRECISION, Precision, SavedPrecision
 
 DATA: Final = "Data"
@@ -277,19 +277,9 @@ def check_request(request: TrainRequest, processes: int) -> None:
             f"--batch-size {request.batch_size} does not divide by "
             f"--grad-accum {request.grad_accum}{among}."
         )
-    choices = (
-        ("loss_weighting", get_args(Weighting)),
-        ("prediction", (None, *get_args(Prediction))),
-        ("lr_decay", get_args(Decay)),
-        ("channels", (1, 3)),
-        ("weights_dtype", get_args(SavedPrecision)),
-        ("log", (None, *get_args(LogKind))),
-    )
-    for name, allowed in choices:
-        if getattr(request, name) not in allowed:
-            words = ", ".join(str(choice) for choice in allowed if choice is not None)
-            flag = name.replace("_", "-")
-            raise RequestError(f"--{flag} must be one of {words}.")
+    check_choices(request)
+    if request.channels not in (1, 3):
+        raise RequestError("--channels must be 1 or 3.")
     if request.log is not None:
         from ddimctl.files.event_log import check_event_log
 
