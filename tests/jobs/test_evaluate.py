@@ -403,7 +403,7 @@ def test_a_preset_brings_timesteps_clipping_and_numbers(
     assert rows["eta", 10]["within_band"] is None
     assert "paper_fid" not in rows["eta", 60]
     assert [rows["eta", S]["evaluations"] for S in (10, 60)] == [10, 58]
-    assert "repeated ones are left out" in finished.notices()
+    assert "repeated timesteps are left out" in finished.notices()
     settings = {
         name: json.loads((tmp_path / f"out/cells/{name}-S10/manifest.json").read_text())["settings"]
         for name in ("eta0", "large")

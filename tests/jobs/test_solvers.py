@@ -98,7 +98,7 @@ def test_latents_with_an_impossible_solver_are_refused(finish, request_for, tmp_
 
     path = tmp_path / "x.pt"
     save_latents(path, torch.zeros(1, 3, 16, 16), {"solver": "heun"})
-    with pytest.raises(RequestError, match="--solver must be one of"):
+    with pytest.raises(RequestError, match="unknown solver 'heun'"):
         finish(sample, request_for(latents=path))
 
 
