@@ -55,7 +55,7 @@ class NumericsError(DdimctlError):
 
 
 class Stopped(DdimctlError):  # noqa: N818, it is no failure
-    """A signal stopped the run; what it had is saved and the same command with --resume goes on."""
+    """A signal stopped the run; what it had is saved and the same command continues it with --resume."""
 
     exit_code = 75
 

@@ -70,7 +70,7 @@ def test_wrong_requests_are_2_and_leave_nothing(interpolate, tiny_checkpoint, tm
         (["--seeds", "1"], "at least two inputs, not 1"),
         (["--seeds", "1,2,3", "--frames", "2"], "less than the 3 inputs"),
         (["--seeds", "1,2,3", "--grid", "2x2"], "four inputs, not 3"),
-        (["--seeds", "1,2", "--class", "monster"], "knows no classes"),
+        (["--seeds", "1,2", "--class", "monster"], "has no classes"),
         (["--seeds", "1,2", "--size", "17"], "multiples of"),
         (["--seeds", "1,2", "--resume"], "--resume needs the folder"),
     ):

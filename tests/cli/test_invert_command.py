@@ -83,7 +83,7 @@ def test_overwriting_is_2_and_a_dry_run_writes_nothing(run_here, tiny_checkpoint
     code, out, err = run_here(*command, "--dry-run")
     assert code == 0, err
     assert re.search(r"a\.png +a\.pt", out)
-    assert "40x30 pixels (width x height), cut to the middle 30x30 and resized to 16x16" in err
+    assert "40x30 pixels (width x height), cropped to the middle 30x30 and resized to 16x16" in err
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert run_here(*command)[0] == 0
     code, out, err = run_here(*command)

@@ -9,7 +9,7 @@ from ddimctl.files.pictures.images import (
     read_image,
     read_image_text,
 )
-from ddimctl.jobs.sample.records import sha256_hex
+from ddimctl.jobs.sample.manifest import sha256_hex
 
 
 def spoil(folder, levels):

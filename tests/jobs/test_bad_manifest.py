@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from bad_input import FAST, tree, value_or_our_error
 from ddimctl.errors import DataError, RequestError
+from ddimctl.jobs.requests import OutputOptions
 from ddimctl.jobs.sample.job import sample
-from ddimctl.jobs.sample.manifest import Layout, check_same_run, read_manifest
+from ddimctl.jobs.sample.manifest import check_same_run, read_manifest
+from ddimctl.jobs.sample.outputs import Layout
 from flat_requests import sample_request
 
 LAYOUT = Layout("sample", "images", 6)
@@ -72,7 +74,7 @@ def test_any_other_manifest_is_refused_and_nothing_is_touched(run):
         before = tree(run.output.out)
 
         def read():
-            found = read_manifest(run.output.out, LAYOUT, resume=True, force=False)
+            found = read_manifest(run.output.out, LAYOUT, OutputOptions(resume=True))
             assert found is not None
             check_same_run(found, good, LAYOUT)
 
@@ -146,4 +148,4 @@ def test_what_is_no_manifest_is_refused_by_name(run, content):
 def test_a_manifest_that_never_ends_is_not_read(tmp_path, make):
     make(tmp_path / "manifest.json")
     with pytest.raises(DataError, match="is not the manifest"):
-        read_manifest(tmp_path, LAYOUT, resume=True, force=False)
+        read_manifest(tmp_path, LAYOUT, OutputOptions(resume=True))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import ddimctl
-from ddimctl.jobs.sample import batch_size
-from ddimctl.jobs.sample.batch_size import bytes_per_image, default_batch_size
+from ddimctl.jobs.sample import batches
+from ddimctl.jobs.sample.batches import bytes_per_image, default_batch_size
 from peak import IMPORT_PEAK
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def bundled():
 
 
 def free(monkeypatch, size):
-    monkeypatch.setattr(batch_size, "available_memory", lambda: size)
+    monkeypatch.setattr(batches, "available_memory", lambda: size)
 
 
 def test_the_estimate_counts_every_kept_map():

@@ -61,9 +61,9 @@ def test_no_step_of_sampling_waits_for_the_device(monkeypatch, network, settings
         copies.waited_for.clear()
         plan = make_plan(
             resolve_sampler(options, {}, checkpoint),
-            shape=checkpoint.sample_shape,
-            seeds=seeds,
-            labels=image_labels(None, {}, checkpoint, seeds),
+            checkpoint.sample_shape,
+            seeds,
+            image_labels(None, {}, checkpoint, seeds),
             precision="bf16",
             batch_size=4,
         )

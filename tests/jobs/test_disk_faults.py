@@ -11,8 +11,8 @@ import pytest
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import StorageError
 from ddimctl.files import atomic
+from ddimctl.jobs import checkpoint as jobs_checkpoint
 from ddimctl.jobs.interpolate.job import interpolate
-from ddimctl.jobs.sample import job as sample_job
 from ddimctl.jobs.sample.job import sample
 from ddimctl.jobs.sample.outputs import bytes_needed
 from ddimctl.jobs.sample.store import SampleStore
@@ -83,7 +83,7 @@ def disk(monkeypatch):
 @pytest.fixture
 def request_for(tiny_checkpoint, tmp_path, monkeypatch):
     checkpoint = load_checkpoint(tiny_checkpoint)
-    monkeypatch.setattr(sample_job, "open_checkpoint", lambda *_, **__: checkpoint)
+    monkeypatch.setattr("ddimctl.jobs.checkpoint.open_checkpoint", lambda *_, **__: checkpoint)
 
     def make(out="out", **settings):
         settings = {"steps": 1, "seeds": (0, 1, 2), "batch_size": 2} | settings
@@ -110,7 +110,7 @@ def test_whatever_the_disk_refuses_the_rest_is_whole_and_a_resume_ends_alike(
             finish(sample, request_for())
         assert os.strerror(code) in raised.value.cause or "no space" in raised.value.cause
         if any((tmp_path / "out").glob("images/*.png")):
-            assert "--resume goes on" in raised.value.remedy
+            assert "--resume." in raised.value.remedy
         if (tmp_path / "out").exists():
             check_whole(tmp_path / "out")
         disk.mend()
@@ -155,9 +155,9 @@ def test_a_clear_shortage_is_told_before_anything_is_sampled(
 ):
     full_disk(monkeypatch, 20_000)
     opened = []
-    original = sample_job.open_checkpoint
+    original = jobs_checkpoint.open_checkpoint
     monkeypatch.setattr(
-        sample_job,
+        jobs_checkpoint,
         "open_checkpoint",
         lambda *given, **named: opened.append(1) or original(*given, **named),
     )
@@ -196,7 +196,9 @@ def test_the_estimate_is_no_more_than_what_is_written(finish, request_for, tmp_p
 def test_a_folder_without_permission_is_told_before_the_model_is_loaded(
     finish, request_for, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(sample_job, "open_checkpoint", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "ddimctl.jobs.checkpoint.open_checkpoint", lambda *_, **__: pytest.fail("loaded")
+    )
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(StorageError, match="no permission"):
         finish(sample, request_for("locked/out"))
@@ -212,7 +214,9 @@ def test_a_read_only_disk_is_told_before_the_model_is_loaded(
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return original(path, flags, *rest, **named)
 
-    monkeypatch.setattr(sample_job, "open_checkpoint", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "ddimctl.jobs.checkpoint.open_checkpoint", lambda *_, **__: pytest.fail("loaded")
+    )
     monkeypatch.setattr(os, "open", read_only)
     with pytest.raises(StorageError, match="read-only"):
         finish(sample, request_for())
@@ -255,7 +259,7 @@ def test_a_folder_that_is_moved_away_ends_the_run_at_once_and_can_be_put_back(
         StorageError, match=r"its folder no longer exists.*Restore the folder"
     ) as raised:
         sample(request, report)
-    assert "--resume goes on" in raised.value.remedy
+    assert "--resume." in raised.value.remedy
     assert len(events) < 40  # of 50 batches
     assert not out.exists()
     away.rename(out)

@@ -14,14 +14,14 @@ from PIL import Image
 
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import DataError, NumericsError, RequestError, Stopped, StorageError
+from ddimctl.jobs import checkpoint as jobs_checkpoint
+from ddimctl.jobs.evaluate import cells as preset_checks
 from ddimctl.jobs.evaluate import job as evaluating
-from ddimctl.jobs.evaluate import paper_checks as preset_checks
 from ddimctl.jobs.evaluate import paper_tables as presets
 from ddimctl.jobs.evaluate import reference as measuring
-from ddimctl.jobs.evaluate import sample_and_score as evaluation_work
 from ddimctl.jobs.evaluate import score as scoring
+from ddimctl.jobs.evaluate.cells import differences
 from ddimctl.jobs.evaluate.job import evaluate
-from ddimctl.jobs.evaluate.paper_checks import differences
 from ddimctl.jobs.evaluate.paper_tables import PRESETS, Preset, is_within_band, paper_timesteps
 from ddimctl.jobs.evaluate.reference import Preparation, make_reference
 from ddimctl.jobs.evaluate.report import FILES, combine, tables
@@ -104,8 +104,8 @@ def test_every_cell_is_sampled_scored_and_told(finish, request_for, tmp_path):
     assert {path.name for path in out.iterdir()} == {*FILES, "cells", "reference.safetensors"}
     manifest = json.loads((out / "cells" / "large-S3" / "manifest.json").read_text())
     assert (manifest["settings"]["variance"], manifest["settings"]["steps"]) == ("large", 3)
-    assert "8 images of each cell are few" in finished.notices()
-    assert "10 images of the data are few" in finished.notices()
+    assert "scores of each cell use only 8 images" in finished.notices()
+    assert "scores of the data use only 10 images" in finished.notices()
 
 
 def test_the_report_can_be_read(finish, request_for, tmp_path):
@@ -185,9 +185,9 @@ def test_a_stopped_evaluation_goes_on_to_the_same_scores(finish, request_for, tm
 
 def test_the_checkpoint_is_opened_once(finish, request_for, monkeypatch):
     opened = []
-    original = evaluating.open_checkpoint
+    original = jobs_checkpoint.open_checkpoint
     monkeypatch.setattr(
-        evaluating,
+        jobs_checkpoint,
         "open_checkpoint",
         lambda *given, **named: opened.append(1) or original(*given, **named),
     )
@@ -234,7 +234,7 @@ def test_numbers_that_are_not_finite_name_the_cell(finish, request_for, monkeypa
     def fails(*given, **named):
         raise NumericsError("seed 3: values are no longer finite.", "Try --clip static.")
 
-    monkeypatch.setattr(evaluation_work, "decode", fails)
+    monkeypatch.setattr(evaluating, "decode", fails)
     with pytest.raises(NumericsError, match=r"^eta0-S2: seed 3: ") as caught:
         finish(evaluate, request_for())
     assert caught.value.remedy == "Try --clip static."
@@ -273,7 +273,7 @@ def test_resume_with_more_cells_adds_them(finish, request_for):
 
 def test_resume_of_another_run_is_refused(finish, request_for):
     finish(evaluate, request_for())
-    with pytest.raises(RequestError, match="not the run that was begun"):
+    with pytest.raises(RequestError, match="the settings differ from the first run's"):
         finish(evaluate, request_for(count=6, resume=True))
     with pytest.raises(RequestError, match="holds an evaluation already"):
         finish(evaluate, request_for())
@@ -403,7 +403,7 @@ def test_a_preset_brings_timesteps_clipping_and_numbers(
     assert rows["eta", 10]["within_band"] is None
     assert "paper_fid" not in rows["eta", 60]
     assert [rows["eta", S]["evaluations"] for S in (10, 60)] == [10, 58]
-    assert "repeated ones are left out" in finished.notices()
+    assert "repeated timesteps are left out" in finished.notices()
     settings = {
         name: json.loads((tmp_path / f"out/cells/{name}-S10/manifest.json").read_text())["settings"]
         for name in ("eta0", "large")
@@ -425,7 +425,7 @@ def test_what_is_unlike_the_paper_is_named(tiny_checkpoint):
     assert differences("paper-cifar10", bundled, changed(paper, clip="none"), 50_000) == [
         "a network that predicts v, not eps",
         "another noise schedule",
-        "a network that knows classes",
+        "a class-conditional network",
         "--clip none",
     ]
 
@@ -437,11 +437,11 @@ def test_a_preset_says_what_is_unlike_and_judges_only_its_like(
     monkeypatch.setitem(presets.PRESETS, "paper-tiny", tiny)
     asked = {"preset": "paper-tiny", "steps": (10,), "metrics": ("fid",), "count": 2}
     finished = finish(evaluate, request_for(**asked))
-    assert "unlike the paper's: 2 images a cell, not 50,000. " in finished.notices()
+    assert "not the paper's experiment: 2 images a cell, not 50,000. " in finished.notices()
     assert finished.result.rows[0]["within_band"] is None
     page = (tmp_path / "out/index.html").read_text()
     assert "not judged, since here are 2 images a cell, not 50,000." in page
-    monkeypatch.setattr(preset_checks, "PICTURES", 2)
+    monkeypatch.setattr(preset_checks, "IMAGES", 2)
     finished = finish(evaluate, request_for(**asked, resume=True))
     assert "unlike" not in finished.notices()
     assert finished.result.rows[0]["within_band"] is False
@@ -530,7 +530,7 @@ def test_a_reference_without_the_metric_is_refused(
     finish, request_for, reference, fake_inception, monkeypatch
 ):
     request = request_for(data=None, reference=reference(), metrics=("swd", "fid"))
-    with pytest.raises(RequestError, match="holds nothing for fid, only for swd"):
+    with pytest.raises(RequestError, match="holds no reference for fid, only for swd"):
         finish(evaluate, request)
     path = reference("fid.safetensors", metrics=("fid",))
     monkeypatch.setattr(
@@ -601,7 +601,7 @@ def test_a_reference_brings_its_preparation(finish, data, reference):
     result = finish(scoring.score, ScoreRequest(data, ScoringOptions(reference=path))).result
     assert result.scores["swd"] == 0
     assert (result.samples["size"], result.samples["channels"]) == ([12, 10], 1)
-    with pytest.raises(RequestError, match="prepared otherwise"):
+    with pytest.raises(RequestError, match="prepared differently"):
         finish(scoring.score, ScoreRequest(data, ScoringOptions(reference=path), size=(9, 9)))
 
 

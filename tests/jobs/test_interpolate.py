@@ -212,7 +212,7 @@ def test_a_stopped_run_goes_on_and_a_different_one_does_not(finish, request_for,
     finish(interpolate, resumed)
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == whole
     for change in ({"seeds": (3, 8)}, {"path": "lerp"}, {"loop": True}):
-        with pytest.raises(RequestError, match="not the run that was begun"):
+        with pytest.raises(RequestError, match="the settings differ from the first run's"):
             finish(interpolate, changed(resumed, **change))
     with pytest.raises(RequestError, match="is not empty"):
         finish(interpolate, request_for(seeds=(3, 9)))
@@ -267,11 +267,11 @@ RECORD = {"name": "a", "sha256": "0" * 64}
         ((noise(0), {}), (noise(1), {}), {"grid": (2, 2)}, "four inputs, not 2"),
         ((noise(0, 2), {}), (noise(1, 3), {}), {"grid": (1, 4)}, "too small"),
         ((noise(0, 2), {}), (noise(1, 3), {}), {"grid": (17, 17)}, "at most 256"),
-        ((noise(0), {}), (noise(1), {}), {"grid": (2, 2), "loop": True}, "--loop is for a path"),
-        ((noise(0), {}), (noise(1), {}), {"path": "spline"}, "unknown path"),
+        ((noise(0), {}), (noise(1), {}), {"grid": (2, 2), "loop": True}, "--loop does not apply to --grid"),
+        ((noise(0), {}), (noise(1), {}), {"path": "spline"}, "--path must be one of"),
         ((noise(0), {}), (noise(1), {}), {"video": "avi"}, "unknown video"),
         ((noise(0), {}), (noise(1), {}), {"decoding": {"size": (8, 8)}}, "--size 8x8 contradicts"),
-        ((noise(0), {}), (noise(1), {}), {"decoding": {"classes": ("a",)}}, "knows no classes"),
+        ((noise(0), {}), (noise(1), {}), {"decoding": {"classes": ("a",)}}, "has no classes"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused_and_leaves_nothing(
@@ -341,7 +341,7 @@ def test_images_are_inverted_and_come_back(
         interpolate, request_for(files=[first, second], ckpt=calm_checkpoint, decoding={"steps": 4})
     )
     assert finished.result.inputs == ("first", "second")
-    assert "first.png: 16x16 pixels, as they are" in finished.notices()
+    assert "first.png: 16x16 pixels, unchanged" in finished.notices()
     assert "misses it" not in finished.notices()
     for i, pixels in ((0, a), (4, b)):
         assert int((frame(tmp_path / "out", i) - pixels).abs().max()) <= 1
@@ -386,7 +386,7 @@ def test_images_latents_and_seeds_mix(finish, request_for, drawn, input_image):
     request = request_for(files=[drawn("a", 5), image], seeds=(1,), ckpt=None, frames=3)
     finished = finish(interpolate, request)
     assert finished.result.inputs == ("latents", "first", "seed 1")
-    assert "cut to the middle 20x20" in finished.notices()
+    assert "cropped to the middle 20x20" in finished.notices()
     manifest = json.loads(finished.result.outputs["manifest"].read_text())
     assert {image["class"] for image in manifest["images"]} == {"item"}
 

@@ -100,7 +100,7 @@ def test_a_signal_leaves_what_resume_completes(run, tmp_path, whole, name, insta
     ended = run(*command, prelude=signal_in(f"jobs.sample.store:{instant}", name, call))
     assert ended.code == 75, ended.stderr
     assert f"stopped: {name}: stopped with " in ended.stderr
-    assert "--out out --resume goes on" in ended.stderr
+    assert "--out out --resume." in ended.stderr
     check_whole(tmp_path / "out")
     assert not list((tmp_path / "out").rglob(".ddimctl*"))
     ended = run(*command)
@@ -111,7 +111,7 @@ def test_a_signal_leaves_what_resume_completes(run, tmp_path, whole, name, insta
 @pytest.mark.parametrize(("name", "code"), SIGNALS.items())
 def test_a_signal_while_the_model_is_loaded_leaves_nothing(run, tmp_path, name, code):
     for out in (["--out", "out"], []):
-        ended = run("sample", *out, prelude=signal_in("jobs.sample.job:open_checkpoint", name))
+        ended = run("sample", *out, prelude=signal_in("jobs.checkpoint:open_checkpoint", name))
         assert ended.code == code
         assert ended.stderr == "interrupted: the run is incomplete.\n"
         assert list(tmp_path.iterdir()) == []
@@ -153,7 +153,7 @@ def test_inversion_keeps_the_inputs_that_it_has_done(run, tmp_path, inputs, name
         ended = run(*INVERT, prelude=signal_in(instant, name, call))
         assert ended.code == 75, ended.stderr
         assert f"stopped: {name}: stopped with 2 of 3 input images in out." in ended.stderr
-        assert "  try: The same command with --out out --resume goes on." in ended.stderr
+        assert "  try: Continue with the same command and --out out --resume." in ended.stderr
         assert contents(tmp_path / "out") == dict(list(whole.items())[:4])
         ended = run(*INVERT, "--resume")
         assert ended.code == 0, ended.stderr

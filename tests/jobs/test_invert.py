@@ -10,6 +10,7 @@ import ddimctl
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.latents import load_latents
 from ddimctl.files.pictures.images import from_uint8, read_image_text, to_uint8
+from ddimctl.jobs.checkpoint import Model
 from ddimctl.jobs.events import ignore
 from ddimctl.jobs.invert import round_trip as trips
 from ddimctl.jobs.invert.job import invert
@@ -132,7 +133,7 @@ def test_bad_files_are_told_and_the_others_go_on(finish, request_for, tmp_path):
     failed = dict(finished.result.failed)
     assert "not an image" in failed[str(inputs[0])]
     assert "no such file" in failed[str(inputs[2])]
-    assert "cut to the middle 20x20 and resized to 16x16" in finished.notices()
+    assert "cropped to the middle 20x20 and resized to 16x16" in finished.notices()
     assert names(tmp_path / "out") == ["good.inversion.png", "good.pt", "gray.inversion.png", "gray.pt"]  # fmt: skip
 
 
@@ -196,10 +197,10 @@ def test_a_dry_run_writes_nothing(finish, request_for, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "edict"}, "unknown method"),
+        ({"method": "edict"}, "--method must be one of"),
         ({"tolerance": -1.0}, "not above 0"),
-        ({"fit": "squeeze"}, "unknown fit"),
-        ({"classes": ("0",)}, "knows no classes"),
+        ({"fit": "squeeze"}, "--fit must be one of"),
+        ({"classes": ("0",)}, "has no classes"),
         ({"precision": "bf16"}, "would not be exact"),
         ({"size": (9, 16)}, "multiples of 2"),
         ({"steps": 1001}, "at most 1000"),
@@ -236,9 +237,8 @@ def test_zero_terminal_snr_is_refused(finish, request_for, tiny_checkpoint, tmp_
 
 def plan_of(checkpoint, method="exact"):
     images, inversion = DatasetImageOptions(), InversionOptions(steps=8, method=method)
-    return trips.inversion_plan(
-        images, inversion, checkpoint, 2, torch.device("cpu"), "fp32", batch_size=None
-    )
+    model = Model(checkpoint, torch.device("cpu"), "fp32")
+    return trips.inversion_plan(images, inversion, model, 2, batch_size=None)
 
 
 def test_what_a_loose_tolerance_missed_is_tried_again_tighter(v_checkpoint):
@@ -274,7 +274,7 @@ def test_the_warning_names_the_steps_that_were_not_solved(
     monkeypatch.setattr("ddimctl.diffusion.anderson.LIMIT", 1)
     input_image = noise_image(tmp_path / "a.png")
     finished = finish(invert, request_for(input_image))
-    assert "decoding misses the image by up to" in finished.notices()
+    assert "the decoded image is off by up to" in finished.notices()
     assert "at t = " in finished.notices()
 
 

@@ -73,7 +73,7 @@ def test_a_complete_run_is_complete_and_one_that_never_was_begins(finish, reques
     assert inverted == [2, 2, 1]
     again = finish(invert, request_for(resume=True))
     assert inverted == [2, 2, 1]
-    assert "complete already: 5 input images." in again.notices()
+    assert "already complete: 5 input images." in again.notices()
     assert again.result.images == first.result.images
 
 
@@ -135,7 +135,7 @@ def test_files_that_invert_did_not_write_are_refused(finish, request_for, tmp_pa
     (tmp_path / "out").mkdir()
     path = tmp_path / "out/2.pt"
     save_latents(path, torch.zeros(1, 3, 16, 16), {"method": "naive"})
-    with pytest.raises(RequestError, match=r"2\.pt is no latent that invert wrote"):
+    with pytest.raises(RequestError, match=r"2\.pt is not a latent of ddimctl invert"):
         finish(invert, request_for(resume=True))
     path.write_bytes(b"anything")
     with pytest.raises(RequestError, match=r"--resume: .*2\.pt cannot be read"):
@@ -164,7 +164,8 @@ def test_inputs_that_failed_are_tried_again(
             return (output * torch.nan if len(x) == 1 else output,)  # a group of the last alone
 
     monkeypatch.setattr(
-        trips, "open_checkpoint", lambda *_, **__: replace(checkpoint, unet=Poisoned())
+        "ddimctl.jobs.checkpoint.open_checkpoint",
+        lambda *_, **__: replace(checkpoint, unet=Poisoned()),
     )
     first = finish(invert, request_for(batch_size=4)).result
     assert [name for name, _ in first.failed] == [str(inputs[1]), str(inputs[4])]

@@ -8,7 +8,6 @@ import torch
 
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import NumericsError
-from ddimctl.jobs.sample import job as sample_job
 from ddimctl.jobs.sample import sampler as decoding
 from ddimctl.jobs.sample.job import sample
 from ddimctl.jobs.sample.store import SampleStore
@@ -83,7 +82,7 @@ def test_a_batch_for_which_there_is_no_memory(finish, request_for, tmp_path, mon
         checkpoint = load_checkpoint(request_for("x").checkpoint.ckpt)
         return replace(checkpoint, unet=Full(checkpoint.unet))
 
-    monkeypatch.setattr(sample_job, "open_checkpoint", opened)
+    monkeypatch.setattr("ddimctl.jobs.checkpoint.open_checkpoint", opened)
     in_time = finish(sample, request_for("in-time"))
     monkeypatch.setattr(decoding, "ToHost", Late)
     late = finish(sample, request_for("late"))

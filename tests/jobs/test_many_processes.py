@@ -128,7 +128,7 @@ def test_a_dead_process_ends_the_others_and_loses_nothing(sample, tmp_path, whol
     if dead == 1:
         assert "error: process 1 on " in ended[0].stderr
         assert "has given no sign of life" in ended[0].stderr
-        assert "--resume goes on" in ended[0].stderr
+        assert "and --resume." in ended[0].stderr
     check_whole(tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/images").iterdir()}
     assert codes(sample(3, "--resume", save=save)) == [0, 0, 0]
@@ -154,13 +154,13 @@ def test_complete_already(sample, tmp_path, whole):
     assert codes(sample(2)) == [0, 0]
     ended = sample(2, "--resume")
     assert codes(ended) == [0, 0]
-    assert "complete already: 18 images." in ended[0].stderr
+    assert "already complete: 18 images." in ended[0].stderr
     assert contents(tmp_path / "out") == whole
 
 
 def test_an_error_of_any_process_is_shown_once(sample, tmp_path):
     fault = "raise RuntimeError('CUDA error: out of memory')"
-    ended = sample(2, preludes={1: fault_in("jobs.sample.job:open_checkpoint", fault)})
+    ended = sample(2, preludes={1: fault_in("jobs.checkpoint:open_checkpoint", fault)})
     assert codes(ended) == [1, 1]
     assert ended[1].text == ""
     assert "error: process 1 on " in ended[0].stderr
@@ -308,14 +308,14 @@ owner.read_data = elsewhere
     ended = train(2, "two", "--grad-accum", 1, preludes={1: IMPATIENT + other})
     assert codes(ended) == [1, 1]
     assert "error: process 1 on " in ended[0].stderr
-    assert "it does not begin as process 0 does: run differ" in ended[0].stderr
+    assert "this process starts with another run than process 0" in ended[0].stderr
 
 
 EVALUATE = [
     *("evaluate", "-n", 6, "--steps", "2,3", "--eta", "0,1", "--batch-size", 2, "--device", "cpu"),
     *("--out", "out"),
 ]
-SCORES = "jobs.evaluate.sample_and_score:scores"
+SCORES = "jobs.evaluate.score_cells:scores"
 
 
 @pytest.fixture(scope="module")
@@ -367,8 +367,8 @@ def test_each_process_scores_cells(evaluate, scored, tmp_path):
     ("place", "call", "says"),
     [
         (STEP, 8, "stopped with "),
-        ("jobs.evaluate.sample_and_score:measure_samples", 1, "stopped while scoring."),
-        ("jobs.evaluate.sample_and_score:open_reference", 1, "stopped while scoring."),
+        ("jobs.evaluate.score_cells:measure_samples", 1, "stopped while scoring."),
+        ("jobs.evaluate.score_cells:open_reference", 1, "stopped while scoring."),
     ],
 )
 def test_a_signal_to_one_stops_an_evaluation_and_any_number_goes_on(
@@ -377,7 +377,7 @@ def test_a_signal_to_one_stops_an_evaluation_and_any_number_goes_on(
     ended = evaluate(2, preludes={1: fault_in(place, STOPS, call=call)})
     assert codes(ended) == [75, 75]
     assert ended[0].stderr.count(f"stopped: SIGTERM: {says}") == 1
-    assert "The same command with --out out --resume goes on." in ended[0].stderr
+    assert "Continue with the same command and --out out --resume." in ended[0].stderr
     assert ended[1].text == ""
     again = evaluate(3, "--resume")
     assert codes(again) == [0] * 3, again[0].stderr

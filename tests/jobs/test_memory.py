@@ -9,12 +9,9 @@ from PIL import Image
 
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.errors import DataError, DeviceError, NumericsError, Stopped
-from ddimctl.jobs.interpolate import job as interpolate_job
 from ddimctl.jobs.interpolate.job import interpolate
-from ddimctl.jobs.invert import round_trip as trips
 from ddimctl.jobs.invert.job import invert
 from ddimctl.jobs.invert.reconstruct import reconstruct
-from ddimctl.jobs.sample import job as sample_job
 from ddimctl.jobs.sample.batches import (
     Group,
     Smaller,
@@ -62,10 +59,10 @@ def small(tiny_checkpoint, monkeypatch):
     def install(*settings, **named):
         checkpoint = load_checkpoint(tiny_checkpoint)
         network = Small(checkpoint.unet, *settings, **named)
-        for job in (sample_job, interpolate_job, trips):
-            monkeypatch.setattr(
-                job, "open_checkpoint", lambda *_, **__: replace(checkpoint, unet=network)
-            )
+        monkeypatch.setattr(
+            "ddimctl.jobs.checkpoint.open_checkpoint",
+            lambda *_, **__: replace(checkpoint, unet=network),
+        )
         return network
 
     return install
@@ -117,7 +114,7 @@ def test_smaller_batches_make_the_same_images(finish, request_for, small, tmp_pa
     network = small(limit=2, error=error)
     finished = finish(sample, request_for())
     assert network.sizes == [8, 4, *[2] * 3 * 6]
-    assert "out of memory with 8 images at a time; going on with 4." in finished.notices()
+    assert "out of memory with 8 images at a time; continuing with 4." in finished.notices()
     assert int((levels(tmp_path / "out") - levels(tmp_path / "whole")).abs().max()) <= 1
     found = manifest(tmp_path / "out")
     assert (found["settings"]["batch_size"], found["smaller_batches"]) == (8, [[0, 2]])
@@ -149,7 +146,7 @@ def test_the_record_comes_before_the_images_of_the_smaller_batches(
     told = []
 
     def on_event(event):
-        if "going on with 2" in getattr(event, "text", ""):
+        if "continuing with 2" in getattr(event, "text", ""):
             assert manifest(tmp_path / "out")["smaller_batches"] == [[0, 2]]
             assert not any((tmp_path / "out/images").iterdir())
             told.append(event)
@@ -178,7 +175,7 @@ def test_loading_without_room_is_a_device_error(finish, request_for, monkeypatch
     def full(*_, **__):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(sample_job, "open_checkpoint", full)
+    monkeypatch.setattr("ddimctl.jobs.checkpoint.open_checkpoint", full)
     with pytest.raises(DeviceError, match="out of memory"):
         finish(sample, request_for())
     assert not (tmp_path / "out").exists()
@@ -226,7 +223,7 @@ def test_inversion_goes_on_in_halves(finish, small, inputs, tmp_path):
     network = small(limit=2)
     settings["out"] = tmp_path / "out"
     finished = finish(invert, invert_request(inputs, **settings))
-    assert "out of memory with 5 images at a time; going on with 2." in finished.notices()
+    assert "out of memory with 5 images at a time; continuing with 2." in finished.notices()
     assert [size for size in network.sizes if size > 2] == [5]
     steps = [event.done for event in finished.events if hasattr(event, "done")]
     assert steps == sorted(steps)
@@ -268,8 +265,7 @@ def test_a_input_image_without_a_finite_latent_is_told_and_the_others_go_on(
 ):
     checkpoint = load_checkpoint(tiny_checkpoint)
     checkpoint = replace(checkpoint, prediction="v", unet=Poisoned(checkpoint.unet))
-    monkeypatch.setattr(trips, "open_checkpoint", lambda *_, **__: checkpoint)
-    monkeypatch.setattr(interpolate_job, "open_checkpoint", lambda *_, **__: checkpoint)
+    monkeypatch.setattr("ddimctl.jobs.checkpoint.open_checkpoint", lambda *_, **__: checkpoint)
     Image.new("RGB", (16, 16), (255, 255, 255)).save(inputs[1])
     settings = {"out": tmp_path / "out", "batch_size": 3}
     request = invert_request(inputs[:4], method=method, steps=3, **settings)

@@ -31,10 +31,10 @@ def test_a_checkpoint_that_moved_away_or_changed_is_not_taken(tiny_checkpoint, t
     checkpoint = ddimctl.load_checkpoint(folder)
     record = checkpoint.provenance.record()
     remember(checkpoint, str(folder))
-    with pytest.raises(RequestError, match="another version of 'mine'"):
+    with pytest.raises(RequestError, match="another version"):
         verify(checkpoint, record | {"sha256": "0" * 64})
     shutil.rmtree(folder)
-    with pytest.raises(RequestError, match="not where it was"):
+    with pytest.raises(RequestError, match="was not found"):
         find_checkpoint(record)
 
 

@@ -22,7 +22,7 @@ from ddimctl.jobs.interpolate.job import interpolate
 from ddimctl.jobs.replay.job import BYTES, LEVEL, OTHER, SAME, UNKNOWN, ReplayRequest, replay
 from ddimctl.jobs.replay.record import read_record
 from ddimctl.jobs.sample.job import sample
-from ddimctl.jobs.sample.records import sha256_hex
+from ddimctl.jobs.sample.manifest import sha256_hex
 from flat_requests import interpolate_request, sample_request
 
 
@@ -197,12 +197,12 @@ def test_another_meaning_of_the_networks_output_is_told(old, again, tiny_class_c
     with pytest.raises(RequestError, match="another prediction"):
         again(old)
     finished = again(old, ckpt=str(tiny_class_checkpoint))
-    assert "predicted v, is now said to predict eps" in finished.notices()
+    assert "the prediction target was v, is eps" in finished.notices()
 
 
 def test_another_checkpoint_needs_to_be_named(old, again, tiny_class_checkpoint, tmp_path):
     edit(old, checkpoint=manifest(old)["checkpoint"] | {"sha256": "0" * 64})
-    with pytest.raises(RequestError, match="is not where it was"):
+    with pytest.raises(RequestError, match="was not found"):
         again(old)
     finished = again(old, ckpt=str(tiny_class_checkpoint))
     assert "the checkpoint is another one" in finished.notices()
@@ -222,7 +222,7 @@ def test_a_stopped_replay_goes_on(recorded, again, tmp_path, cut_at):
         replay(ReplayRequest(recorded, out=tmp_path / "new"), cut_at(4))
     assert not manifest(tmp_path / "new")["complete"]
     assert found(again(recorded, resume=True)) == [SAME] * 5
-    assert "complete already" in again(recorded, resume=True).notices()
+    assert "already complete" in again(recorded, resume=True).notices()
     with pytest.raises(RequestError, match="not empty"):
         again(recorded)
     assert found(again(recorded, force=True)) == [SAME] * 5

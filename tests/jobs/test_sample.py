@@ -167,7 +167,7 @@ def test_resuming_a_complete_run_does_nothing(finish, request_for, tmp_path):
     finish(sample, request_for(save=EVERYTHING))
     before = changed()
     finished = finish(sample, request_for(save=EVERYTHING, resume=True))
-    assert "complete already" in finished.notices()
+    assert "already complete" in finished.notices()
     assert changed() == before
 
 
@@ -187,7 +187,7 @@ def test_resuming_where_nothing_is_starts(finish, request_for, tmp_path):
 )
 def test_resuming_another_run_is_refused_with_the_difference(finish, request_for, change, named):
     finish(sample, request_for())
-    with pytest.raises(RequestError, match=f"not the run that was begun.*{named}"):
+    with pytest.raises(RequestError, match=f"the settings differ from the first run's.*{named}"):
         finish(sample, request_for(resume=True, **change))
 
 
@@ -205,7 +205,9 @@ def test_a_checkpoint_whose_settings_were_edited_is_another_one(
     next((tmp_path / "out" / "images").iterdir()).unlink()
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-    with pytest.raises(RequestError, match=f"not the run that was begun.*{named} differs"):
+    with pytest.raises(
+        RequestError, match=f"the settings differ from the first run's.*{named} differs"
+    ):
         finish(sample, changed(request, resume=True))
 
 
@@ -340,19 +342,19 @@ def test_unknown_classes_are_refused_with_the_known_ones(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"classes": ("0",)}, "knows no classes"),
-        ({"guidance": 2.0}, "knows no classes"),
+        ({"classes": ("0",)}, "has no classes"),
+        ({"guidance": 2.0}, "has no classes"),
         ({"timesteps": (0, 500, 999), "steps": 4}, "contradicts --tau"),
         ({"timesteps": (0, 1000), "steps": None}, "outside 0"),
         ({"steps": 1001}, "at most 1000"),
         ({"eta": 1.5}, "between 0 and 1"),
         ({"variance": "large", "eta": 0.5}, "requires eta = 1"),
         ({"variance": "learned"}, "no learned variance"),
-        ({"clip": "hard"}, "unknown clipping"),
+        ({"clip": "hard"}, "--clip must be one of"),
         ({"save": ("grids",)}, "unknown output 'grids'"),
-        ({"format": "bmp"}, "unknown image format"),
+        ({"format": "bmp"}, "--format must be one of"),
         ({"device": "tpu"}, "unknown device"),
-        ({"precision": "fp8"}, "unknown precision"),
+        ({"precision": "fp8"}, "--precision must be one of"),
         ({"precision": "fp16"}, "fp16 runs on CUDA only"),
         ({"seeds": ()}, "nothing to sample"),
     ],
@@ -456,7 +458,7 @@ def test_resume_wins_over_force(finish, request_for, tmp_path):
     finish(sample, request_for(force=True))
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/images").iterdir()}
     finished = finish(sample, request_for(force=True, resume=True))
-    assert "complete already" in finished.notices()
+    assert "already complete" in finished.notices()
     assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "out/images").iterdir()}
 
 

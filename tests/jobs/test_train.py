@@ -14,8 +14,8 @@ from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.errors import NumericsError, RequestError, Stopped
 from ddimctl.jobs.train import step as training_update
 from ddimctl.jobs.train.job import train
-from ddimctl.jobs.train.model import model_to_train
 from ddimctl.jobs.train.request import TrainRequest
+from ddimctl.jobs.train.run import model_to_train
 
 CLASSES = ("left", "right")
 
@@ -138,7 +138,7 @@ def test_a_stopped_run_resumes_to_the_weights_of_an_uninterrupted_one(
 
         train(request_for(**settings), on_event)
     resumed = finish(train, request_for(resume=True, **settings))
-    assert "going on from step 4" in resumed.notices()
+    assert "continuing from step 4" in resumed.notices()
     assert torch.equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
     states = [
@@ -196,7 +196,7 @@ def test_a_time_limit_ends_the_run_with_its_state_saved(finish, request_for, tmp
 def test_a_finished_run_resumes_to_nothing_and_can_be_extended(finish, request_for, tmp_path):
     finish(train, request_for())
     again = finish(train, request_for(resume=True))
-    assert "complete already" in again.notices()
+    assert "already complete" in again.notices()
     longer = finish(train, request_for(resume=True, steps=8))
     assert longer.result.step == 8
 
@@ -218,7 +218,7 @@ def test_another_configuration_or_data_set_is_not_resumed(finish, request_for, t
     other.mkdir()
     for index in range(5):
         Image.new("RGB", (8, 8), (index, 0, 0)).save(other / f"{index}.png")
-    with pytest.raises(RequestError, match="the data set is another"):
+    with pytest.raises(RequestError, match="the data set was another"):
         finish(train, replace(request_for(resume=True), data=other))
 
 
@@ -261,7 +261,7 @@ def test_a_checkpoint_without_states_is_not_overwritten(finish, request_for, tmp
     finish(train, request_for())
     shutil.rmtree(tmp_path / "run" / "state")
     for resume in (False, True):
-        with pytest.raises(RequestError, match="no state to go on from"):
+        with pytest.raises(RequestError, match="no state to continue from"):
             finish(train, request_for(resume=resume))
 
 
@@ -306,7 +306,7 @@ def test_updates_whose_gradient_is_not_finite_are_skipped_and_counted(
 
     monkeypatch.setattr(training_update, "SKIP_LIMIT", 2)
     monkeypatch.setattr(training_update, "add_noise", lambda *a: original(*a) * torch.nan)
-    with pytest.raises(NumericsError, match="not finite in 3 updates in a row"):
+    with pytest.raises(NumericsError, match="not finite in 3 consecutive updates"):
         finish(train, request_for("bad"))
 
 
@@ -318,12 +318,12 @@ def test_updates_whose_gradient_is_not_finite_are_skipped_and_counted(
         ({"ema": 1.0}, r"--ema must be in \[0, 1\)"),
         ({"batch_size": 5, "grad_accum": 2}, "does not divide"),
         ({"prediction": "score"}, "--prediction must be one of"),
-        ({"schedule": "cubic"}, "unknown schedule"),
+        ({"schedule": "cubic"}, "--schedule must be one of"),
         ({"loss_weighting": "p2"}, "--loss-weighting must be one of"),
         ({"model": "huge"}, "neither a file nor one of"),
         ({"model": "cifar10", "image_size": (12, 12)}, "divisible by 8"),
-        ({"init": "somewhere"}, "--init brings its own network"),
-        ({"precision": "fp16"}, "fp16 underflows"),
+        ({"init": "somewhere"}, "--init has its own network"),
+        ({"precision": "fp16"}, "fp16 is not supported"),
         ({"device": "tpu"}, "unknown device"),
     ],
 )

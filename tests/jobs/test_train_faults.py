@@ -127,7 +127,7 @@ def test_a_damaged_newest_state_is_left_out_for_the_one_before(
         os.truncate(path, 0 if harm == "empty" else path.stat().st_size - 100)
     resumed = finish(train, request_for(resume=True))
     assert "step-00000004.pt is damaged" in resumed.notices()
-    assert "going on from step 2" in resumed.notices()
+    assert "continuing from step 2" in resumed.notices()
     assert_same_run(copied, finished)
 
 
@@ -136,7 +136,7 @@ def test_a_damaged_later_state_does_not_push_out_good_ones(finish, copied, reque
     finish(train, request_for(resume=True, time_limit=0.0))
     assert states(copied) == [f"step-0000000{step}.pt" for step in (2, 3, 4)]
     resumed = finish(train, request_for(resume=True))
-    assert "going on from step 3" in resumed.notices()
+    assert "continuing from step 3" in resumed.notices()
 
 
 def test_when_all_states_are_damaged_nothing_is_removed(finish, copied, request_for):
@@ -279,7 +279,7 @@ def test_a_network_file_that_changed_is_shown(finish, copied, request_for, tmp_p
 def test_other_images_are_counted(finish, copied, request_for, folder, tmp_path):
     data = shutil.copytree(folder / "pictures", tmp_path / "fewer")
     next((data / "left").iterdir()).unlink()
-    with pytest.raises(RequestError, match=r"it had 40 images .* has 39 images to learn from"):
+    with pytest.raises(RequestError, match=r"it had 40 images .* has 39 training images"):
         finish(train, request_for(resume=True, data=data))
 
 
@@ -395,11 +395,11 @@ def test_out_of_memory_names_the_parts_to_try_and_they_work(
     with pytest.raises(DeviceError, match="out of memory") as told:
         finish(train, request_for())
     assert told.value.remedy == (
-        "It had 8 images at once: --resume with --grad-accum 2 takes 4 at once."
+        "Continue with --resume --grad-accum 2: 4 images at once instead of 8."
     )
     assert states(tmp_path / "run") == ["step-00000002.pt"]
     resumed = finish(train, request_for(resume=True, grad_accum=2))
-    assert "going on from step 2" in resumed.notices()
+    assert "continuing from step 2" in resumed.notices()
     assert resumed.result.step == 4
 
 
@@ -493,7 +493,7 @@ def test_a_full_disk_ends_the_run_and_the_resumed_one_is_whole(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", refuse)
-        with pytest.raises(StorageError, match=r"no space is left on the disk.*--resume goes on"):
+        with pytest.raises(StorageError, match=r"no space is left on the disk.*--resume"):
             finish(train, request_for())
     assert "step-00000002.pt" in states(run)
     assert not list(run.rglob(".ddimctl-*"))

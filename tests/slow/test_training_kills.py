@@ -112,7 +112,7 @@ def test_asked_to_stop_at_random_instants_in_processes_of_their_own(
             [sys.executable, "-m", "ddimctl", *arguments],
             env=environment, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        while "images to learn from" not in process.stderr.readline():
+        while "training images" not in process.stderr.readline():
             assert process.poll() is None
         time.sleep(instant.uniform(0, 4))
         process.send_signal((signal.SIGTERM, signal.SIGUSR1)[turn % 2])

@@ -3,7 +3,9 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -13,9 +15,16 @@ from ddimctl.checkpoints.load import BUNDLED, BUNDLED_NAME, VARIABLE, is_hub_id,
 from ddimctl.errors import RequestError, StorageError
 from ddimctl.files.atomic import write_json
 from ddimctl.files.dataset.datasets import user_cache
-from ddimctl.jobs.requests import CheckpointOptions
+from ddimctl.jobs.events import Report, notify
+from ddimctl.jobs.requests import CheckpointOptions, ComputeOptions
 from ddimctl.runtime.compilation import compile_for_inference
-from ddimctl.runtime.device import PRECISIONS, prepare_for_inference
+from ddimctl.runtime.device import (
+    PRECISIONS,
+    make_deterministic,
+    prepare_for_inference,
+    resolve_precision,
+)
+from ddimctl.runtime.ranks import Ranks
 
 _KEPT: Final = 1000
 
@@ -23,14 +32,60 @@ _KEPT: Final = 1000
 class FoundCheckpoint(NamedTuple):
     """What load_checkpoint takes."""
 
-    spec: str
+    spec: str | None
     revision: str | None = None
     flags: Mapping[str, str] = {}
 
 
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint ready to run on a device. precision: a word of PRECISIONS."""
+
+    checkpoint: Checkpoint
+    device: torch.device
+    precision: str
+
+
+def open_model(
+    options: CheckpointOptions,
+    computing: ComputeOptions,
+    report: Report,
+    *,
+    latent_metadata: Mapping[str, Any] = MappingProxyType({}),
+    ranks: Ranks | None = None,
+    size: tuple[int, int] | None = None,
+    download: bool = False,
+    exact: bool = False,
+) -> Model:
+    """What open_checkpoint finds, on the device and in the precision asked for; reports its notes.
+
+    exact: for exact inversion, which is in fp32. Raises RequestError, CheckpointError, DeviceError.
+    """
+    device = (ranks or Ranks()).device(computing.device)
+    if computing.deterministic:
+        make_deterministic()
+    own = "fp32" if exact else latent_metadata.get("precision") or "auto"
+    precision = resolve_precision(computing.precision or own, device)
+    if exact and precision != "fp32":
+        raise RequestError(
+            f"exact inversion in {precision} would not be exact.", "Leave --precision at fp32."
+        )
+    checkpoint = open_checkpoint(
+        options,
+        latent_metadata,
+        device,
+        precision,
+        size=size,
+        download=download,
+        compiled=computing.compile,
+    )
+    notify(report, checkpoint.provenance.notes)
+    return Model(checkpoint, device, precision)
+
+
 def open_checkpoint(
     options: CheckpointOptions,
-    metadata: Mapping[str, Any],
+    latent_metadata: Mapping[str, Any],
     device: torch.device,
     precision: str,
     *,
@@ -41,34 +96,32 @@ def open_checkpoint(
     """The checkpoint of the options, else the one that latents with this metadata name, ready to run.
 
     size: (H, W), where its files do not say it.  download: whether one that only latents name may be
-    fetched from the hub. Raises CheckpointError and RequestError.
+    downloaded. Raises CheckpointError and RequestError.
     """
-    spec, revision, weights = options.ckpt, options.revision, options.weights
-    flags = dict(options.model_flags)
-    record, found = metadata.get("checkpoint"), None
-    if spec is None and isinstance(record, dict):
-        found = find_checkpoint(record)
-        spec, revision = found.spec, found.revision
+    source, record = FoundCheckpoint(options.ckpt, options.revision), None
+    weights = options.weights
+    if options.ckpt is None and isinstance(latent_metadata.get("checkpoint"), dict):
+        record = latent_metadata["checkpoint"]
+        source = find_checkpoint(record)
         if weights == "auto" and record.get("weights") in ("ema", "raw"):
             weights = record["weights"]
-        recorded = dict(found.flags)
-        size = size or _size(recorded.pop("size", ""))
-        flags = recorded | flags
-    spec = spec or os.environ.get(VARIABLE)
+    recorded = dict(source.flags)
+    recorded_size = _size(recorded.pop("size", ""))
+    spec = source.spec or os.environ.get(VARIABLE)
     checkpoint = load_checkpoint(
         spec,
-        revision=revision,
+        revision=source.revision,
         variant=options.variant,
         weights=weights,
-        size=size,
-        flags=flags,
+        size=size or recorded_size,
+        flags=recorded | dict(options.model_flags),
         allow_nonfinite=options.allow_nonfinite,
         device=device,
         dtype=PRECISIONS[precision],
-        download=found is None or download,
+        download=record is None or download,
     )
-    if found is not None and isinstance(record, dict):
-        verify(checkpoint, record, metadata)
+    if record is not None:
+        verify(checkpoint, record, latent_metadata)
     remember(checkpoint, spec)
     prepare_for_inference(checkpoint.unet, compiled=compiled)
     if compiled:
@@ -102,37 +155,38 @@ def find_checkpoint(record: Mapping[str, Any]) -> FoundCheckpoint:
     here = [place if place and Path(place).exists() else None for place in (named, other)]
     bundled = BUNDLED_NAME if name == BUNDLED_NAME and sha256 else None
     if place := here[0] or bundled or here[1]:
-        said = record.get("flags")
-        said = said if isinstance(said, dict) else {}
-        return FoundCheckpoint(place, flags={str(key): str(value) for key, value in said.items()})
+        flags = record.get("flags")
+        flags = flags if isinstance(flags, dict) else {}
+        return FoundCheckpoint(place, flags={str(key): str(value) for key, value in flags.items()})
     revision = record.get("revision")
     if isinstance(name, str) and isinstance(revision, str) and is_hub_id(name):
         return FoundCheckpoint(name, revision)
     raise RequestError(
-        f"this was made with the checkpoint '{name}', which is not where it was.",
+        f"the recorded checkpoint '{name}' was not found.",
         "Name it with --ckpt.",
     )
 
 
 def verify(
-    checkpoint: Checkpoint, record: Mapping[str, Any], known: Mapping[str, Any] | None = None
+    checkpoint: Checkpoint,
+    record: Mapping[str, Any],
+    latent_metadata: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Raise RequestError unless the checkpoint is the one that the record names.
 
-    known: the metadata around the record, which may say its schedule and what it predicts.
+    latent_metadata: around the record; it may hold the schedule and the prediction target.
     """
     now = {"schedule": checkpoint.schedule.settings, "prediction": checkpoint.prediction}
-    was = known or {}
-    if changed := [key for key, value in now.items() if was.get(key, value) != value]:
+    if changed := [key for key, value in now.items() if latent_metadata.get(key, value) != value]:
         raise RequestError(
-            f"this was made when '{record.get('name')}' had another {' and '.join(changed)}: "
-            "the same weights are there, with other settings.",
-            "Name the checkpoint with --ckpt.",
+            f"the checkpoint '{record.get('name')}' has the same weights as the recorded one, but "
+            f"another {' and '.join(changed)}.",
+            "Name the right checkpoint with --ckpt.",
         )
     if checkpoint.provenance.sha256 != record.get("sha256"):
         raise RequestError(
-            f"this was made with another version of '{record.get('name')}' than the one found.",
-            "Name the checkpoint with --ckpt to use it all the same.",
+            f"the checkpoint '{record.get('name')}' was found in another version than the recorded one.",
+            "Use it all the same by naming it with --ckpt.",
         )
 
 

@@ -1,4 +1,4 @@
-"""What `ddimctl info` and `ddimctl convert` are asked for."""
+"""The options of `ddimctl info` and `ddimctl convert`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,6 @@ class ConvertRequest:
     files: CheckpointFileOptions = field(default_factory=CheckpointFileOptions)
     trained: TrainedSize = field(default_factory=TrainedSize)
     weights_dtype: Annotated[
-        SavedPrecision,
-        flag("--weights-dtype", help="Precision of the saved weights.", panel=OUTPUT),
+        SavedPrecision, flag("--weights-dtype", "Precision of the saved weights.", OUTPUT)
     ] = "fp32"
     force: Annotated[bool, FORCE] = False

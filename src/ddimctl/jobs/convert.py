@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
 from ddimctl.checkpoints import Checkpoint, checkpoint_files
 from ddimctl.errors import RequestError
-from ddimctl.files.atomic import write_bytes
+from ddimctl.files.atomic import JsonObject, write_bytes
 from ddimctl.jobs.checkpoint_requests import ConvertRequest
 from ddimctl.jobs.events import Report, ignore, notify
 from ddimctl.jobs.info import describe, load_as_asked
@@ -22,7 +22,7 @@ class ConvertResult:
     """out: the folder. checkpoint: what `ddimctl info` says of it."""
 
     out: Path
-    checkpoint: dict[str, Any]
+    checkpoint: JsonObject
 
 
 def convert(request: ConvertRequest, report: Report = ignore) -> ConvertResult:
@@ -38,7 +38,7 @@ def convert(request: ConvertRequest, report: Report = ignore) -> ConvertResult:
             "Remove them, or name another folder.",
         )
     if out.exists() and not request.force and (not out.is_dir() or any(out.iterdir())):
-        raise RequestError(f"{out} exists.", "Write over it with --force, or name another folder.")
+        raise RequestError(f"{out} exists.", "Overwrite it with --force, or name another folder.")
     checkpoint = load_as_asked(request.source, request.files, request.trained)
     notify(report, checkpoint.provenance.notes)
     notify(report, _differences(checkpoint))
@@ -53,9 +53,9 @@ def _differences(checkpoint: Checkpoint) -> Iterator[str]:
     """Where diffusers by itself would run the folder differently."""
     patches = checkpoint.patches.settings()
     if patches:
-        told = ", ".join(f"{key} = {value}" for key, value in patches.items())
-        yield f"plain diffusers cannot run this network right: its config has no word for {told}."
+        settings = ", ".join(f"{key} = {value}" for key, value in patches.items())
+        yield f"plain diffusers cannot run this network correctly: its config cannot hold {settings}."
     if checkpoint.num_classes is not None:
-        yield "diffusers' pipelines pass no class labels: there, call the network itself."
+        yield "diffusers' pipelines pass no class labels; call the network directly."
     elif checkpoint.learned_variance:
-        yield "diffusers' DDIMPipeline refuses a learned variance; its DDPMPipeline takes it."
+        yield "diffusers' DDIMPipeline does not support a learned variance; its DDPMPipeline does."

@@ -3,12 +3,13 @@
 from typing import Any
 
 from ddimctl.checkpoints import Checkpoint, load_checkpoint
+from ddimctl.files.atomic import JsonObject
 from ddimctl.jobs.checkpoint_requests import InfoRequest
 from ddimctl.jobs.events import Report, ignore
 from ddimctl.jobs.requests import CheckpointFileOptions, TrainedSize
 
 
-def info(request: InfoRequest, report: Report = ignore) -> dict[str, Any]:
+def info(request: InfoRequest, report: Report = ignore) -> JsonObject:
     """What a checkpoint is. Raises CheckpointError and RequestError, as load_checkpoint does."""
     return describe(load_as_asked(request.ckpt, request.files, request.trained))
 
@@ -28,7 +29,7 @@ def load_as_asked(
     )
 
 
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+def describe(checkpoint: Checkpoint) -> JsonObject:
     """JSON values, by topic; None where the checkpoint has no such thing."""
     provenance, schedule = checkpoint.provenance, checkpoint.schedule
     channels, height, width = checkpoint.sample_shape

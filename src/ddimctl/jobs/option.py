@@ -4,7 +4,9 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from ddimctl.errors import RequestError
 
 R = TypeVar("R")
 
@@ -38,9 +40,9 @@ class Option:
         return next((flag for flag in self.flags if flag.startswith("--")), self.metavar or "")
 
 
-def flag(*flags: str, help: str, panel: str, **more: Any) -> Option:
-    """An option with these flags."""
-    return Option(help, flags, panel, **more)
+def flag(names: str, help: str, panel: str, **more: Any) -> Option:
+    """An option with these flags, the long one first: "--out -o"."""
+    return Option(help, tuple(names.split()), panel, **more)
 
 
 def argument(metavar: str, help: str, **more: Any) -> Option:
@@ -70,6 +72,24 @@ def reachable(path: Path) -> None:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise ValueError(f"'{path}' cannot be used: {why}.") from error
+
+
+def check_choices(request: Any) -> None:
+    """Raise RequestError for an option with a Literal type whose value is none of its words.
+
+    The command line offers no others; a request made in Python may hold any.
+    """
+    hints = get_type_hints(type(request), include_extras=True)
+    for field in fields(request):
+        value, hint = getattr(request, field.name), hints[field.name]
+        if is_dataclass(value):
+            check_choices(value)
+        elif get_origin(hint) is Annotated and isinstance(value, str):
+            kind, option = get_args(hint)[:2]
+            literals = [each for each in (kind, *get_args(kind)) if get_origin(each) is Literal]
+            for words in map(get_args, literals):
+                if value not in words:
+                    raise RequestError(f"{option.name} must be one of {', '.join(words)}.")
 
 
 def with_fields(request: R, **changes: Any) -> R:

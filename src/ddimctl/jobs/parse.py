@@ -150,7 +150,7 @@ def parse_duration(text: str, option: str) -> float:
             f"{option}: {brief(text)} is not a duration.", "Write 90s, 30m, 2h30m or 1d."
         )
     if seconds <= 0:
-        raise RequestError(f"{option} must be longer than no time.", "Write 90s, 30m or 2h30m.")
+        raise RequestError(f"{option} must be above 0.", "Write 90s, 30m or 2h30m.")
     return seconds
 
 
@@ -188,7 +188,7 @@ def _listed_timesteps(text: str, option: str) -> tuple[int, ...]:
     try:
         if not Path(text).is_file():
             raise RequestError(
-                f"{option}: {brief(text)} is no kind of timesteps, no list and no file."
+                f"{option}: {brief(text)} is not a kind of timesteps, a list or a file."
                 f"{did_you_mean(text, KINDS)}",
                 f"Choose {', '.join(KINDS)}, a list such as 0,250,999, or a file of integers.",
             )

@@ -42,8 +42,7 @@ class CheckpointName:
     """Which checkpoint. ckpt None: the latents', else the default."""
 
     ckpt: Annotated[
-        str | None,
-        flag("--ckpt", help=CKPT_HELP, panel=MAIN, metavar="CKPT", default=CKPT_DEFAULT),
+        str | None, flag("--ckpt", CKPT_HELP, MAIN, metavar="CKPT", default=CKPT_DEFAULT)
     ] = None
 
 
@@ -53,19 +52,14 @@ class CheckpointFileOptions:
 
     revision: Annotated[
         str | None,
-        flag(
-            "--revision",
-            help="Branch, tag or commit of a hub id.",
-            panel=CHECKPOINT,
-            metavar="REV",
-        ),
+        flag("--revision", "Branch, tag or commit of a hub id.", CHECKPOINT, metavar="REV"),
     ] = None
     variant: Annotated[
         str | None,
         flag(
             "--variant",
-            help="Variant of the weight files, such as fp16.",
-            panel=CHECKPOINT,
+            "Variant of the weight files, such as fp16.",
+            CHECKPOINT,
             metavar="NAME",
         ),
     ] = None
@@ -73,28 +67,23 @@ class CheckpointFileOptions:
         Weights,
         flag(
             "--weights",
-            help="Weights to load: averaged (ema), raw, or auto (averaged if available).",
-            panel=CHECKPOINT,
+            "Weights to load: averaged (ema), raw, or auto (averaged if available).",
+            CHECKPOINT,
         ),
     ] = "auto"
     model_flags: Annotated[
         tuple[tuple[str, str], ...],
         flag(
             "--model-flag",
-            help="Network setting missing from the files, such as num_heads=4; may be repeated.",
-            panel=CHECKPOINT,
+            "Network setting missing from the files, such as num_heads=4; may be repeated.",
+            CHECKPOINT,
             metavar="NAME=VALUE",
             parse=parse.parse_flags,
             repeat=True,
         ),
     ] = ()
     allow_nonfinite: Annotated[
-        bool,
-        flag(
-            "--allow-nonfinite",
-            help="Accept weights that are NaN or infinite.",
-            panel=CHECKPOINT,
-        ),
+        bool, flag("--allow-nonfinite", "Accept weights that are NaN or infinite.", CHECKPOINT)
     ] = False
 
 
@@ -105,33 +94,26 @@ class CheckpointOptions(CheckpointFileOptions, CheckpointName):  # the last base
 
 SIZE: Final = flag(
     "--size",
-    help="Image size in pixels; one number means a square.",
-    panel=IMAGES,
+    "Image size in pixels; one number means a square.",
+    IMAGES,
     metavar="HxW",
     default="the checkpoint's",
     parse=parse.parse_size,
 )
 CLASSES: Final = flag(
     "--class",
-    help="Class names or indices; with several, the seed chooses.",
-    panel=MAIN,
+    "Class names or indices; with several, the seed chooses.",
+    MAIN,
     metavar="LIST",
     default="drawn by seed",
     parse=parse.parse_classes,
 )
-SEED: Final = flag(
-    "--seed", help="Seed of the first image.", panel=IMAGES, low=0, metavar="K", default="0"
-)
-YES: Final = flag(
-    "--yes",
-    help="Allow downloading the recorded checkpoint from the hub.",
-    panel=CHECKPOINT,
-)
+SEED: Final = flag("--seed", "Seed of the first image.", IMAGES, low=0, metavar="K", default="0")
+YES: Final = flag("--yes", "Allow downloading the recorded checkpoint from the hub.", CHECKPOINT)
 NUM: Final = flag(
-    "-n",
-    "--num",
-    help="Number of images; seeds count from --seed.",
-    panel=MAIN,
+    "-n --num",
+    "Number of images; seeds count from --seed.",
+    MAIN,
     low=1,
     high=parse.MAX_IMAGES,
     metavar="N",
@@ -152,8 +134,8 @@ class ImageOptions:
         tuple[int, ...] | None,
         flag(
             "--seeds",
-            help="Seeds and ranges of seeds, such as 0-63,70; one image per seed.",
-            panel=IMAGES,
+            "Seeds and ranges of seeds, such as 0-63,70; one image per seed.",
+            IMAGES,
             metavar="LIST",
             parse=parse.parse_seeds,
         ),
@@ -163,8 +145,8 @@ class ImageOptions:
         Path | None,
         flag(
             "--latents",
-            help="Latent file (x_T) to sample from instead of seeds, with its recorded settings.",
-            panel=IMAGES,
+            "Latent file (x_T) to sample from instead of seeds, with its recorded settings.",
+            IMAGES,
             metavar="FILE",
         ),
     ] = None
@@ -174,12 +156,12 @@ class ImageOptions:
     def __post_init__(self) -> None:
         if self.latents is not None and (self.seeds, self.num, self.seed) != (None, None, None):
             raise RequestError(
-                "--latents holds its own images; --seeds, -n and --seed name others.",
+                "--latents cannot be combined with --seeds, -n or --seed.",
                 "Leave one of the two out.",
             )
         if self.seeds is not None and (self.num, self.seed) != (None, None):
             raise RequestError(
-                "--seeds names every image; -n and --seed name consecutive ones.",
+                "--seeds cannot be combined with -n or --seed.",
                 "Leave one of the two out.",
             )
         check_last_seed(self.seed or 0, self.num or DEFAULT_COUNT)
@@ -205,8 +187,8 @@ def check_last_seed(first: int, count: int) -> None:
 
 STEPS: Final = flag(
     "--steps",
-    help="Number of sampling steps (network evaluations).",
-    panel=MAIN,
+    "Number of sampling steps (network evaluations).",
+    MAIN,
     low=1,
     metavar="S",
     default="20, or the length of the --tau list",
@@ -225,8 +207,8 @@ class SolverOptions:
         float | None,
         flag(
             "--guidance",
-            help="Classifier-free guidance scale; 1 means none.",
-            panel=MAIN,
+            "Classifier-free guidance scale; 1 means none.",
+            MAIN,
             check=finite,
             metavar="W",
             default="1",
@@ -236,8 +218,8 @@ class SolverOptions:
         Solver | None,
         flag(
             "--solver",
-            help="Sampling method: ddim, or a higher-order solver (more accurate in few steps; eta 0 only).",
-            panel=SAMPLER,
+            "Sampling method: ddim, or a higher-order solver (more accurate in few steps; eta 0 only).",
+            SAMPLER,
             default="ddim",
         ),
     ] = None
@@ -245,8 +227,8 @@ class SolverOptions:
         Clip | None,
         flag(
             "--clip",
-            help="Clipping of the predicted x_0 to [-1, 1] at each step: none, static, or dynamic (thresholding).",
-            panel=SAMPLER,
+            "Clipping of the predicted x_0 to [-1, 1] at each step: none, static, or dynamic (thresholding).",
+            SAMPLER,
             default="none",
         ),
     ] = None
@@ -261,8 +243,8 @@ class StepOptions(SolverOptions):
         str | tuple[int, ...] | None,
         flag(
             "--tau",
-            help=TIMESTEPS_HELP.format(auto="auto (optimised for the checkpoint), "),
-            panel=SAMPLER,
+            TIMESTEPS_HELP.format(auto="auto (optimised for the checkpoint), "),
+            SAMPLER,
             default="linspace",
             metavar="KIND|LIST",
             parse=parse.parse_timesteps,
@@ -291,8 +273,8 @@ class SamplerOptions(StepOptions):
         float | None,
         flag(
             "--eta",
-            help="Stochasticity: 0 is DDIM (deterministic), 1 is DDPM.",
-            panel=SAMPLER,
+            "Stochasticity: 0 is DDIM (deterministic), 1 is DDPM.",
+            SAMPLER,
             low=0,
             high=1,
             check=finite,
@@ -304,36 +286,33 @@ class SamplerOptions(StepOptions):
         Variance | None,
         flag(
             "--variance",
-            help="Variance of the noise added in each step: eta (set by --eta), large (the paper's "
+            "Variance of the noise added in each step: eta (set by --eta), large (the paper's "
             "sigma-hat), or learned (by the network).",
-            panel=SAMPLER,
+            SAMPLER,
             default="eta",
         ),
     ] = None
 
 
 OUT: Final = flag(
-    "--out",
-    "-o",
-    help="Output folder.",
-    panel=MAIN,
+    "--out -o",
+    "Output folder.",
+    MAIN,
     check=reachable,
     metavar="DIR",
     default="the next numbered folder in runs/",
 )
-FORCE: Final = flag("--force", help="Overwrite existing output.", panel=OUTPUT)
-DRY_RUN: Final = flag(
-    "--dry-run", help="Print the settings of the run without running it.", panel=OUTPUT
-)
+FORCE: Final = flag("--force", "Overwrite existing output.", OUTPUT)
+DRY_RUN: Final = flag("--dry-run", "Print the settings of the run without running it.", OUTPUT)
 RESUME: Final = flag(
     "--resume",
-    help="Continue the stopped run in --out; start it if there is none.",
-    panel=OUTPUT,
+    "Continue the stopped run in --out; start it if there is none.",
+    OUTPUT,
 )
 SCALE: Final = flag(
     "--scale",
-    help="Enlarge the images in the grid K times (up to 64).",
-    panel=OUTPUT,
+    "Enlarge the images in the grid K times (up to 64).",
+    OUTPUT,
     low=1,
     high=64,
     metavar="K",
@@ -341,15 +320,14 @@ SCALE: Final = flag(
 )
 COLUMNS: Final = flag(
     "--columns",
-    help="Number of images per row of the grid.",
-    panel=OUTPUT,
+    "Number of images per row of the grid.",
+    OUTPUT,
     low=1,
     metavar="N",
     default="nearly square",
 )
-NO_METADATA: Final = flag(
-    "--no-metadata", help="Do not store the settings in the images.", panel=OUTPUT
-)
+NO_METADATA: Final = flag("--no-metadata", "Do not store the settings in the images.", OUTPUT)
+NO_METADATA: Final = flag("--no-metadata", "Do not write the settings into the images.", OUTPUT)
 
 
 @dataclass(frozen=True)
@@ -370,62 +348,64 @@ class ImageOutputOptions(OutputOptions):
         tuple[str, ...],
         flag(
             "--save",
-            help=f"Outputs to write, any of {', '.join(get_args(Output))}.",
-            panel=OUTPUT,
+            f"Outputs to write, any of {', '.join(get_args(Output))}.",
+            OUTPUT,
             metavar="LIST",
             parse=lambda text, option: parse.parse_choices(text, option, get_args(Output)),
         ),
     ] = ("grid", "images", "latents")
     scale: Annotated[int | None, SCALE] = None
     columns: Annotated[int | None, COLUMNS] = None
-    format: Annotated[
-        ImageFormat, flag("--format", help="File format of the images.", panel=OUTPUT)
-    ] = "png"
+    format: Annotated[ImageFormat, flag("--format", "File format of the images.", OUTPUT)] = "png"
     no_metadata: Annotated[bool, NO_METADATA] = False
 
 
 DEVICE_NAME: Final = flag(
-    "--device",
-    help="Device: auto (CUDA if available), cpu, cuda or cuda:1.",
-    panel=DEVICE,
-    metavar="NAME",
+    "--device", "Device: auto (CUDA if available), cpu, cuda or cuda:1.", DEVICE, metavar="NAME"
 )
 BATCH_SIZE: Final = flag(
     "--batch-size",
-    help="Number of images per batch.",
-    panel=DEVICE,
+    "Number of images per batch.",
+    DEVICE,
     low=1,
     metavar="B",
     default="chosen for the device",
 )
 DETERMINISTIC: Final = flag(
     "--deterministic",
-    help="Use deterministic CUDA kernels: the same bytes every time, but slower.",
-    panel=DEVICE,
+    "Use deterministic CUDA kernels: the same bytes every time, but slower.",
+    DEVICE,
 )
 
 
 PRECISION: Final = flag(
     "--precision",
-    help="Compute precision; auto is bf16 on CUDA, fp32 elsewhere.",
-    panel=DEVICE,
+    "Compute precision; auto is bf16 on CUDA, fp32 elsewhere.",
+    DEVICE,
     default="auto",
 )
 COMPILE: Final = flag(
     "--compile",
-    help="Compile the network with torch.compile; worthwhile for long runs.",
-    panel=DEVICE,
+    "Compile the network with torch.compile; worthwhile for long runs.",
+    DEVICE,
 )
 
 
 @dataclass(frozen=True)
-class DeviceOptions:
+class ComputeOptions:
     """What computes, and how. precision None: auto, or the latents' own.  batch_size None: by device."""
 
     device: Annotated[str, DEVICE_NAME] = "auto"
     precision: Annotated[Precision | None, PRECISION] = None
     batch_size: Annotated[int | None, BATCH_SIZE] = None
     deterministic: Annotated[bool, DETERMINISTIC] = False
+    compile = False  # an option only where a network runs for long
+
+
+@dataclass(frozen=True)
+class DeviceOptions(ComputeOptions):
+    """And for runs that may be long."""
+
     compile: Annotated[bool, COMPILE] = False
 
 
@@ -437,8 +417,8 @@ class TrainedSize:
         tuple[int, int] | None,
         flag(
             "--size",
-            help="Size of the training images, if the files do not hold it.",
-            panel=CHECKPOINT,
+            "Size of the training images, if the files do not hold it.",
+            CHECKPOINT,
             metavar="HxW",
             default="from the files",
             parse=parse.parse_size,

@@ -29,8 +29,8 @@ Samples = Annotated[
     Path | None,
     flag(
         "--samples",
-        help="Folder or zip of existing images to score; samples and writes nothing.",
-        panel=MAIN,
+        "Folder or zip of existing images to score; samples and writes nothing.",
+        MAIN,
         metavar="DIR|ZIP",
     ),
 ]

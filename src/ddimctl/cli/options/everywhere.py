@@ -33,7 +33,7 @@ def _show_version(value: bool) -> None:
         raise typer.Exit
 
 
-Json = Annotated[bool, flag("--json", help="Print the result as a JSON object.", panel=OUTPUT)]
+Json = Annotated[bool, flag("--json", "Print the result as a JSON object.", OUTPUT)]
 Config = Annotated[
     Path | None,
     typer.Option(

@@ -1,11 +1,15 @@
-"""The cells of an evaluation's table: which runs of `sample` it takes."""
+"""The cells of an evaluation's table: which runs of `sample` it takes, and whether they are the paper's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+
+import torch
 
 from ddimctl.checkpoints import Checkpoint
-from ddimctl.jobs.evaluate.paper_tables import PRESETS, Row, paper_timesteps
+from ddimctl.diffusion.schedules import make_schedule
+from ddimctl.errors import RequestError
+from ddimctl.files.atomic import JsonObject
+from ddimctl.jobs.evaluate.paper_tables import IMAGES, PRESETS, Row, paper_timesteps
 from ddimctl.jobs.evaluate.request import EvaluateRequest
 from ddimctl.jobs.requests import SamplerOptions
 from ddimctl.jobs.sample.plan import SamplerSettings, resolve_sampler
@@ -81,7 +85,7 @@ def make_cells(
 def _options(request: EvaluateRequest, row: Row, steps: int, T: int) -> SamplerOptions:
     """How a cell samples."""
     common, table = request.sampler, request.table
-    own: dict[str, Any] = vars(common) | {"timesteps": table.timesteps, "steps": steps}
+    own: JsonObject = vars(common) | {"timesteps": table.timesteps, "steps": steps}
     own |= {"variance": row} if isinstance(row, str) else {"eta": row}
     if table.preset:
         own |= {"timesteps": paper_timesteps(PRESETS[table.preset].squared, steps, T)}
@@ -89,3 +93,40 @@ def _options(request: EvaluateRequest, row: Row, steps: int, T: int) -> SamplerO
         if row == "large" and common.clip is None:
             own["clip"] = "static"  # as the sampler that those numbers are of
     return SamplerOptions(**own)
+
+
+def check_size(name: str, size: Sequence[int]) -> None:
+    """Raise RequestError for a checkpoint of another size (H, W) than the preset's."""
+    preset, (height, width) = PRESETS[name], size
+    if (height, width) != (preset.side, preset.side):
+        raise RequestError(
+            f"--preset {name} is of {preset.side}x{preset.side} images, the checkpoint "
+            f"of {height}x{width}.",
+            f"Use its own checkpoint: {preset.checkpoint}.",
+        )
+
+
+def differences(
+    name: str, checkpoint: Checkpoint, request: EvaluateRequest, images: int
+) -> list[str]:
+    """In what an evaluation is not the paper's experiment. images: of the data.
+
+    Whether network and data are those of the paper, they do not tell; this is what can be seen.
+    """
+    sampler, count = request.sampler, request.count
+    preset, schedule, linear = PRESETS[name], checkpoint.schedule, make_schedule("linear")
+    same_schedule = len(schedule.alpha_bar) == len(linear.alpha_bar) and torch.allclose(
+        schedule.alpha_bar, linear.alpha_bar, rtol=1e-3, atol=0
+    )
+    found = {
+        f"{count:,} images a cell, not {IMAGES:,}": count != IMAGES,
+        f"{images:,} images of data, not {preset.images or 0:,}": preset.images
+        not in (None, images),
+        f"a network that predicts {checkpoint.prediction}, not eps": checkpoint.prediction != "eps",
+        "another noise schedule": not same_schedule,
+        "a class-conditional network": checkpoint.num_classes is not None,
+        "grey images": checkpoint.sample_shape[0] != 3,
+        f"--solver {sampler.solver}": sampler.solver not in (None, "ddim"),
+        f"--clip {sampler.clip}": sampler.clip is not None,
+    }
+    return [what for what, holds in found.items() if holds]

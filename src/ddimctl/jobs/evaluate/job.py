@@ -3,33 +3,36 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ddimctl.checkpoints import Checkpoint
-from ddimctl.errors import RequestError, Stopped
-from ddimctl.jobs.checkpoint import open_checkpoint
-from ddimctl.jobs.evaluate.cells import Cell, make_cells, table_rows
-from ddimctl.jobs.evaluate.paper_checks import check_size, differences
+from ddimctl.errors import NumericsError, RequestError, Stopped
+from ddimctl.files.atomic import JsonObject, clean_temporaries, make_folder
+from ddimctl.jobs.checkpoint import Model, open_model
+from ddimctl.jobs.evaluate.cells import Cell, check_size, differences, make_cells, table_rows
 from ddimctl.jobs.evaluate.paper_tables import PRESETS, Row
 from ddimctl.jobs.evaluate.reference import Preparation, few_images, make_measure
 from ddimctl.jobs.evaluate.report import FILES, SHOWN, ReportFolder, combine, write_report
 from ddimctl.jobs.evaluate.request import EvaluateRequest, check_target
-from ddimctl.jobs.evaluate.sample_and_score import (
+from ddimctl.jobs.evaluate.score_cells import (
     CELLS,
     Scores,
     Work,
     open_target,
-    sample_cell,
     score_cells,
+    tagged,
 )
-from ddimctl.jobs.events import Notice, Progress, Report, ignore, notify
-from ddimctl.jobs.sample.auto_timesteps import find_timesteps
-from ddimctl.jobs.sample.folder import go_on, run_folder
-from ddimctl.jobs.sample.plan import SamplerSettings, Shape, image_labels, image_shape
+from ddimctl.jobs.events import Notice, Progress, Report, ignore
+from ddimctl.jobs.sample.auto_timesteps import Search, find_timesteps
+from ddimctl.jobs.sample.batches import default_batch_size
+from ddimctl.jobs.sample.folder import RunFolder, go_on, run_folder
+from ddimctl.jobs.sample.manifest import read_manifest
+from ddimctl.jobs.sample.outputs import SAMPLES, TAKEN
+from ddimctl.jobs.sample.plan import SamplerSettings, Shape, image_labels, image_shape, make_plan
+from ddimctl.jobs.sample.request import OutputSettings
+from ddimctl.jobs.sample.sampler import decode
 from ddimctl.metrics.measure import Measure
-from ddimctl.runtime.device import make_deterministic, memory_errors, resolve_precision
+from ddimctl.runtime.device import memory_errors
 from ddimctl.runtime.ranks import Ranks, joined
 from ddimctl.runtime.signals import StopRequest, stop_on_signals
 
@@ -39,24 +42,22 @@ class EvaluateResult:
     """out: the folder; with --dry-run None. rows: of the table, plain values by column."""
 
     out: Path | None
-    rows: tuple[dict[str, Any], ...]
-    settings: dict[str, Any]
+    rows: tuple[JsonObject, ...]
+    settings: JsonObject
 
 
 def evaluate(request: EvaluateRequest, report: Report = ignore) -> EvaluateResult:
     """Sample every cell, score it, and write the report, which grows with the finished cells.
 
     Raises RequestError (before anything is sampled, where a cell cannot be), DataError, and as
-    sample does; Stopped when a signal ended it, which --resume goes on with. Under torchrun the
+    sample does; Stopped when a signal ended it, which --resume continues. Under torchrun the
     processes sample each cell together and score a cell each; each returns the result.
     """
     check_target(request.scoring)
     output = request.output
     with (
         joined() as ranks,
-        run_folder(
-            output.out, "evaluate", resume=output.resume, dry_run=output.dry_run, ranks=ranks
-        ) as out,
+        run_folder(output, "evaluate", ranks) as out,
         memory_errors("Use --precision bf16 or another --device."),
     ):
         return _evaluate(request, out, ranks, report)
@@ -65,131 +66,128 @@ def evaluate(request: EvaluateRequest, report: Report = ignore) -> EvaluateResul
 def _evaluate(
     request: EvaluateRequest, out: Path | None, ranks: Ranks, report: Report
 ) -> EvaluateResult:
-    output, preset = request.output, request.table.preset
+    output, preset, images = request.output, request.table.preset, request.images
     if ranks.first:
         _check_room(request, out)
-    device = ranks.device(request.device.device)
-    if request.device.deterministic:
-        make_deterministic()
-    precision = resolve_precision(request.device.precision or "auto", device)
-    checkpoint = open_checkpoint(
-        request.checkpoint,
-        {},
-        device,
-        precision,
-        size=request.images.size,
-        compiled=request.device.compile,
-    )
-    notify(report, checkpoint.provenance.notes)
-    shape = image_shape(request.images.size, checkpoint)
-    image_labels(
-        request.images.classes, {}, checkpoint, request.seeds[:1]
-    )  # there are such classes
+    model = open_model(request.checkpoint, request.device, report, ranks=ranks, size=images.size)
+    shape = image_shape(images.size, model.checkpoint)
+    image_labels(images.classes, {}, model.checkpoint, request.seeds[:1])  # raises for unknown ones
 
     def find(sampler: SamplerSettings) -> SamplerSettings:
-        return find_timesteps(
-            sampler,
-            checkpoint,
-            shape,
-            device,
-            report,
-            batch_size=request.device.batch_size,
-            dry_run=output.dry_run,
-            ranks=ranks.part(f"S = {sampler.steps}"),
-        )
+        part = ranks.part(f"S = {sampler.steps}")
+        search = Search(request.device.batch_size, output.dry_run, None, part)
+        return find_timesteps(sampler, model, shape, search, report)
 
-    cells = make_cells(request, checkpoint, find)
+    cells = make_cells(request, model.checkpoint, find)
     if preset:
         check_size(preset, shape[1:])
-    settings = _settings(request, checkpoint, cells, precision, shape)
+    settings = _settings(request, model, cells, shape)
     if preset and settings["evaluations"] != settings["steps"]:
         report(
             Notice(
-                f"the paper's timesteps for S = {_listed(settings['steps'])} are "
-                f"{_listed(settings['evaluations'])}: repeated ones are left out."
+                f"the paper's timesteps for S = {_listed(settings['steps'])} number "
+                f"{_listed(settings['evaluations'])}: repeated timesteps are left out."
             )
         )
     few_images(request.count, "each cell", report)
     if output.dry_run or out is None:
         return EvaluateResult(None, (), settings)
-
-    how = Preparation(
-        shape[1:],
-        checkpoint.sample_shape[0],
-        request.scoring.background or checkpoint.background or (0, 0, 0),
-    )
-    measure = _shared_measure(request, device, ranks)
+    background = request.scoring.background or model.checkpoint.background or (0, 0, 0)
+    how = Preparation(shape[1:], shape[0], background)
+    measure = _shared_measure(request, model.device, ranks)
     with stop_on_signals(once=ranks.count == 1) as stop:
-        check = _check_of(stop, out, ranks)
-        work = Work(request, out, checkpoint, shape, device, precision, how, measure, ranks, check)
-        rows, settings = _fill(request, cells, settings, work, report)
+        work = Work(request, out, model, shape, how, measure, ranks, _check_of(stop, out, ranks))
+        rows, settings = _fill(cells, settings, work, report)
     return EvaluateResult(out, tuple(rows), settings)
 
 
 def _fill(
-    request: EvaluateRequest,
-    cells: Sequence[Cell],
-    settings: dict[str, Any],
-    work: Work,
-    report: Report,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    cells: Sequence[Cell], settings: JsonObject, work: Work, report: Report
+) -> tuple[list[JsonObject], JsonObject]:
     """The table, cell by cell, as many at a time as there are processes to score them."""
-    preset, seeds = request.table.preset, request.seeds
+    request, preset = work.request, work.request.table.preset
     target = open_target(work, report)
     settings = settings | {"reference": target.facts}
     unlike: list[str] = []
     if preset:
-        unlike = differences(preset, work.checkpoint, request, target.facts["pictures"])
+        unlike = differences(preset, work.model.checkpoint, request, target.facts["pictures"])
         settings["unlike_the_paper"] = unlike
     if unlike:
         report(
-            Notice(f"unlike the paper's: {'; '.join(unlike)}. Its numbers are shown, not judged.")
+            Notice(
+                f"this is not the paper's experiment: {'; '.join(unlike)}. The paper's numbers are "
+                "shown for comparison only."
+            )
         )
-    folder = ReportFolder(work.out, settings, preset)
     found: dict[tuple[Row, int], list[Scores]] = {}
-    rows: list[dict[str, Any]] = []
-    at_once = work.ranks.count
-    for start in range(0, len(cells), at_once):
-        batch = cells[start : start + at_once]
+    rows: list[JsonObject] = []
+    for start in range(0, len(cells), work.ranks.count):
+        batch = cells[start : start + work.ranks.count]
         for number, cell in enumerate(batch, start):
             report(Progress("cells", number, len(cells), "cells"))
             work.check()
-            sample_cell(cell, work, report)
-        scores = score_cells(batch, target, work, report)
-        for cell, score in zip(batch, scores, strict=True):
+            _sample_cell(cell, work, report)
+        for cell, score in zip(batch, score_cells(batch, target, work, report), strict=True):
             found.setdefault(cell.key, []).append(score)
         rows = [
-            _row(cell, len(seeds), found[cell.key], preset, not unlike)
+            _row(cell, request, found[cell.key], judged=not unlike)
             for cell in cells
             if cell.repeat == 0 and cell.key in found
         ]
         if work.ranks.first:
-            write_report(folder, rows, _shown(work.out, cells[: start + at_once], seeds))
+            shown = _shown(work.out, cells[: start + len(batch)], request.seeds)
+            write_report(ReportFolder(work.out, settings, preset), rows, shown)
     report(Progress("cells", len(cells), len(cells), "cells"))
     return rows, settings
+
+
+def _sample_cell(cell: Cell, work: Work, report: Report) -> None:
+    """Make the cell's images, or what is missing of them, as `ddimctl sample` would.
+
+    Raises as decode does; NumericsError names the cell, too.
+    """
+    folder, ranks = work.out / CELLS / cell.name, work.ranks.part(cell.name)
+    output, device, recorded = work.request.output, work.request.device, None
+    if ranks.first:
+        make_folder(folder)
+        clean_temporaries(folder)
+        recorded = read_manifest(folder, SAMPLES, output)
+    model, shape, sampler = work.model, work.shape, cell.sampler
+    batch_size = recorded["settings"]["batch_size"] if recorded else device.batch_size
+    plan = make_plan(
+        sampler,
+        shape,
+        cell.seeds,
+        image_labels(work.request.images.classes, {}, model.checkpoint, cell.seeds),
+        precision=model.precision,
+        batch_size=batch_size
+        or default_batch_size(model.checkpoint, shape, model.device, sampler.guidance),
+    )
+    plan = plan.in_batches(ranks.share("batch size", plan.batch_size))
+    outputs = OutputSettings(
+        save=("grid", "images"), deterministic=device.deterministic, compile=device.compile
+    )
+    run = RunFolder(folder, SAMPLES, outputs, recorded, output.force, named=work.out)
+    try:
+        decode(run, plan, model.checkpoint, model.device, tagged(report, cell.name), ranks)
+    except NumericsError as error:
+        raise NumericsError(f"{cell.name}: {error.cause}", error.remedy) from error
 
 
 def _check_room(request: EvaluateRequest, out: Path | None) -> None:
     taken = out is not None and any((out / name).exists() for name in (*FILES, CELLS))
     if taken and not (request.output.resume or request.output.force):
-        raise RequestError(
-            f"{out} holds an evaluation already.",
-            "Go on with --resume, write over it with --force, or name another --out.",
-        )
+        raise RequestError(f"{out} holds an evaluation already.", TAKEN)
 
 
 def _settings(
-    request: EvaluateRequest,
-    checkpoint: Checkpoint,
-    cells: Sequence[Cell],
-    precision: str,
-    shape: Shape,
-) -> dict[str, Any]:
+    request: EvaluateRequest, model: Model, cells: Sequence[Cell], shape: Shape
+) -> JsonObject:
     """What the cells share, as plain values."""
     columns = {cell.steps: cell for cell in cells}
     first = cells[0].sampler
     return {
-        "checkpoint": checkpoint.provenance.record(),
+        "checkpoint": model.checkpoint.provenance.record(),
         "preset": request.table.preset,
         "steps": list(request.steps),
         "evaluations": [cell.evaluations for cell in columns.values()],
@@ -204,7 +202,7 @@ def _settings(
         "size": list(shape[1:]),
         "clip": first.clip,
         "guidance": first.guidance,
-        "precision": precision,
+        "precision": model.precision,
         "pictures": request.count,
         "first_seed": request.seeds[0],
         "repeats": request.table.repeats,
@@ -214,12 +212,13 @@ def _settings(
 
 
 def _shared_measure(request: EvaluateRequest, device: torch.device, ranks: Ranks) -> Measure:
-    """The metrics; the first process has fetched their network before the others look for it."""
-    measure = (
-        make_measure(request.metrics, request.scoring.inception, device) if ranks.first else None
-    )
-    ranks.share("metrics", None)
-    return measure or make_measure(request.metrics, request.scoring.inception, device)
+    """The metrics; the first process has downloaded their network before the others load it."""
+    if not ranks.first:
+        ranks.share("metrics", None)
+    measure = make_measure(request.metrics, request.scoring.inception, device)
+    if ranks.first:
+        ranks.share("metrics", None)
+    return measure
 
 
 def _check_of(stop: StopRequest, out: Path, ranks: Ranks) -> Callable[[], None]:
@@ -234,16 +233,16 @@ def _check_of(stop: StopRequest, out: Path, ranks: Ranks) -> Callable[[], None]:
 
 
 def _row(
-    cell: Cell, images: int, found: Sequence[Scores], preset: str | None, judged: bool
-) -> dict[str, Any]:
+    cell: Cell, request: EvaluateRequest, found: Sequence[Scores], *, judged: bool
+) -> JsonObject:
     """The table's row of a cell, from the scores of its repeats."""
-    is_eta = isinstance(cell.row, float)
-    row: dict[str, Any] = {
+    is_eta, preset = isinstance(cell.row, float), request.table.preset
+    row: JsonObject = {
         "eta": cell.row if is_eta else None,
         "variance": "eta" if is_eta else cell.row,
         "steps": cell.steps,
         "evaluations": cell.evaluations,
-        "pictures": images,
+        "pictures": request.count,
         "repeats": len(found),
     }
     paper = PRESETS[preset].fid.get(cell.row, {}).get(cell.steps) if preset else None

@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.atomic import check_writable
+from ddimctl.files.atomic import JsonObject, check_writable
 from ddimctl.files.dataset.datasets import load_dataset, stream_images
 from ddimctl.files.dataset.reference_file import (
     SUFFIX,
@@ -46,7 +46,7 @@ class Measured(NamedTuple):
     """summary: what the metrics compare. facts: of what images and how prepared, plain values."""
 
     summary: Summary
-    facts: dict[str, Any]
+    facts: JsonObject
 
     @property
     def preparation(self) -> Preparation:
@@ -58,7 +58,7 @@ class Measured(NamedTuple):
 def make_measure(metrics: tuple[str, ...], inception: Path | None, device: torch.device) -> Measure:
     """The metrics, with their network loaded where one needs it. Raises RequestError, DataError."""
     if unknown := [metric for metric in metrics if metric not in METRICS]:
-        raise RequestError(f"unknown metric '{unknown[0]}'.", f"Choose of {', '.join(METRICS)}.")
+        raise RequestError(f"unknown metric '{unknown[0]}'.", f"Choose from {', '.join(METRICS)}.")
     if set(metrics) <= {"swd"}:
         return Measure(metrics)
     return Measure(metrics, load_inception(inception, device))
@@ -72,11 +72,11 @@ def measure_images(
     report: Report,
     *,
     limit: int | None = None,
-    known: Measured | None = None,
+    earlier: Measured | None = None,
 ) -> Measured:
     """Read, prepare and measure the images; the first `limit` by name, and then exactly so many.
 
-    known: returned instead where it is of the same images, preparation and metrics.
+    earlier: returned instead where it is of the same images, preparation and metrics.
     Raises RequestError, DataError.
     """
     data = load_dataset(
@@ -104,8 +104,8 @@ def measure_images(
         "fit": _FIT,
         "metrics": measure.settings(),
     }
-    if known is not None and known.facts == facts:
-        return known
+    if earlier is not None and earlier.facts == facts:
+        return earlier
     level_sizes(height, width)  # raises for images that are too small
     batches = (data.pixels[at : min(at + _BATCH, count)] for at in range(0, count, _BATCH))
     return Measured(_summarize(batches, count, measure, device, report), facts)
@@ -158,12 +158,12 @@ def open_reference(path: Path, measure: Measure) -> Measured:
     for metric, settings in measure.settings().items():
         if metric not in facts["metrics"]:
             raise RequestError(
-                f"{path} holds nothing for {metric}, only for {', '.join(facts['metrics'])}.",
+                f"{path} holds no reference for {metric}, only for {', '.join(facts['metrics'])}.",
                 f"Make it again with --metric {','.join(measure.metrics)}.",
             )
         if facts["metrics"][metric] != settings:
             raise RequestError(
-                f"{path}: {metric} was measured with other settings than now (Inception weights, "
+                f"{path}: {metric} was measured with other settings (Inception weights, "
                 "or another version).",
                 "Make it again with: ddimctl reference DATA.",
             )
@@ -184,8 +184,8 @@ def check_preparation(path: Path, found: Measured, wanted: Preparation) -> None:
     ]
     if differences:
         raise RequestError(
-            f"{path} was prepared otherwise: {'; '.join(differences)}.",
-            "Make one that fits with: ddimctl reference DATA --size, --channels, --background.",
+            f"{path} was prepared differently: {'; '.join(differences)}.",
+            "Make a matching one with: ddimctl reference DATA --size, --channels, --background.",
         )
 
 
@@ -194,8 +194,8 @@ def few_images(count: int, what: str, report: Report) -> None:
     if count < ENOUGH:
         report(
             Notice(
-                f"{count:,} images of {what} are few: scores of fewer than {ENOUGH:,} are too high "
-                "(KID: uncertain); compare only those of equal numbers."
+                f"scores of {what} use only {count:,} images: scores of fewer than {ENOUGH:,} are biased upwards "
+                "(KID: noisy); compare only scores of equal numbers of images."
             )
         )
 
@@ -206,7 +206,7 @@ def make_reference(request: ReferenceRequest, report: Report = ignore) -> tuple[
     out = request.out or _reference_of(request.data)
     check_reference_name(out)
     if out.exists() and not request.force:
-        raise RequestError(f"{out} exists.", "Write over it with --force, or name another --out.")
+        raise RequestError(f"{out} exists.", "Overwrite it with --force, or name another --out.")
     check_writable(out.parent)
     measure = make_measure(request.metrics, request.inception, device)
     how = Preparation(request.size, request.channels, request.background)
@@ -222,7 +222,7 @@ def _reference_of(data: Path) -> Path:
     return Path(f"{whole.name if whole.is_dir() else whole.stem}.reference{SUFFIX}")
 
 
-def _is_whole(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bool:
+def _is_whole(tensors: dict[str, Tensor], facts: JsonObject) -> bool:
     """Whether a stranger's file has the parts that it names, in the shapes that are compared."""
     match facts:
         case {

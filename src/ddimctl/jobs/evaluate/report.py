@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 
-from ddimctl.files.atomic import write_bytes, write_json
+from ddimctl.files.atomic import JsonObject, write_bytes, write_json
 from ddimctl.files.pictures.grids import GRID_LIMIT, make_grid
 from ddimctl.files.pictures.images import encode_image, fit_image, image_pixels, read_image
 from ddimctl.files.pictures.plots import line_plot, stack_plots
@@ -36,7 +36,7 @@ class ReportFolder:
     """Where it goes; settings: plain values, told with the rows; preset: whose numbers are shown."""
 
     out: Path
-    settings: dict[str, Any]
+    settings: JsonObject
     preset: str | None
 
 
@@ -49,14 +49,12 @@ class Table:
     lines: tuple[tuple[str, ...], ...]
 
 
-def combine(
-    found: Sequence[Mapping[str, float]], paper: float | None, judged: bool
-) -> dict[str, Any]:
+def combine(found: Sequence[Mapping[str, float]], paper: float | None, judged: bool) -> JsonObject:
     """Mean, and half the range of repeats, of every score; and how FID stands to the paper's.
 
     judged: whether the two are of one experiment, so that a difference says something.
     """
-    row: dict[str, Any] = {}
+    row: JsonObject = {}
     for name in found[0]:
         values = [scores[name] for scores in found]
         row[name] = sum(values) / len(values)
@@ -95,7 +93,7 @@ def row_label(row: Mapping[str, Any]) -> str:
 
 def write_report(
     report: ReportFolder,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[JsonObject],
     shown: Iterable[tuple[Row, int, list[Path]]],
 ) -> None:
     """Write FILES into the folder, over what is there. shown: row, S, image files of the seeds."""
@@ -180,7 +178,9 @@ def _page(report: ReportFolder, found: Sequence[Table], curve: bytes, seeds: byt
     """One file that needs no other."""
     settings, compared = report.settings, report.settings["reference"]
     name = str(settings["checkpoint"].get("name"))
-    notes = [f"{settings['images']:,} images a cell against {compared['images']:,} of the data."]
+    notes = [
+        f"{settings['pictures']:,} images a cell against {compared['pictures']:,} of the data."
+    ]
     if settings["repeats"] > 1:
         notes.append(f"Mean of {settings['repeats']} repeats ± half their range.")
     unlike = settings.get("unlike_the_paper", [])
@@ -220,7 +220,7 @@ def _page(report: ReportFolder, found: Sequence[Table], curve: bytes, seeds: byt
     return head + "\n".join(parts) + "\n</html>\n"
 
 
-def _facts(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(settings: Mapping[str, Any]) -> JsonObject:
     """The settings that the page lists, by name."""
     elsewhere = ("checkpoint", "reference", "timesteps", "unlike_the_paper")
     compared = settings["reference"]

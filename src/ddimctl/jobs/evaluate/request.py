@@ -1,4 +1,4 @@
-"""What `ddimctl evaluate` and `ddimctl reference` are asked for."""
+"""The options of `ddimctl evaluate` and `ddimctl reference`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,8 +37,8 @@ PresetName = Literal["paper-cifar10", "paper-celeba", "paper-bedroom", "paper-ch
 _BACKGROUND_HELP: Final = "Background colour of transparent images: black, white, #rrggbb or r,g,b."
 _INCEPTION: Final = flag(
     "--inception",
-    help="File of torch-fidelity's Inception weights, for FID and KID.",
-    panel=SCORES,
+    "File of torch-fidelity's Inception weights, for FID and KID.",
+    SCORES,
     metavar="FILE",
     default="downloaded once",
 )
@@ -59,8 +59,8 @@ class ScoringOptions:
         Path | None,
         flag(
             "--data",
-            help="Folder or zip of images to compare with, cropped and resized as in `train`.",
-            panel=MAIN,
+            "Folder or zip of images to compare with, cropped and resized as in `train`.",
+            MAIN,
             metavar="DIR|ZIP",
             default="",
         ),
@@ -69,8 +69,8 @@ class ScoringOptions:
         Path | None,
         flag(
             "--reference",
-            help="Reference file of `ddimctl reference` to compare with, instead of --data.",
-            panel=SCORES,
+            "Reference file of `ddimctl reference` to compare with, instead of --data.",
+            SCORES,
             metavar="FILE",
             default="",
         ),
@@ -79,8 +79,8 @@ class ScoringOptions:
         tuple[str, ...] | None,
         flag(
             "--metric",
-            help="Metrics: swd (sliced Wasserstein distance), fid, kid (both need the extra 'fid').",
-            panel=MAIN,
+            "Metrics: swd (sliced Wasserstein distance), fid, kid (both need the extra 'fid').",
+            MAIN,
             metavar="LIST",
             default="swd; with --preset all",
             parse=_metrics,
@@ -91,8 +91,8 @@ class ScoringOptions:
         tuple[int, int, int] | None,
         flag(
             "--background",
-            help=_BACKGROUND_HELP,
-            panel=SCORES,
+            _BACKGROUND_HELP,
+            SCORES,
             metavar="COLOUR",
             default="the checkpoint's or reference's, else black",
             parse=parse.parse_colour,
@@ -103,9 +103,7 @@ class ScoringOptions:
 def check_target(scoring: ScoringOptions) -> None:
     """Raise RequestError unless there is one thing to compare with."""
     if (scoring.data is None) == (scoring.reference is None):
-        raise RequestError(
-            "there must be one thing to compare with.", "Name --data or --reference."
-        )
+        raise RequestError("exactly one reference is needed.", "Name --data or --reference.")
 
 
 @dataclass(frozen=True)
@@ -119,8 +117,8 @@ class TableOptions:
         tuple[int, ...] | None,
         flag(
             "--steps",
-            help="Numbers of sampling steps, the columns of the table.",
-            panel=MAIN,
+            "Numbers of sampling steps, the columns of the table.",
+            MAIN,
             metavar="LIST",
             default="10,20,50,100; with --tau auto 10,20,50",
             parse=parse.parse_counts,
@@ -130,8 +128,8 @@ class TableOptions:
         tuple[float, ...] | None,
         flag(
             "--eta",
-            help="Values of eta, the rows of the table.",
-            panel=MAIN,
+            "Values of eta, the rows of the table.",
+            MAIN,
             metavar="LIST",
             default="0,0.2,0.5,1",
             parse=lambda text, option: parse.parse_numbers(text, option, 0, 1),
@@ -141,8 +139,8 @@ class TableOptions:
         tuple[str, ...],
         flag(
             "--variance",
-            help="Variances to add as rows: large (the paper's) or learned (by the network).",
-            panel=SAMPLER,
+            "Variances to add as rows: large (the paper's) or learned (by the network).",
+            SAMPLER,
             metavar="LIST",
             default="none; a preset's own",
             parse=lambda text, option: parse.parse_choices(text, option, get_args(AddedVariance)),
@@ -152,9 +150,9 @@ class TableOptions:
         Kind | None,
         flag(
             "--tau",
-            help="Timesteps to visit: linspace, trailing, uniform, quadratic, or auto (optimised for "
+            "Timesteps to visit: linspace, trailing, uniform, quadratic, or auto (optimised for "
             "the checkpoint, up to 50 steps).",
-            panel=SAMPLER,
+            SAMPLER,
             metavar="KIND",
             default="linspace; a preset's own",
         ),
@@ -163,9 +161,9 @@ class TableOptions:
         PresetName | None,
         flag(
             "--preset",
-            help="Table of the paper to reproduce, with its timesteps, steps and eta: paper-cifar10, "
+            "Table of the paper to reproduce, with its timesteps, steps and eta: paper-cifar10, "
             "paper-celeba, paper-bedroom, paper-church.",
-            panel=SAMPLER,
+            SAMPLER,
             metavar="NAME",
             default="",
         ),
@@ -174,8 +172,8 @@ class TableOptions:
         int,
         flag(
             "--repeats",
-            help="Number of image sets with different seeds; the table shows mean and half the range.",
-            panel=SCORES,
+            "Number of image sets with different seeds; the table shows mean and half the range.",
+            SCORES,
             low=1,
             high=100,
             metavar="K",
@@ -185,7 +183,7 @@ class TableOptions:
     def __post_init__(self) -> None:
         if self.preset and self.timesteps:
             raise RequestError(
-                "--preset has the paper's own timesteps; --tau names others.", "Leave one out."
+                "--preset cannot be combined with --tau.", "Leave one of the two out."
             )
 
 
@@ -196,10 +194,9 @@ class CellImageOptions:
     num: Annotated[
         int | None,
         flag(
-            "-n",
-            "--num",
-            help="Number of images per cell of the table; with --samples, number of images to score.",
-            panel=MAIN,
+            "-n --num",
+            "Number of images per cell of the table; with --samples, number of images to score.",
+            MAIN,
             low=2,
             high=parse.MAX_IMAGES,
             metavar="N",
@@ -272,8 +269,8 @@ class ScoreRequest:
 
 CHANNELS: Final = flag(
     "--channels",
-    help="Colour channels: 3 is RGB, 1 is grey.",
-    panel=SCORES,
+    "Colour channels: 3 is RGB, 1 is grey.",
+    SCORES,
     metavar="1|3",
     parse=parse.parse_channels,
     words=("1", "3"),
@@ -289,8 +286,8 @@ class ReferenceRequest:
         tuple[str, ...],
         flag(
             "--metric",
-            help="Metrics to prepare: any of swd, fid and kid.",
-            panel=SCORES,
+            "Metrics to prepare: any of swd, fid and kid.",
+            SCORES,
             metavar="LIST",
             parse=_metrics,
         ),
@@ -300,8 +297,8 @@ class ReferenceRequest:
         tuple[int, int] | None,
         flag(
             "--size",
-            help="Crop and resize the images to this size.",
-            panel=SCORES,
+            "Crop and resize the images to this size.",
+            SCORES,
             metavar="HxW",
             default="the images' own",
             parse=parse.parse_size,
@@ -312,8 +309,8 @@ class ReferenceRequest:
         tuple[int, int, int],
         flag(
             "--background",
-            help=_BACKGROUND_HELP,
-            panel=SCORES,
+            _BACKGROUND_HELP,
+            SCORES,
             metavar="COLOUR",
             default="black",
             parse=parse.parse_colour,
@@ -322,13 +319,8 @@ class ReferenceRequest:
     out: Annotated[
         Path | None,
         flag(
-            "--out",
-            "-o",
-            help="Output file.",
-            panel=OUTPUT,
-            metavar="FILE",
-            default="DATA.reference.safetensors",
+            "--out -o", "Output file.", OUTPUT, metavar="FILE", default="DATA.reference.safetensors"
         ),
     ] = None
-    force: Annotated[bool, flag("--force", help="Overwrite existing output.", panel=OUTPUT)] = False
+    force: Annotated[bool, flag("--force", "Overwrite existing output.", OUTPUT)] = False
     device: Annotated[str, DEVICE_NAME] = "auto"

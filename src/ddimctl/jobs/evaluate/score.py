@@ -1,8 +1,8 @@
 """Scores of images that exist already, whoever made them."""
 
 from dataclasses import dataclass
-from typing import Any
 
+from ddimctl.files.atomic import JsonObject
 from ddimctl.jobs.evaluate.reference import (
     Preparation,
     check_preparation,
@@ -22,8 +22,8 @@ class ScoreResult:
     """scores: by metric. samples, reference: what was compared, and how it was prepared."""
 
     scores: dict[str, float]
-    samples: dict[str, Any]
-    reference: dict[str, Any]
+    samples: JsonObject
+    reference: JsonObject
 
 
 def score(request: ScoreRequest, report: Report = ignore) -> ScoreResult:

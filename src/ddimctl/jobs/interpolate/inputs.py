@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError
+from ddimctl.files.atomic import JsonObject
 from ddimctl.files.latents import SUFFIXES, load_latents
 from ddimctl.files.pictures.images import read_image
 from ddimctl.jobs.sample.plan import class_index, drawn_labels
@@ -22,14 +23,15 @@ class Input:
     """One place that the frames lead through.
 
     name: what errors call it.  caption: what images and manifests do, without folders.
-    source: a latent (C, H, W), an image, or a seed.  label, known: the latent's, and its file's.
+    source: a latent (C, H, W), an image, or a seed.  label: the latent's, if any.
+    latent_metadata: of the latent's file.
     """
 
     name: str
     caption: str
     source: Tensor | Path | int
     label: int | None = None
-    known: Mapping[str, Any] = field(default_factory=dict)
+    latent_metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_inputs(files: Sequence[Path], seeds: Sequence[int]) -> list[Input]:
@@ -48,18 +50,18 @@ def read_inputs(files: Sequence[Path], seeds: Sequence[int]) -> list[Input]:
 
 
 def _read_latents(path: Path) -> list[Input]:
-    latents, known = load_latents(path)
-    labels = known.get("labels") or [None] * len(latents)
+    latents, metadata = load_latents(path)
+    labels = metadata.get("labels") or [None] * len(latents)
     if len(labels) != len(latents):
         raise DataError(f"{path}: its labels are not one class index for each latent.")
     numbers = [f" #{i}" for i in range(len(latents))] if len(latents) > 1 else [""]
     return [
-        Input(str(path) + number, path.stem + number, latent, label, known)
+        Input(str(path) + number, path.stem + number, latent, label, metadata)
         for number, latent, label in zip(numbers, latents, labels, strict=True)
     ]
 
 
-def agree(inputs: Sequence[Input], ckpt: str | None) -> dict[str, Any]:
+def agree(inputs: Sequence[Input], ckpt: str | None) -> JsonObject:
     """The metadata that the frames inherit: the first file's, which the others may not contradict.
 
     ckpt: the checkpoint that the user named, to which all inputs then belong.
@@ -71,7 +73,7 @@ def agree(inputs: Sequence[Input], ckpt: str | None) -> dict[str, Any]:
         "Interpolate between latents of one size.",
     )
     if ckpt is None:
-        records = [(i, i.known.get("checkpoint")) for i in inputs]
+        records = [(i, i.latent_metadata.get("checkpoint")) for i in inputs]
         named = [(i, record) for i, record in records if isinstance(record, dict)]
         _check_alike(
             [(i, f"'{r.get('name')}' ({str(r.get('sha256'))[:12]})") for i, r in named],
@@ -79,32 +81,42 @@ def agree(inputs: Sequence[Input], ckpt: str | None) -> dict[str, Any]:
             "Interpolate between latents of one checkpoint, or choose one with --ckpt.",
         )
     _check_alike(
-        [(i, str(i.known["top"])) for i in inputs if i.known.get("top") is not None],
+        [
+            (i, str(i.latent_metadata["top"]))
+            for i in inputs
+            if i.latent_metadata.get("top") is not None
+        ],
         "is at timestep {}",
         "Make both with lists of timesteps that end at the same one.",
     )
-    first = next((i.known for i in inputs if i.known), {})
+    first = next((i.latent_metadata for i in inputs if i.latent_metadata), {})
     common = {key: value for key, value in first.items() if key not in _OF_ONE_FILE}
     for key in ("checkpoint", "top"):  # a file may lack what another has
-        value = next((i.known[key] for i in inputs if i.known.get(key) is not None), None)
+        value = next(
+            (i.latent_metadata[key] for i in inputs if i.latent_metadata.get(key) is not None), None
+        )
         common |= {} if value is None else {key: value}
     return common
 
 
-def differences(inputs: Sequence[Input], given: Mapping[str, Any]) -> list[str]:
-    """Sentences on recorded settings that frames do not inherit; those given need none."""
-    files = [i for i in inputs if i.known]
+def differences(inputs: Sequence[Input], flags: Mapping[str, Any]) -> list[str]:
+    """Sentences on recorded settings that frames do not inherit; settings of the flags need none."""
+    files = [i for i in inputs if i.latent_metadata]
     found = []
     for key in _ANNOUNCED:
-        values = {str(i.known[key]): i.name for i in files if i.known.get(key) is not None}
-        if len(values) > 1 and given.get(key) is None:
-            told = ", ".join(f"{value} of {name}" for value, name in values.items())
-            found.append(f"the inputs differ in {key}: {told}; that of the first is used.")
+        values = {
+            str(i.latent_metadata[key]): i.name
+            for i in files
+            if i.latent_metadata.get(key) is not None
+        }
+        if len(values) > 1 and flags.get(key) is None:
+            listed = ", ".join(f"{value} ({name})" for value, name in values.items())
+            found.append(f"the inputs differ in {key}: {listed}; that of the first is used.")
     for i in files:
-        if i.known.get("eta") or i.known.get("variance") not in (None, "eta"):
+        if i.latent_metadata.get("eta") or i.latent_metadata.get("variance") not in (None, "eta"):
             found.append(
-                f"{i.name} was sampled with noise in each step; frames are decoded without "
-                "(eta = 0), so its own image looks different here."
+                f"{i.name} was sampled with eta > 0; frames are decoded with eta 0, so its own image "
+                "looks different here."
             )
     return found
 
@@ -119,32 +131,32 @@ def common_label(
     """
     if checkpoint.num_classes is None:
         if classes:
-            raise RequestError("--class: this checkpoint knows no classes.", "Leave --class out.")
+            raise RequestError("--class: this checkpoint has no classes.", "Leave --class out.")
         return None
     if classes:
         if len(classes) > 1:
             raise RequestError("--class: all frames are of one class.", "Name one.")
         return class_index(classes[0], checkpoint)
-    told = [(i, i.label) for i in inputs if i.label is not None]
+    labels = [(i, i.label) for i in inputs if i.label is not None]
     seeds = [i.source for i in inputs if isinstance(i.source, int)]
-    if not told and len(seeds) == len(inputs):
-        told = list(zip(inputs, drawn_labels(seeds, checkpoint), strict=True))
-    if not told:
+    if not labels and len(seeds) == len(inputs):
+        labels = list(zip(inputs, drawn_labels(seeds, checkpoint), strict=True))
+    if not labels:
         if checkpoint.null_class is None:
-            raise RequestError("no input names a class.", "Choose one with --class.")
+            raise RequestError("no input records a class.", "Choose one with --class.")
         return checkpoint.null_class
-    for i, label in told:
+    for i, label in labels:
         if not (0 <= label < checkpoint.num_classes or label == checkpoint.null_class):
             raise RequestError(
                 f"{i.name} is of class {label}, which this checkpoint does not have.",
                 "Choose one with --class.",
             )
     _check_alike(
-        [(i, f"'{checkpoint.class_name(label)}'") for i, label in told],
+        [(i, f"'{checkpoint.class_name(label)}'") for i, label in labels],
         "is of class {}",
         "Choose one class for all frames with --class.",
     )
-    return told[0][1]
+    return labels[0][1]
 
 
 def _check_alike(values: Sequence[tuple[Input, str]], says: str, remedy: str) -> None:

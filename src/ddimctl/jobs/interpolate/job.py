@@ -10,14 +10,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion import paths
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.statistics import is_atypical, latent_statistics
 from ddimctl.errors import RequestError
+from ddimctl.files.atomic import JsonObject
 from ddimctl.files.pictures.grids import GRID_LIMIT
 from ddimctl.files.pictures.video import check_video
-from ddimctl.jobs.checkpoint import open_checkpoint
+from ddimctl.jobs.checkpoint import Model, open_model
 from ddimctl.jobs.events import Notice, Report, ignore, notify
 from ddimctl.jobs.interpolate.inputs import (
     Input,
@@ -26,31 +26,21 @@ from ddimctl.jobs.interpolate.inputs import (
     differences,
     read_inputs,
 )
-from ddimctl.jobs.interpolate.request import (
-    DEFAULT_FRAMES,
-    InterpolateRequest,
-    TourOptions,
-)
-from ddimctl.jobs.invert.cached_latents import METHOD, check_invertible, image_latents
+from ddimctl.jobs.interpolate.request import InterpolateRequest
+from ddimctl.jobs.invert.cached_latents import check_invertible, image_latents
 from ddimctl.jobs.invert.request import DEFAULT_STEPS
-from ddimctl.jobs.invert.round_trip import inversion_precision
+from ddimctl.jobs.option import check_choices
 from ddimctl.jobs.requests import SamplerOptions, StepOptions
-from ddimctl.jobs.sample.auto_timesteps import find_timesteps
-from ddimctl.jobs.sample.batch_size import default_batch_size
+from ddimctl.jobs.sample.auto_timesteps import Search, find_timesteps
+from ddimctl.jobs.sample.batches import default_batch_size
 from ddimctl.jobs.sample.folder import RunFolder, run_folder
-from ddimctl.jobs.sample.manifest import Layout, read_manifest
-from ddimctl.jobs.sample.plan import Plan, image_shape, make_plan, resolve_sampler
-from ddimctl.jobs.sample.records import latent_sha256
+from ddimctl.jobs.sample.manifest import latent_sha256, read_manifest
+from ddimctl.jobs.sample.outputs import FRAMES, Layout
+from ddimctl.jobs.sample.plan import Plan, SamplerSettings, image_shape, make_plan, resolve_sampler
 from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.jobs.sample.sampler import decode
-from ddimctl.runtime.device import (
-    make_deterministic,
-    memory_errors,
-    resolve_device,
-    resolve_precision,
-)
+from ddimctl.runtime.device import memory_errors
 
-LAYOUT: Final = Layout("interpolate", "frames", 4)
 _ONE_ROW: Final = 16  # so many frames are one row of the grid
 
 
@@ -60,7 +50,7 @@ class InterpolateResult:
 
     out: Path | None
     outputs: dict[str, Path]
-    settings: dict[str, Any]
+    settings: JsonObject
     inputs: tuple[str, ...]
     frames: int
     seconds: float
@@ -74,7 +64,7 @@ def interpolate(request: InterpolateRequest, report: Report = ignore) -> Interpo
     _check(request)
     output = request.output
     with (
-        run_folder(output.out, LAYOUT.command, resume=output.resume, dry_run=output.dry_run) as out,
+        run_folder(output, FRAMES.command) as out,
         memory_errors("Use a smaller --batch-size or another --device."),
     ):
         return _interpolate(request, out, report)
@@ -85,59 +75,52 @@ def _interpolate(
 ) -> InterpolateResult:
     started = time.monotonic()
     output, tour = request.output, request.tour
-    recorded = read_manifest(out, LAYOUT, resume=output.resume, force=output.force)
+    recorded = read_manifest(out, FRAMES, output)
     inputs = read_inputs(request.files, request.ends.seeds)
     captions = tuple(i.caption for i in inputs)
     if tour.grid is None:
-        paths.frame_positions(len(inputs), _frame_count(tour), tour.loop)
+        paths.frame_positions(len(inputs), tour.count, tour.loop)
     else:
         paths.check_grid(len(inputs), *tour.grid)
     metadata = agree(inputs, request.checkpoint.ckpt)
     options = _sampler_options(request.sampler, inputs, metadata)
-    given = {**vars(options), "tau": options.timesteps, "precision": request.device.precision}
-    notify(report, differences(inputs, given))
-
-    device = resolve_device(request.device.device)
-    if request.device.deterministic:
-        make_deterministic()
-    if _has_images(inputs):
-        precision = inversion_precision(request.device.precision, METHOD, device)
-    else:
-        asked = request.device.precision or metadata.get("precision") or "auto"
-        precision = resolve_precision(asked, device)
-    checkpoint = open_checkpoint(
+    flags = {**vars(options), "tau": options.timesteps, "precision": request.device.precision}
+    notify(report, differences(inputs, flags))
+    model = open_model(
         request.checkpoint,
-        metadata,
-        device,
-        precision,
+        request.device,
+        report,
+        latent_metadata=metadata,
         size=request.ends.size,
         download=request.ends.yes,
-        compiled=request.device.compile,
+        exact=_has_images(inputs),
     )
-    notify(report, checkpoint.provenance.notes)
     plan = _plan(
-        request, options, inputs, metadata, checkpoint, device, precision, recorded, report
+        request,
+        resolve_sampler(options, metadata, model.checkpoint),
+        inputs,
+        model,
+        recorded,
+        report,
     )
     if _has_images(inputs):
-        check_invertible(plan, checkpoint)
+        check_invertible(plan, model.checkpoint)
     if output.dry_run or out is None:
         return InterpolateResult(out, {}, plan.record(), captions, plan.count, 0.0)
 
-    latents = _latents(inputs, plan, checkpoint, device, report)
+    latents = _latents(inputs, plan, model, report)
     plan = replace(plan, x_T=_frames(request, inputs, latents))
-    layout = _layout(request, captions, latents)
-    run = RunFolder(out, layout, _outputs(request), recorded, output.force)
-    outputs = decode(run, plan, checkpoint, device, report)
+    run = RunFolder(
+        out, _layout(request, captions, latents), _outputs(request), recorded, output.force
+    )
+    outputs = decode(run, plan, model.checkpoint, model.device, report)
     seconds = time.monotonic() - started
     return InterpolateResult(out, outputs, plan.record(), captions, plan.count, seconds)
 
 
 def _check(request: InterpolateRequest) -> None:
     tour, output = request.tour, request.output
-    if tour.path not in paths.PATHS:
-        raise RequestError(
-            f"unknown path '{tour.path}'.", f"Choose one of {', '.join(paths.PATHS)}."
-        )
+    check_choices(request)
     if output.video is not None:
         check_video(output.video, output.fps)
     if tour.grid is not None and tour.grid[0] * tour.grid[1] > GRID_LIMIT:
@@ -146,22 +129,18 @@ def _check(request: InterpolateRequest) -> None:
         )
 
 
-def _frame_count(tour: TourOptions) -> int:
-    return tour.frames or DEFAULT_FRAMES
-
-
 def _sampler_options(
-    asked: StepOptions, inputs: Sequence[Input], metadata: Mapping[str, Any]
+    options: StepOptions, inputs: Sequence[Input], metadata: Mapping[str, Any]
 ) -> SamplerOptions:
     """How the frames are sampled: without noise.
 
     Input images are inverted and decoded in as many steps as `invert` takes, if nothing else says.
     """
-    steps = asked.steps
-    told = isinstance(asked.timesteps, tuple) or "timesteps" in metadata or "steps" in metadata
-    if _has_images(inputs) and not told:
+    steps = options.steps
+    is_set = isinstance(options.timesteps, tuple) or "timesteps" in metadata or "steps" in metadata
+    if _has_images(inputs) and not is_set:
         steps = steps or DEFAULT_STEPS
-    return SamplerOptions(**{**vars(asked), "steps": steps}, eta=0.0, variance="eta")
+    return SamplerOptions(**{**vars(options), "steps": steps}, eta=0.0, variance="eta")
 
 
 def _outputs(request: InterpolateRequest) -> OutputSettings:
@@ -170,8 +149,8 @@ def _outputs(request: InterpolateRequest) -> OutputSettings:
     columns = output.columns
     if columns is None and tour.grid is not None:
         columns = tour.grid[1]
-    elif columns is None and _frame_count(tour) <= _ONE_ROW:
-        columns = _frame_count(tour)
+    elif columns is None and tour.count <= _ONE_ROW:
+        columns = tour.count
     return OutputSettings(
         scale=output.scale,
         columns=columns,
@@ -187,39 +166,28 @@ def _has_images(inputs: Sequence[Input]) -> bool:
 
 def _plan(
     request: InterpolateRequest,
-    options: SamplerOptions,
+    sampler: SamplerSettings,
     inputs: Sequence[Input],
-    metadata: Mapping[str, Any],
-    checkpoint: Checkpoint,
-    device: torch.device,
-    precision: str,
-    recorded: dict[str, Any] | None,
+    model: Model,
+    recorded: JsonObject | None,
     report: Report,
 ) -> Plan:
     """How the frames are decoded, still without their x_T."""
-    rows, columns = request.tour.grid or (1, _frame_count(request.tour))
-    count = rows * columns
+    checkpoint, count = model.checkpoint, request.tour.count
     latent = next((i.source[None] for i in inputs if isinstance(i.source, Tensor)), None)
     shape = image_shape(request.ends.size, checkpoint, latent)
     label = common_label(inputs, request.ends.classes, checkpoint)
     batch_size = recorded["settings"].get("batch_size") if recorded else request.device.batch_size
-    sampler = find_timesteps(
-        resolve_sampler(options, metadata, checkpoint),
-        checkpoint,
-        shape,
-        device,
-        report,
-        batch_size=batch_size,
-        dry_run=request.output.dry_run,
-        recorded=recorded,
-    )
+    search = Search(batch_size, request.output.dry_run, recorded)
+    sampler = find_timesteps(sampler, model, shape, search, report)
     return make_plan(
         sampler,
-        shape=shape,
-        seeds=range(count),
-        labels=None if label is None else [label] * count,
-        precision=precision,
-        batch_size=batch_size or default_batch_size(checkpoint, shape, device, sampler.guidance),
+        shape,
+        range(count),
+        None if label is None else [label] * count,
+        precision=model.precision,
+        batch_size=batch_size
+        or default_batch_size(checkpoint, shape, model.device, sampler.guidance),
         method=request.tour.path,
     )
 
@@ -227,15 +195,14 @@ def _plan(
 def _latents(
     inputs: Sequence[Input],
     plan: Plan,
-    checkpoint: Checkpoint,
-    device: torch.device,
+    model: Model,
     report: Report,
 ) -> Tensor:
     """The latents (K, C, H, W) of all inputs, float32, with a warning for atypical ones."""
     images = [i.source for i in inputs if isinstance(i.source, Path)]
     inverted: dict[Path, Tensor] = {}
     if images:
-        found = image_latents(images, plan, checkpoint, device, report)
+        found = image_latents(images, plan, model, report)
         inverted = dict(zip(images, found, strict=True))
     latents = torch.stack([_latent(i.source, plan, inverted) for i in inputs])
     means, stds = latent_statistics(latents)
@@ -244,7 +211,7 @@ def _latents(
             report(
                 Notice(
                     f"{i.name} is unlike noise (mean {mean:.2f}, deviation {std:.2f}, not 0 and 1): "
-                    "the images near it may be unlike the model's."
+                    "images near it may look odd."
                 )
             )
     return latents
@@ -262,7 +229,7 @@ def _frames(request: InterpolateRequest, inputs: Sequence[Input], latents: Tenso
     places = []
     pairs = [(0, 1), (2, 3), (0, 2), (1, 3)]  # the sides of a grid
     if request.tour.grid is None:
-        places = paths.frame_positions(len(inputs), _frame_count(request.tour), request.tour.loop)
+        places = paths.frame_positions(len(inputs), request.tour.count, request.tour.loop)
         pairs = list(dict.fromkeys((place.start, place.end) for place in places))
     for start, end in pairs:
         try:
@@ -278,7 +245,7 @@ def _frames(request: InterpolateRequest, inputs: Sequence[Input], latents: Tenso
 
 def _layout(request: InterpolateRequest, captions: Sequence[str], latents: Tensor) -> Layout:
     """The frames' names, captions and records: who they are between, or where in the grid."""
-    details: dict[str, Any] = {
+    details: JsonObject = {
         "path": request.tour.path,
         "inputs": [
             {"name": caption, "latent_sha256": latent_sha256(latent)}
@@ -288,7 +255,7 @@ def _layout(request: InterpolateRequest, captions: Sequence[str], latents: Tenso
     if request.tour.grid is not None:
         rows, columns = request.tour.grid
         return replace(
-            LAYOUT,
+            FRAMES,
             captions=(),
             details=details | {"grid": [rows, columns]},
             records=[
@@ -296,9 +263,9 @@ def _layout(request: InterpolateRequest, captions: Sequence[str], latents: Tenso
                 for row, column in product(range(rows), range(columns))
             ],
         )
-    places = paths.frame_positions(len(captions), _frame_count(request.tour), request.tour.loop)
+    places = paths.frame_positions(len(captions), request.tour.count, request.tour.loop)
     return replace(
-        LAYOUT,
+        FRAMES,
         captions=tuple("" if p.shows is None else captions[p.shows] for p in places),
         video=request.output.video,
         fps=request.output.fps,

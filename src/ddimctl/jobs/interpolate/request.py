@@ -1,4 +1,4 @@
-"""What `ddimctl interpolate` is asked for."""
+"""The options of `ddimctl interpolate`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,8 +36,8 @@ class EndOptions:
         tuple[int, ...],
         flag(
             "--seeds",
-            help="Seeds of noise to interpolate between, after the files; such as 3,9.",
-            panel=MAIN,
+            "Seeds of noise to interpolate between, after the files; such as 3,9.",
+            MAIN,
             metavar="LIST",
             parse=parse.parse_seeds,
         ),
@@ -46,8 +46,8 @@ class EndOptions:
         tuple[str, ...] | None,
         flag(
             "--class",
-            help="Class name or index, for all frames.",
-            panel=MAIN,
+            "Class name or index, for all frames.",
+            MAIN,
             metavar="NAME",
             default="the inputs' own, if they agree",
             parse=parse.parse_classes,
@@ -68,8 +68,8 @@ class TourOptions:
         int | None,
         flag(
             "--frames",
-            help="Number of frames, including the inputs; up to 9999.",
-            panel=MAIN,
+            "Number of frames, including the inputs; up to 9999.",
+            MAIN,
             low=2,
             high=9999,
             metavar="N",
@@ -78,21 +78,25 @@ class TourOptions:
     ] = None
     path: Annotated[
         PathKind,
-        flag("--path", help="Interpolation: spherical (slerp) or linear (lerp).", panel=PATH),
+        flag("--path", "Interpolation: spherical (slerp) or linear (lerp).", PATH),
     ] = "slerp"
-    loop: Annotated[
-        bool, flag("--loop", help="End the path at the first input again.", panel=PATH)
-    ] = False
+    loop: Annotated[bool, flag("--loop", "End the path at the first input again.", PATH)] = False
     grid: Annotated[
         tuple[int, int] | None,
         flag(
             "--grid",
-            help="Interpolate a grid between four corner inputs.",
-            panel=PATH,
+            "Interpolate a grid between four corner inputs.",
+            PATH,
             metavar="ROWSxCOLUMNS",
             parse=parse.parse_size,
         ),
     ] = None
+
+    @property
+    def count(self) -> int:
+        """How many frames there are."""
+        rows, columns = self.grid or (1, self.frames or DEFAULT_FRAMES)
+        return rows * columns
 
 
 @dataclass(frozen=True)
@@ -101,15 +105,10 @@ class FrameOutputOptions(OutputOptions):
 
     video: Annotated[
         VideoFormat | None,
-        flag(
-            "--video",
-            help="Also write a video of the frames; mp4 needs the extra 'video'.",
-            panel=OUTPUT,
-        ),
+        flag("--video", "Also write a video of the frames; mp4 needs the extra 'video'.", OUTPUT),
     ] = None
     fps: Annotated[
-        float,
-        flag("--fps", help="Frames per second.", panel=OUTPUT, check=finite, metavar="F"),
+        float, flag("--fps", "Frames per second.", OUTPUT, check=finite, metavar="F")
     ] = 12.0
     scale: Annotated[int | None, SCALE] = None
     columns: Annotated[int | None, COLUMNS] = None
@@ -149,5 +148,5 @@ class InterpolateRequest:
         }
         for option in (name for name, present in given.items() if present):
             raise RequestError(
-                f"{option} is for a path, not for a --grid.", f"Leave {option} or --grid out."
+                f"{option} does not apply to --grid.", f"Leave {option} or --grid out."
             )

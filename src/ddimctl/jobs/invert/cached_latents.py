@@ -17,11 +17,12 @@ from ddimctl.files.cache import make_room, mark_used
 from ddimctl.files.dataset.datasets import user_cache
 from ddimctl.files.latents import load_latents, save_latents
 from ddimctl.files.pictures.images import from_uint8
+from ddimctl.jobs.checkpoint import Model
 from ddimctl.jobs.events import Notice, Report
 from ddimctl.jobs.invert.input_images import fit_input_image
 from ddimctl.jobs.invert.round_trip import Steps, fidelity, round_trip
+from ddimctl.jobs.sample.manifest import sha256_hex
 from ddimctl.jobs.sample.plan import Plan
-from ddimctl.jobs.sample.records import sha256_hex
 
 METHOD: Final = "exact"
 _CACHE_VERSION: Final = 1
@@ -40,7 +41,7 @@ def check_invertible(plan: Plan, checkpoint: Checkpoint) -> None:
     for option, plain in (("solver", "ddim"), ("guidance", 1.0), ("clip", "none")):
         if settings[option] != plain:
             raise RequestError(
-                f"an image's latent cannot be found with {option} {settings[option]}.",
+                f"images cannot be inverted with {option} {settings[option]}.",
                 f"Pass --{option} {plain}.",
             )
     check_inversion(checkpoint.schedule, plan.timesteps, METHOD, TOLERANCE)
@@ -49,23 +50,23 @@ def check_invertible(plan: Plan, checkpoint: Checkpoint) -> None:
 def image_latents(
     images: Sequence[Path],
     plan: Plan,
-    checkpoint: Checkpoint,
-    device: torch.device,
+    model: Model,
     report: Report,
 ) -> Tensor:
     """The latents (N, C, H, W), float32, that the plan decodes to the images, cut to its size.
 
     Raises DataError naming an image that cannot be read, NumericsError.
     """
+    checkpoint = model.checkpoint
     fitted = [fit_input_image(path, checkpoint, plan.shape[1:], "crop") for path in images]
     files = [_cache_path(image.pixels, plan, checkpoint) for image in fitted]
-    known = [_cached(file, plan) for file in files]
-    missing = [i for i, found in enumerate(known) if found is None]
+    inverted = [_cached(file, plan) for file in files]
+    missing = [i for i, found in enumerate(inverted) if found is None]
     steps, size = len(plan.timesteps), plan.batch_size
     total = -(-len(missing) // size) * steps
     for number, start in enumerate(range(0, len(missing), size)):
         group = missing[start : start + size]
-        x_0 = from_uint8(torch.stack([fitted[i].pixels for i in group])).to(device)
+        x_0 = from_uint8(torch.stack([fitted[i].pixels for i in group])).to(model.device)
         progress = Steps(number * steps, total, {"pictures": f"{start}/{len(missing)}"})
         exact = replace(plan, method=METHOD)
         trip = round_trip(checkpoint, exact, x_0, TOLERANCE, report, progress)
@@ -77,19 +78,19 @@ def image_latents(
                 )
         errors = [found.worst_level for found in fidelity(x_0, trip.decoded)]
         for i, latent, error in zip(group, trip.latents.cpu(), errors, strict=True):
-            known[i] = Inverted(latent, error)
+            inverted[i] = Inverted(latent, error)
             _keep(files[i], latent, error)
-    found = [inverted for inverted in known if inverted is not None]
-    for path, image, inverted in zip(images, fitted, found, strict=True):
+    found = [each for each in inverted if each is not None]
+    for path, image, each in zip(images, fitted, found, strict=True):
         report(Notice(f"{path}: {image.sentence()}."))
-        if inverted.worst_level > 1:
+        if each.worst_level > 1:
             report(
                 Notice(
-                    f"{path}: decoding its latent misses it by up to {inverted.worst_level} levels of "
-                    "255; more --steps come nearer."
+                    f"{path}: decoding its latent is off by up to {each.worst_level} levels of "
+                    "255; more --steps are more accurate."
                 )
             )
-    return torch.stack([inverted.latent for inverted in found])
+    return torch.stack([each.latent for each in found])
 
 
 def _cache_path(pixels: Tensor, plan: Plan, checkpoint: Checkpoint) -> Path | None:

@@ -4,14 +4,14 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
-from ddimctl.errors import RequestError
+from ddimctl.files.atomic import JsonObject
 from ddimctl.files.dataset.source import scan
-from ddimctl.files.pictures.images import FITS, fit_image, image_pixels, read_image
+from ddimctl.files.pictures.images import fit_image, image_pixels, read_image
 from ddimctl.files.untrusted.guards import is_folder
 
 SHEET: Final = ".inversion.png"
@@ -36,7 +36,7 @@ class Fitted:
     original: tuple[int, int]
     fit: str
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """What latents say of it: plain values."""
         return {"fit": self.fit, "original_size": list(self.original)}
 
@@ -45,13 +45,13 @@ class Fitted:
         (height, width), (to_height, to_width) = self.original, self.pixels.shape[:2]
         size = f"{width}x{height} pixels" + " (width x height)" * (width != height)
         if self.original == (to_height, to_width):
-            return f"{size}, as they are"
+            return f"{size}, unchanged"
         scale = (max if self.fit == "crop" else min)(to_height / height, to_width / width)
         inner = f"{round(to_width / scale)}x{round(to_height / scale)}"
         how = {
-            "crop": f"cut to the middle {inner} and resized",
+            "crop": f"cropped to the middle {inner} and resized",
             "pad": f"padded to {inner} and resized",
-            "stretch": "resized whatever the proportions",
+            "stretch": "stretched",
         }[self.fit]
         if height * to_width == width * to_height:
             how = "resized"
@@ -85,12 +85,6 @@ def fit_input_image(path: Path, checkpoint: Checkpoint, size: tuple[int, int], f
     image = read_image(path, checkpoint.sample_shape[0], background)
     fitted = fit_image(image, size, fit, background)
     return Fitted(image_pixels(fitted), (image.height, image.width), fit)
-
-
-def check_fit(fit: str) -> None:
-    """Raise RequestError for an unknown way to fit images."""
-    if fit not in FITS:
-        raise RequestError(f"unknown fit '{fit}'.", f"Choose one of {', '.join(FITS)}.")
 
 
 def _shortened(stem: str) -> str:

@@ -6,25 +6,25 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from ddimctl.diffusion.statistics import is_atypical
 from ddimctl.errors import DataError, RequestError, Stopped, StorageError
-from ddimctl.files.atomic import check_writable, make_folder, write_bytes
+from ddimctl.files.atomic import JsonObject, check_writable, make_folder, write_bytes
 from ddimctl.files.latents import save_latents
 from ddimctl.files.pictures.images import from_uint8, to_uint8
+from ddimctl.jobs.checkpoint import open_model
 from ddimctl.jobs.events import Notice, Progress, Report, Wrote, ignore, notify
 from ddimctl.jobs.invert.input_images import (
     Fitted,
     InputImage,
-    check_fit,
     find_inputs,
     fit_input_image,
 )
-from ddimctl.jobs.invert.report import figures_of, sentence, warnings
+from ddimctl.jobs.invert.report import figures_of, inversion_sheet, sentence, warnings
 from ddimctl.jobs.invert.request import InvertRequest
 from ddimctl.jobs.invert.resume import (
     Recorder,
@@ -39,13 +39,14 @@ from ddimctl.jobs.invert.round_trip import (
     Steps,
     fidelity,
     inversion_plan,
-    open_for_inversion,
     round_trip,
 )
-from ddimctl.jobs.invert.sheet import inversion_sheet
+from ddimctl.jobs.option import check_choices
+from ddimctl.jobs.requests import OutputOptions
 from ddimctl.jobs.sample.folder import go_on, run_folder
+from ddimctl.jobs.sample.manifest import image_text
+from ddimctl.jobs.sample.outputs import TAKEN
 from ddimctl.jobs.sample.plan import Plan
-from ddimctl.jobs.sample.records import image_text
 from ddimctl.runtime.device import memory_errors
 from ddimctl.runtime.signals import StopRequest, stop_on_signals
 
@@ -55,25 +56,25 @@ class InvertResult:
     """images: one record for each that was inverted, or would be. failed: name and reason of
     those that could not be read or inverted."""
 
-    images: tuple[dict[str, Any], ...]
+    images: tuple[JsonObject, ...]
     failed: tuple[tuple[str, str], ...]
-    settings: dict[str, Any]
+    settings: JsonObject
     seconds: float
 
 
 def invert(request: InvertRequest, report: Report = ignore) -> InvertResult:
     """Invert every input image, batch by batch, and write NAME.pt and NAME.inversion.png for each.
 
-    An input image that cannot be read, or has no finite latent, is a notice and an entry in `failed`. With
-    --resume, input images that a run with the same settings has finished are kept. Raises
+    An input image that cannot be read, or has no finite latent, is a notice and an entry in `failed`.
+    With --resume, images that a run with the same settings has finished are kept. Raises
     RequestError (also where something would be overwritten), CheckpointError, DataError,
-    StorageError, DeviceError; Stopped when a signal ended the run, which --resume goes on with.
+    StorageError, DeviceError; Stopped when a signal ended the run, which --resume continues.
     """
-    check_fit(request.images.fit)
+    check_choices(request)
     inputs, output = find_inputs(request.inputs), request.output
     folder = output.out or Path()
     with (
-        run_folder(folder, "invert", resume=output.resume, dry_run=output.dry_run),
+        run_folder(OutputOptions(folder, resume=output.resume, dry_run=output.dry_run), "invert"),
         memory_errors("Use a smaller --batch-size or another --device."),
     ):
         return _invert(request, folder, inputs, report)
@@ -85,34 +86,26 @@ def _invert(
     started = time.monotonic()
     output, inversion = request.output, request.inversion
     recorded = read_records(out, inputs) if output.resume else {}
-    missing = [input_image for input_image in inputs if input_image.name not in recorded]
-    _check_room(out, missing, output.force)
-    checkpoint, device, precision = open_for_inversion(
-        request.checkpoint, request.device, inversion.method, request.images.size
+    _check_room(out, [image for image in inputs if image.name not in recorded], output.force)
+    model = open_model(
+        request.checkpoint,
+        request.device,
+        report,
+        size=request.images.size,
+        exact=inversion.method == "exact",
     )
-    notify(report, checkpoint.provenance.notes)
-    plan = inversion_plan(
-        request.images,
-        inversion,
-        checkpoint,
-        len(inputs),
-        device,
-        precision,
-        request.device.batch_size or recorded_batch_size(recorded),  # for the same groups
-    )
-    recorder = Recorder(out, plan, checkpoint, inversion.tolerance)
-    run = _Run(request, inputs, recorder)
-    run.recorded = matching(recorded, recorder, force=output.force)
+    # those of a resumed run are in the same groups
+    batch_size = request.device.batch_size or recorded_batch_size(recorded)
+    plan = inversion_plan(request.images, inversion, model, len(inputs), batch_size)
+    recorder = Recorder(out, plan, model.checkpoint, inversion.tolerance)
+    run = _Run(request, inputs, recorder, matching(recorded, recorder, force=output.force))
     if output.dry_run:
         for batch in run.batches():
-            readable = _read(run, batch, report)
-            run.records += [
-                input_image_paths(out, input_image) | fitted.record()
-                for input_image, fitted in readable
-            ]
+            for image, fitted in _read(run, batch, report):
+                _note(run, image, fitted, {})
     else:
         check_writable(out, 4 * (len(inputs) - len(run.recorded)) * math.prod(plan.shape))
-        _resumable(run, device, report)
+        _resumable(run, model.device, report)
     seconds = time.monotonic() - started
     return InvertResult(tuple(run.records), tuple(run.failed), plan.record(), seconds)
 
@@ -124,8 +117,8 @@ class _Run:
     request: InvertRequest
     inputs: Sequence[InputImage]
     recorder: Recorder
-    recorded: dict[str, dict[str, Any]] = field(default_factory=dict)
-    records: list[dict[str, Any]] = field(default_factory=list)
+    recorded: dict[str, JsonObject] = field(default_factory=dict)
+    records: list[JsonObject] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
     made: int = 0  # how many of the records are new
 
@@ -135,9 +128,13 @@ class _Run:
         for start in range(0, len(self.inputs), size):
             yield self.inputs[start : start + size]
 
+    def facts(self) -> dict[str, str]:
+        """How many images are done, for the progress."""
+        return {"pictures": f"{len(self.records)}/{len(self.inputs)}"}
+
 
 def _resumable(run: _Run, device: torch.device, report: Report) -> None:
-    """Invert all; an error of the disk says how to go on if anything is done."""
+    """Invert all; an error of the disk says how to continue if anything is done."""
     try:
         with stop_on_signals() as stop:
             _invert_all(run, device, stop, report)
@@ -147,7 +144,7 @@ def _resumable(run: _Run, device: torch.device, report: Report) -> None:
         remedy = f"{error.remedy} {go_on(run.recorder.out)}".strip()
         raise StorageError(error.cause, remedy) from error
     if run.recorded and not run.made and not run.failed:
-        report(Notice(f"complete already: {len(run.records)} input images."))
+        report(Notice(f"already complete: {len(run.records)} input images."))
 
 
 def _stop(run: _Run, stop: StopRequest) -> NoReturn:
@@ -158,85 +155,77 @@ def _stop(run: _Run, stop: StopRequest) -> NoReturn:
 
 
 def _invert_all(run: _Run, device: torch.device, stop: StopRequest, report: Report) -> None:
-    """Invert the groups in which an input image is not done, whole; of them, only such input images are written."""
+    """Invert each group in which an image is not done, whole; write only the images not done."""
     recorder, plan = run.recorder, run.recorder.plan
     steps, total = len(plan.timesteps), -(-len(run.inputs) // plan.batch_size) * len(plan.timesteps)
     for number, batch in enumerate(run.batches()):
         readable = _read(run, batch, report)
-        known = [_figures_known(run, input_image, fitted) for input_image, fitted in readable]
-        if None in known:
+        finished = [_finished(run, image, fitted) for image, fitted in readable]
+        if None in finished:
             x_0 = from_uint8(torch.stack([fitted.pixels for _, fitted in readable])).to(device)
-            facts = {"pictures": f"{len(run.records)}/{len(run.inputs)}"}
-            progress = Steps(number * steps, total, facts)
+            progress = Steps(number * steps, total, run.facts())
             try:
                 with stop.at_once():
                     trip = round_trip(
-                        recorder.checkpoint, plan, x_0, run.recorder.tolerance, report, progress
+                        recorder.checkpoint, plan, x_0, recorder.tolerance, report, progress
                     )
             except KeyboardInterrupt:
                 if not stop:
                     raise
                 _stop(run, stop)
-            _store(run, readable, known, x_0, trip, report)
+            _store(run, readable, finished, x_0, trip, report)
         else:
-            for (input_image, fitted), figures in zip(readable, known, strict=True):
-                _note(run, input_image, fitted, figures or {})
-        facts = {"pictures": f"{len(run.records)}/{len(run.inputs)}"}
-        report(Progress("inverting", (number + 1) * steps, total, "steps", facts))
+            for (image, fitted), figures in zip(readable, finished, strict=True):
+                _note(run, image, fitted, figures or {})
+        report(Progress("inverting", (number + 1) * steps, total, "steps", run.facts()))
 
 
 def _check_room(out: Path, inputs: Sequence[InputImage], force: bool) -> None:
     if force:
         return
-    for input_image in inputs:
-        made = input_image_paths(out, input_image)
+    for image in inputs:
+        made = input_image_paths(out, image)
         for path in (Path(made["latents"]), Path(made["comparison"])):
-            if path.exists() and path != input_image.path:
-                raise RequestError(
-                    f"{path} exists already.",
-                    "Go on with --resume, write over it with --force, or name another --out.",
-                )
+            if path.exists() and path != image.path:
+                raise RequestError(f"{path} exists already.", TAKEN)
 
 
 def _read(
-    run: _Run, inputs: Sequence[InputImage], report: Report
+    run: _Run, images: Sequence[InputImage], report: Report
 ) -> list[tuple[InputImage, Fitted]]:
     """Those of the input images that can be read, fitted; the others go to run.failed."""
-    size = run.recorder.plan.shape[1:]
+    size, fit = run.recorder.plan.shape[1:], run.request.images.fit
     readable = []
-    for input_image in inputs:
+    for image in images:
         try:
-            fitted = fit_input_image(
-                input_image.path, run.recorder.checkpoint, size, run.request.images.fit
-            )
+            fitted = fit_input_image(image.path, run.recorder.checkpoint, size, fit)
         except DataError as error:
-            report(_fail(run, input_image, error.cause))
+            report(_fail(run, image, error.cause))
         else:
-            report(Notice(f"{input_image.path}: {fitted.sentence()}."))
-            readable.append((input_image, fitted))
+            report(Notice(f"{image.path}: {fitted.sentence()}."))
+            readable.append((image, fitted))
     return readable
 
 
-def _figures_known(run: _Run, input_image: InputImage, fitted: Fitted) -> dict[str, Any] | None:
+def _finished(run: _Run, image: InputImage, fitted: Fitted) -> JsonObject | None:
     """The figures of an input image that is done, or None."""
-    record = run.recorded.get(input_image.name)
-    force = run.request.output.force
-    return record and finished_figures(record, run.recorder.out, input_image, fitted, force=force)
+    record, force = run.recorded.get(image.name), run.request.output.force
+    return record and finished_figures(record, run.recorder.out, image, fitted, force=force)
 
 
-def _fail(run: _Run, input_image: InputImage, cause: str) -> Notice:
-    run.failed.append((str(input_image.path), cause))
+def _fail(run: _Run, image: InputImage, cause: str) -> Notice:
+    run.failed.append((str(image.path), cause))
     return Notice(f"left out: {cause}")
 
 
-def _note(run: _Run, input_image: InputImage, fitted: Fitted, figures: dict[str, Any]) -> None:
-    run.records.append(input_image_paths(run.recorder.out, input_image) | fitted.record() | figures)
+def _note(run: _Run, image: InputImage, fitted: Fitted, figures: JsonObject) -> None:
+    run.records.append(input_image_paths(run.recorder.out, image) | fitted.record() | figures)
 
 
 def _store(
     run: _Run,
-    inputs: Sequence[tuple[InputImage, Fitted]],
-    known: Sequence[dict[str, Any] | None],
+    readable: Sequence[tuple[InputImage, Fitted]],
+    finished: Sequence[JsonObject | None],
     x_0: Tensor,
     trip: RoundTrip,
     report: Report,
@@ -245,29 +234,29 @@ def _store(
     plan, out = run.recorder.plan, run.recorder.out
     make_folder(out)
     odd, finite = is_atypical(trip.latents), trip.finite.tolist()
-    decoded = to_uint8(trip.decoded).cpu()
-    found = fidelity(x_0, trip.decoded)
-    for i, (input_image, fitted) in enumerate(inputs):
-        if (figures := known[i]) is not None:
-            _note(run, input_image, fitted, figures)
+    decoded, found = to_uint8(trip.decoded).cpu(), fidelity(x_0, trip.decoded)
+    for i, (image, fitted) in enumerate(readable):
+        if (figures := finished[i]) is not None:
+            _note(run, image, fitted, figures)
             continue
         if not finite[i]:
-            cause = f"{input_image.path}: its latent, or what that decodes to, is not finite."
-            report(_fail(run, input_image, cause))
+            report(
+                _fail(run, image, f"{image.path}: its latent or its decoded image is not finite.")
+            )
             continue
         latents = trip.latents[i : i + 1].cpu()
-        paths = input_image_paths(out, input_image)
+        paths = input_image_paths(out, image)
         figures = figures_of(found[i], trip, i, bool(odd[i]))
-        metadata = run.recorder.metadata(input_image, fitted, figures)
+        metadata = run.recorder.metadata(image, fitted, figures)
         save_latents(Path(paths["latents"]), latents, metadata)
-        text = image_text(_of_one(plan, latents), run.recorder.checkpoint, 0)
-        said = {"ddimctl": json.dumps(text | {"method": plan.method})}
-        sheet = inversion_sheet(fitted.pixels, decoded[i], len(plan.timesteps), said)
+        settings = image_text(_of_one(plan, latents), run.recorder.checkpoint, 0)
+        text = {"ddimctl": json.dumps(settings | {"method": plan.method})}
+        sheet = inversion_sheet(fitted.pixels, decoded[i], len(plan.timesteps), text)
         write_bytes(Path(paths["comparison"]), sheet)
         run.made += 1
-        _note(run, input_image, fitted, figures)
+        _note(run, image, fitted, figures)
         report(Wrote(paths["latents"], sentence(figures)))
-        notify(report, warnings(input_image.path, plan, found[i], trip.residuals[i], figures))
+        notify(report, warnings(image.path, plan, found[i], trip.residuals[i], figures))
 
 
 def _of_one(plan: Plan, latents: Tensor) -> Plan:

@@ -6,18 +6,20 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+import torch
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.timesteps import timesteps
 from ddimctl.errors import DataError, NumericsError, RequestError
-from ddimctl.files.atomic import write_bytes, write_json
+from ddimctl.files.atomic import JsonObject, write_bytes, write_json
 from ddimctl.files.dataset.datasets import Dataset, gather, load_dataset, sample_indices
 from ddimctl.files.pictures.images import encode_image
 from ddimctl.files.pictures.plots import line_plot, stack_plots
-from ddimctl.jobs.events import Notice, Report, counted, ignore, notify
+from ddimctl.jobs.checkpoint import Model, open_model
+from ddimctl.jobs.events import Notice, Report, counted, ignore
 from ddimctl.jobs.invert.request import (
     InversionOptions,
     ReconstructionOptions,
@@ -29,9 +31,9 @@ from ddimctl.jobs.invert.round_trip import (
     decode_latents,
     fidelity,
     inversion_plan,
-    open_for_inversion,
     round_trip,
 )
+from ddimctl.jobs.requests import OutputOptions
 from ddimctl.jobs.sample.folder import run_folder
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.runtime.device import memory_errors
@@ -45,9 +47,9 @@ class ReconstructResult:
     """out: the folder; with --dry-run None. rows: of the table, plain values by column."""
 
     out: Path | None
-    rows: tuple[dict[str, Any], ...]
+    rows: tuple[JsonObject, ...]
     images: int
-    settings: dict[str, Any]
+    settings: JsonObject
 
 
 def reconstruct(request: ReconstructRequest, report: Report = ignore) -> ReconstructResult:
@@ -57,7 +59,7 @@ def reconstruct(request: ReconstructRequest, report: Report = ignore) -> Reconst
     """
     output = request.output
     with (
-        run_folder(output.out, "reconstruct", dry_run=output.dry_run) as out,
+        run_folder(OutputOptions(output.out, dry_run=output.dry_run), "reconstruct") as out,
         memory_errors("Use a smaller --batch-size or another --device."),
     ):
         return _reconstruct(request, out, report)
@@ -68,21 +70,23 @@ def _reconstruct(
 ) -> ReconstructResult:
     table = request.reconstruction
     _check_room(out, request.output.force)
-    strictest = "exact" if "exact" in table.methods else table.methods[0]
-    checkpoint, device, precision = open_for_inversion(
-        request.checkpoint, request.device, strictest, request.images.size
+    model = open_model(
+        request.checkpoint,
+        request.device,
+        report,
+        size=request.images.size,
+        exact="exact" in table.methods,
     )
-    notify(report, checkpoint.provenance.notes)
+    checkpoint = model.checkpoint
     data = _load(request, checkpoint, report)
     chosen = _choose(data, table)
+    images = replace(request.images, size=data.sample_shape[1:])
     plans = [
         inversion_plan(
-            replace(request.images, size=(data.sample_shape[1], data.sample_shape[2])),
+            images,
             InversionOptions(S, table.timesteps, method, table.tolerance),
-            checkpoint,
+            model,
             len(chosen),
-            device,
-            precision,
             request.device.batch_size,
         )
         for method in table.methods
@@ -95,16 +99,15 @@ def _reconstruct(
     if request.output.dry_run or out is None:
         return ReconstructResult(None, (), len(chosen), settings)
 
-    head = {"checkpoint": checkpoint.provenance.record(), "settings": settings}
-    rows: list[dict[str, Any]] = []
-    total = sum(len(plan.timesteps) for plan in plans) * -(-len(chosen) // plans[0].batch_size)
-    done = 0
+    rows: list[JsonObject] = []
+    batches = -(-len(chosen) // plans[0].batch_size)
+    total, done = sum(len(plan.timesteps) for plan in plans) * batches, 0
     for plan, decodes in zip(plans, lists, strict=True):
-        rows += _measure(
-            table.tolerance, checkpoint, plan, decodes, data, chosen, done, total, report
-        )
-        done += len(plan.timesteps) * -(-len(chosen) // plan.batch_size)
-        _write(out, head, rows)
+        progress = Steps(done, total, {"method": plan.method, "S": str(len(plan.timesteps))})
+        rows += _measure(table.tolerance, model, plan, decodes, data, chosen, progress, report)
+        done += len(plan.timesteps) * batches
+        about = {"checkpoint": checkpoint.provenance.record(), "settings": settings}
+        _write(out, about, rows)
     return ReconstructResult(out, tuple(rows), len(chosen), settings)
 
 
@@ -113,7 +116,7 @@ def _check_room(out: Path | None, force: bool) -> None:
         return
     if not force and any((out / name).exists() for name in FILES):
         raise RequestError(
-            f"{out} holds a table already.", "Write over it with --force, or name another --out."
+            f"{out} holds a table already.", "Overwrite it with --force, or name another --out."
         )
 
 
@@ -137,7 +140,7 @@ def _choose(data: Dataset, table: ReconstructionOptions) -> Tensor:
     """Indices (n,) of the images: those asked for, in a random order that is always the same."""
     among = data.training if table.holdout is None else data.held_out
     if not len(among):
-        raise DataError(f"--holdout {table.holdout:g} keeps none of the images aside.", "Raise it.")
+        raise DataError(f"--holdout {table.holdout:g} keeps no image aside.", "Use a larger share.")
     count = min(table.limit or len(among), len(among))
     return among[sample_indices(_SEED, 0, count, len(among))]
 
@@ -160,42 +163,37 @@ def _decode_lists(
 
 def _measure(
     tolerance: float,
-    checkpoint: Checkpoint,
+    model: Model,
     plan: Plan,
     taus: Sequence[tuple[int, ...]],
     data: Dataset,
     chosen: Tensor,
-    done: int,
-    total: int,
+    progress: Steps,
     report: Report,
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """The rows of one method and S: one for each list of timesteps to decode in."""
     found: list[list[Fidelity]] = [[] for _ in taus]
-    evaluations = 0
-    device = next(checkpoint.unet.parameters()).device
-    facts = {"method": plan.method, "S": str(len(plan.timesteps))}
-    for start in range(0, len(chosen), plan.batch_size):
-        x_0 = gather(data.pixels, chosen[start : start + plan.batch_size], device=device)
-        before = done + start // plan.batch_size * len(plan.timesteps)
-        progress = Steps(before, total, facts)
-        trip = round_trip(checkpoint, plan, x_0, tolerance, report, progress)
+    evaluations, checkpoint = 0, model.checkpoint
+    for number, batch in enumerate(torch.split(chosen, plan.batch_size)):
+        x_0 = gather(data.pixels, batch, device=model.device)
+        own = replace(progress, before=progress.before + number * len(plan.timesteps))
+        trip = round_trip(checkpoint, plan, x_0, tolerance, report, own)
         evaluations += int(trip.evaluations.sum())
-        for tau, list_of in zip(taus, found, strict=True):
-            own = tau == plan.timesteps
-            decoded = trip.decoded if own else decode_latents(checkpoint, plan, trip.latents, tau)
+        for tau, fidelities in zip(taus, found, strict=True):
+            decoded = trip.decoded
+            if tau != plan.timesteps:
+                decoded = decode_latents(checkpoint, plan, trip.latents, tau)
             if not bool(trip.finite.all() and decoded.isfinite().all()):
                 raise NumericsError(
-                    f"{plan.method} in {len(plan.timesteps)} steps: a latent, or what it decodes to, is "
+                    f"{plan.method} in {len(plan.timesteps)} steps: a latent or its decoded image is "
                     "not finite.",
                     "Try --method exact, or more --steps.",
                 )
-            list_of += fidelity(x_0, decoded)
-    return [_row(plan, tau, list_of, evaluations) for tau, list_of in zip(taus, found, strict=True)]
+            fidelities += fidelity(x_0, decoded)
+    return [_row(plan, tau, each, evaluations) for tau, each in zip(taus, found, strict=True)]
 
 
-def _row(
-    plan: Plan, tau: Sequence[int], found: Sequence[Fidelity], evaluations: int
-) -> dict[str, Any]:
+def _row(plan: Plan, tau: Sequence[int], found: Sequence[Fidelity], evaluations: int) -> JsonObject:
     count = len(found)
     mse = sum(one.mse for one in found) / count
     return {
@@ -213,7 +211,7 @@ def _row(
     }
 
 
-def _write(out: Path, head: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+def _write(out: Path, head: JsonObject, rows: Sequence[JsonObject]) -> None:
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
@@ -233,7 +231,7 @@ def _write(out: Path, head: dict[str, Any], rows: Sequence[dict[str, Any]]) -> N
 
 
 def _series(
-    rows: Sequence[dict[str, Any]], column: str
+    rows: Sequence[JsonObject], column: str
 ) -> Iterator[tuple[str, list[tuple[float, float]]]]:
     """The lines of a plot: each method, and each number of decoding steps that is another."""
     names: dict[str, list[tuple[float, float]]] = {}

@@ -1,25 +1,31 @@
-"""What is said of an input image that was inverted: figures, a sentence, warnings."""
+"""What an inversion reports of an input image: figures, a sentence, warnings, a comparison."""
 
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+import torch
 from torch import Tensor
 
 from ddimctl.diffusion.statistics import latent_statistics
+from ddimctl.files.atomic import JsonObject
+from ddimctl.files.pictures.grids import make_grid
+from ddimctl.files.pictures.images import encode_image
 from ddimctl.jobs.invert.round_trip import HALF_A_LEVEL, Fidelity, RoundTrip
 from ddimctl.jobs.sample.plan import Plan
 
+_CELL: Final = 256  # small images are enlarged to about that many pixels
 _NAMED_STEPS: Final = 5  # in a warning about steps that were not solved
 
 
-def figures_of(found: Fidelity, trip: RoundTrip, i: int, atypical: bool) -> dict[str, Any]:
+def figures_of(found: Fidelity, trip: RoundTrip, i: int, atypical: bool) -> JsonObject:
     """Plain values by name, of the i-th image of a round trip."""
     mean, std = latent_statistics(trip.latents[i : i + 1])
     residuals = [r if math.isfinite(r) else None for r in trip.residuals[i].tolist()]
     return {
-        **found.record(),
+        **asdict(found),
         "evaluations": int(trip.evaluations[i]),
         "residuals": residuals,
         "latent_mean": float(mean[0]),
@@ -28,7 +34,7 @@ def figures_of(found: Fidelity, trip: RoundTrip, i: int, atypical: bool) -> dict
     }
 
 
-def sentence(figures: dict[str, Any]) -> str:
+def sentence(figures: JsonObject) -> str:
     """The figures in words."""
     psnr = "exact" if figures["psnr"] is None else f"PSNR {figures['psnr']:.1f} dB"
     return (
@@ -40,19 +46,38 @@ def sentence(figures: dict[str, Any]) -> str:
 
 
 def warnings(
-    path: Path, plan: Plan, found: Fidelity, residuals: Tensor, figures: dict[str, Any]
+    path: Path, plan: Plan, found: Fidelity, residuals: Tensor, figures: JsonObject
 ) -> Iterator[str]:
     """What the user should know of an inverted image besides its figures."""
     if plan.method != "naive" and found.largest_error > HALF_A_LEVEL * 255 / 2:
         by_size = sorted(zip(residuals.tolist(), plan.timesteps, strict=True), reverse=True)
         left = ", ".join(f"{r * 255 / 2:.2g} at t = {t}" for r, t in by_size[:_NAMED_STEPS])
         yield (
-            f"{path}: decoding misses the image by up to {found.largest_error:.2g} levels of "
-            f"255; the steps that were not solved leave {left}. An image that the model does not "
-            "know may have no exact latent; more --steps come nearer."
+            f"{path}: the decoded image is off by up to {found.largest_error:.2g} levels of 255; "
+            f"unsolved steps leave residuals of {left}. An image unlike the training data may have "
+            "no exact latent; more --steps are more accurate."
         )
     if figures["atypical"]:
         yield (
             f"{path}: its latent is unlike noise (mean {figures['latent_mean']:.2f}, deviation "
-            f"{figures['latent_std']:.2f}, not 0 and 1): interpolations may look odd near it."
+            f"{figures['latent_std']:.2f}, not 0 and 1): interpolations near it may look odd."
         )
+
+
+def inversion_sheet(original: Tensor, decoded: Tensor, steps: int, text: dict[str, str]) -> bytes:
+    """A PNG of three images, labelled: both (H, W, C), uint8, and their absolute difference.
+
+    The difference is multiplied until its worst level (of 255) can be seen; the label gives both.
+    """
+    difference = (original.int() - decoded.int()).abs()
+    worst = int(difference.max())
+    factor = 255 // worst if worst else 1
+    found = f"difference x {factor}" if factor > 1 else "difference"
+    labels = (
+        "input image, fitted",
+        f"decoded in {steps} step{'s' if steps > 1 else ''}",
+        f"{found}, worst {worst}" if worst else "no difference",
+    )
+    pixels = torch.stack((original, decoded, (difference * factor).to(torch.uint8)))
+    scale = max(1, _CELL // max(original.shape[:2]))
+    return encode_image(make_grid(pixels, 3, scale, labels), "png", text)

@@ -1,4 +1,4 @@
-"""What `ddimctl invert` and `ddimctl reconstruct` are asked for."""
+"""The options of `ddimctl invert` and `ddimctl reconstruct`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,10 +7,7 @@ from typing import Annotated, Final, Literal, get_args
 from ddimctl.jobs import parse
 from ddimctl.jobs.option import above_zero, argument, flag, reachable
 from ddimctl.jobs.requests import (
-    BATCH_SIZE,
-    DETERMINISTIC,
     DEVICE,
-    DEVICE_NAME,
     DRY_RUN,
     FORCE,
     IMAGES,
@@ -21,6 +18,7 @@ from ddimctl.jobs.requests import (
     SIZE,
     TIMESTEPS_HELP,
     CheckpointOptions,
+    ComputeOptions,
     FixedKind,
     check_steps,
 )
@@ -34,24 +32,21 @@ InversionPrecision = Literal["fp32", "bf16", "fp16"]
 
 _TOLERANCE: Final = flag(
     "--tolerance",
-    help="Largest residual of an inverted step; one level of 255 is 0.008.",
-    panel=INVERSION,
+    "Largest residual of an inverted step; one level of 255 is 0.008.",
+    INVERSION,
     check=above_zero,
     metavar="X",
 )
 
 
 @dataclass(frozen=True)
-class InversionDeviceOptions:
+class InversionDeviceOptions(ComputeOptions):
     """What computes; exact inversion is in fp32."""
 
-    device: Annotated[str, DEVICE_NAME] = "auto"
     precision: Annotated[
         InversionPrecision,
-        flag("--precision", help="Compute precision; exact inversion needs fp32.", panel=DEVICE),
+        flag("--precision", "Compute precision; exact inversion needs fp32.", DEVICE),
     ] = "fp32"
-    batch_size: Annotated[int | None, BATCH_SIZE] = None
-    deterministic: Annotated[bool, DETERMINISTIC] = False
 
 
 @dataclass(frozen=True)
@@ -63,8 +58,8 @@ class DatasetImageOptions:
         tuple[str, ...] | None,
         flag(
             "--class",
-            help="Class name or index of the input images.",
-            panel=MAIN,
+            "Class name or index of the input images.",
+            MAIN,
             metavar="NAME",
             default="the null class",
             parse=parse.parse_classes,
@@ -80,8 +75,8 @@ class InputImageOptions(DatasetImageOptions):
         Fit,
         flag(
             "--fit",
-            help="Method to fit an input image of another shape: crop, pad or stretch.",
-            panel=IMAGES,
+            "Method to fit an input image of another shape: crop, pad or stretch.",
+            IMAGES,
         ),
     ] = "crop"
 
@@ -94,8 +89,8 @@ class InversionOptions:
         int | None,
         flag(
             "--steps",
-            help="Number of sampling steps to invert; more steps are more accurate.",
-            panel=MAIN,
+            "Number of sampling steps to invert; more steps are more accurate.",
+            MAIN,
             low=1,
             metavar="S",
             default="50, or the length of the --tau list",
@@ -105,8 +100,8 @@ class InversionOptions:
         str | tuple[int, ...] | None,
         flag(
             "--tau",
-            help=TIMESTEPS_HELP.format(auto=""),
-            panel=INVERSION,
+            TIMESTEPS_HELP.format(auto=""),
+            INVERSION,
             default="linspace",
             metavar="KIND|LIST",
             parse=parse.parse_timesteps,
@@ -117,9 +112,9 @@ class InversionOptions:
         Method,
         flag(
             "--method",
-            help="Inversion method: exact (solved to --tolerance), fixed-point (plain "
+            "Inversion method: exact (solved to --tolerance), fixed-point (plain "
             "iteration), or naive (one evaluation).",
-            panel=INVERSION,
+            INVERSION,
         ),
     ] = "exact"
     tolerance: Annotated[float, _TOLERANCE] = 1e-6
@@ -137,15 +132,15 @@ class InversionOutputOptions:
         flag(
             "--out",
             "-o",
-            help="Output folder, for NAME.pt and NAME.inversion.png.",
-            panel=MAIN,
+            "Output folder, for NAME.pt and NAME.inversion.png.",
+            MAIN,
             check=reachable,
             metavar="DIR",
             default="the current folder",
         ),
     ] = None
     resume: Annotated[bool, RESUME] = False
-    force: Annotated[bool, flag("--force", help="Overwrite existing files.", panel=OUTPUT)] = False
+    force: Annotated[bool, flag("--force", "Overwrite existing files.", OUTPUT)] = False
     dry_run: Annotated[bool, DRY_RUN] = False
 
 
@@ -176,8 +171,8 @@ class ReconstructionOptions:
         tuple[int, ...],
         flag(
             "--steps",
-            help="Numbers of steps to compare.",
-            panel=MAIN,
+            "Numbers of steps to compare.",
+            MAIN,
             metavar="LIST",
             parse=parse.parse_counts,
         ),
@@ -186,8 +181,8 @@ class ReconstructionOptions:
         tuple[int, ...] | None,
         flag(
             "--decode-steps",
-            help="Numbers of sampling steps to decode each latent with.",
-            panel=INVERSION,
+            "Numbers of sampling steps to decode each latent with.",
+            INVERSION,
             metavar="LIST",
             default="those of the inversion",
             parse=parse.parse_counts,
@@ -197,8 +192,8 @@ class ReconstructionOptions:
         FixedKind,
         flag(
             "--tau",
-            help="Timesteps to visit: linspace, trailing, uniform or quadratic.",
-            panel=INVERSION,
+            "Timesteps to visit: linspace, trailing, uniform or quadratic.",
+            INVERSION,
             metavar="KIND",
         ),
     ] = "linspace"
@@ -206,8 +201,8 @@ class ReconstructionOptions:
         tuple[Method, ...],
         flag(
             "--method",
-            help="Inversion methods: any of exact, fixed-point and naive.",
-            panel=INVERSION,
+            "Inversion methods: any of exact, fixed-point and naive.",
+            INVERSION,
             metavar="LIST",
             parse=lambda text, option: parse.parse_choices(text, option, get_args(Method)),
         ),
@@ -217,8 +212,8 @@ class ReconstructionOptions:
         int | None,
         flag(
             "--limit",
-            help="Largest number of images to use, drawn at random.",
-            panel=IMAGES,
+            "Largest number of images to use, drawn at random.",
+            IMAGES,
             low=1,
             high=parse.MAX_IMAGES,
             metavar="N",
@@ -229,8 +224,8 @@ class ReconstructionOptions:
         float | None,
         flag(
             "--holdout",
-            help="Use only the images that `train --holdout` with the same share holds out.",
-            panel=IMAGES,
+            "Use only the images that `train --holdout` with the same share holds out.",
+            IMAGES,
             metavar="SHARE",
             parse=parse.parse_fraction,
         ),

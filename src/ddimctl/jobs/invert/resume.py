@@ -1,4 +1,4 @@
-"""What an input image's latents say of its inversion, and which input images of a stopped run are done by that.
+"""The metadata of inverted latents, and which input images of a stopped run are done by it.
 
 There is no manifest: input images of several runs may lie in one folder, and each speaks for itself.
 """
@@ -11,12 +11,12 @@ from typing import Any
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError
+from ddimctl.files.atomic import JsonObject
 from ddimctl.files.latents import load_latents
 from ddimctl.files.pictures.images import looks_whole
 from ddimctl.jobs.invert.input_images import SHEET, Fitted, InputImage
-from ddimctl.jobs.sample.manifest import AGAIN, differences
+from ddimctl.jobs.sample.manifest import AGAIN, differences, latents_metadata, sha256_hex
 from ddimctl.jobs.sample.plan import Plan
-from ddimctl.jobs.sample.records import latents_metadata, sha256_hex
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,12 @@ class Recorder:
     checkpoint: Checkpoint
     tolerance: float
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """What is the same for all input images of the run, apart from what `inversion` says."""
         labels = None if self.plan.labels is None else self.plan.labels[:1]
         return latents_metadata(replace(self.plan, labels=labels), self.checkpoint)
 
-    def metadata(
-        self, input_image: InputImage, fitted: Fitted, figures: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def metadata(self, image: InputImage, fitted: Fitted, figures: Mapping[str, Any]) -> JsonObject:
         """Of an input image's latents."""
         report = {
             "tolerance": self.tolerance,
@@ -43,27 +41,27 @@ class Recorder:
             "pixels_sha256": _hash(fitted),
             "figures": dict(figures),
         }
-        own = fitted.record() | {"picture": input_image.path.name, "inversion": report}
+        own = fitted.record() | {"picture": image.path.name, "inversion": report}
         return self.settings() | own
 
 
-def input_image_paths(out: Path, input_image: InputImage) -> dict[str, str]:
+def input_image_paths(out: Path, image: InputImage) -> dict[str, str]:
     """Where an input image is, and where what is made of it goes."""
     return {
-        "picture": str(input_image.path),
-        "latents": str(out / f"{input_image.name}.pt"),
-        "comparison": str(out / f"{input_image.name}{SHEET}"),
+        "picture": str(image.path),
+        "latents": str(out / f"{image.name}.pt"),
+        "comparison": str(out / f"{image.name}{SHEET}"),
     }
 
 
-def read_records(out: Path, inputs: Sequence[InputImage]) -> dict[str, dict[str, Any]]:
+def read_records(out: Path, inputs: Sequence[InputImage]) -> dict[str, JsonObject]:
     """The metadata of the latents that are there, by the input images' names.
 
     Raises RequestError for what no inversion of an input image has written.
     """
     records = {}
-    for input_image in inputs:
-        path = Path(input_image_paths(out, input_image)["latents"])
+    for image in inputs:
+        path = Path(input_image_paths(out, image)["latents"])
         if not path.exists():
             continue
         try:
@@ -72,8 +70,8 @@ def read_records(out: Path, inputs: Sequence[InputImage]) -> dict[str, dict[str,
             raise RequestError(f"--resume: {error.cause}", AGAIN) from error
         report = metadata.get("inversion")
         if len(latents) != 1 or not isinstance(report, dict) or "figures" not in report:
-            raise RequestError(f"--resume: {path} is no latent that invert wrote.", AGAIN)
-        records[input_image.name] = metadata | {"shape": list(latents.shape[1:])}
+            raise RequestError(f"--resume: {path} is not a latent of ddimctl invert.", AGAIN)
+        records[image.name] = metadata | {"shape": list(latents.shape[1:])}
     return records
 
 
@@ -86,8 +84,8 @@ def recorded_batch_size(records: Mapping[str, Mapping[str, Any]]) -> int | None:
 
 
 def matching(
-    records: Mapping[str, dict[str, Any]], recorder: Recorder, *, force: bool
-) -> dict[str, dict[str, Any]]:
+    records: Mapping[str, JsonObject], recorder: Recorder, *, force: bool
+) -> dict[str, JsonObject]:
     """The records of this very run; RequestError where there are others, unless force."""
     expected = recorder.settings() | {"shape": list(recorder.plan.shape)}
     expected = json.loads(json.dumps(expected))  # as they were read
@@ -97,7 +95,7 @@ def matching(
         changed += differences(record["inversion"], {"tolerance": recorder.tolerance})
         if changed and not force:
             raise RequestError(
-                f"--resume: {name}.pt is not of the run that was begun: {'; '.join(changed)}.",
+                f"--resume: {name}.pt has other settings than this run: {'; '.join(changed)}.",
                 AGAIN,
             )
         if not changed:
@@ -106,27 +104,27 @@ def matching(
 
 
 def finished_figures(
-    record: dict[str, Any] | None,
+    record: JsonObject | None,
     out: Path,
-    input_image: InputImage,
+    image: InputImage,
     fitted: Fitted,
     *,
     force: bool,
-) -> dict[str, Any] | None:
+) -> JsonObject | None:
     """The figures of an input image that is done, or None. Raises RequestError where its record is of
     another image, unless force."""
     if record is None:
         return None
-    own = fitted.record() | {"picture": input_image.path.name}
+    own = fitted.record() | {"picture": image.path.name}
     changed = differences(record, own)
     if record["inversion"].get("pixels_sha256") != _hash(fitted):
         changed.append("its pixels differ")
     if changed and not force:
         raise RequestError(
-            f"--resume: {input_image.path} is not the image that was inverted: {'; '.join(changed)}.",
+            f"--resume: {image.path} is not the image that was inverted: {'; '.join(changed)}.",
             AGAIN,
         )
-    done = not changed and looks_whole(Path(input_image_paths(out, input_image)["comparison"]))
+    done = not changed and looks_whole(Path(input_image_paths(out, image)["comparison"]))
     return dict(record["inversion"]["figures"]) if done else None
 
 

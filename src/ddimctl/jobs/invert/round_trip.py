@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,19 +13,20 @@ from ddimctl.diffusion.float32 import ieee_float32
 from ddimctl.diffusion.inversion import Inversion, check_inversion, invert_steps
 from ddimctl.diffusion.predictions import make_denoiser
 from ddimctl.diffusion.sampling import trajectory
-from ddimctl.errors import DeviceError, RequestError
+from ddimctl.errors import RequestError
 from ddimctl.files.pictures.images import to_uint8
-from ddimctl.jobs.checkpoint import open_checkpoint
+from ddimctl.jobs.checkpoint import Model
 from ddimctl.jobs.events import Notice, Progress, Report
-from ddimctl.jobs.invert.request import (
-    DEFAULT_STEPS,
-    DatasetImageOptions,
-    InversionDeviceOptions,
-    InversionOptions,
+from ddimctl.jobs.invert.request import DEFAULT_STEPS, DatasetImageOptions, InversionOptions
+from ddimctl.jobs.requests import SamplerOptions
+from ddimctl.jobs.sample.batches import (
+    Group,
+    Smaller,
+    batch_groups,
+    default_batch_size,
+    halved,
+    suppress_out_of_memory,
 )
-from ddimctl.jobs.requests import CheckpointOptions, SamplerOptions
-from ddimctl.jobs.sample.batch_size import default_batch_size
-from ddimctl.jobs.sample.batches import Group, Smaller, batch_groups, halved
 from ddimctl.jobs.sample.plan import (
     Plan,
     image_labels,
@@ -33,13 +34,7 @@ from ddimctl.jobs.sample.plan import (
     make_plan,
     resolve_sampler,
 )
-from ddimctl.runtime.device import (
-    free_memory,
-    is_out_of_memory,
-    make_deterministic,
-    resolve_device,
-    resolve_precision,
-)
+from ddimctl.runtime.device import free_memory
 
 HALF_A_LEVEL: Final = 1 / 255  # of x_0, whose 255 levels span [-1, 1]
 _TIGHTER: Final = 0.01  # of the tolerance, for a second attempt
@@ -56,7 +51,7 @@ class RoundTrip(NamedTuple):
 
     @property
     def finite(self) -> Tensor:
-        """(N,), bool: whether an image's latent, its decode, and what the network said are numbers."""
+        """(N,), bool: whether an image's latent, its decode, and the residuals are finite."""
         both = (self.latents.isfinite() & self.decoded.isfinite()).flatten(1).all(1)
         return both & ~self.residuals.isinf().any(1)  # a step of which no residual was a number
 
@@ -76,42 +71,12 @@ class Fidelity:
     worst_level: int
     exact_pixels: float
 
-    def record(self) -> dict[str, Any]:
-        """Plain values by name."""
-        return asdict(self)
-
-
-def inversion_precision(asked: str | None, method: str, device: torch.device) -> str:
-    """fp32, or what was asked for. Raises RequestError where the method cannot have that."""
-    precision = resolve_precision(asked or "fp32", device)
-    if method == "exact" and precision != "fp32":
-        raise RequestError(
-            f"exact inversion in {precision} would not be exact.", "Leave --precision at fp32."
-        )
-    return precision
-
-
-def open_for_inversion(
-    options: CheckpointOptions,
-    device_options: InversionDeviceOptions,
-    method: str,
-    size: tuple[int, int] | None,
-) -> tuple[Checkpoint, torch.device, str]:
-    """The checkpoint, its device and precision. Raises RequestError, CheckpointError, DeviceError."""
-    device = resolve_device(device_options.device)
-    if device_options.deterministic:
-        make_deterministic()
-    precision = inversion_precision(device_options.precision, method, device)
-    return open_checkpoint(options, {}, device, precision, size=size), device, precision
-
 
 def inversion_plan(
     images: DatasetImageOptions,
     inversion: InversionOptions,
-    checkpoint: Checkpoint,
+    model: Model,
     count: int,
-    device: torch.device,
-    precision: str,
     batch_size: int | None,
 ) -> Plan:
     """How `count` images are inverted, and their latents decoded: without noise, clipping or
@@ -119,23 +84,25 @@ def inversion_plan(
 
     Raises RequestError for settings that contradict each other or cannot be inverted.
     """
+    checkpoint = model.checkpoint
     steps = inversion.steps or (None if isinstance(inversion.timesteps, tuple) else DEFAULT_STEPS)
-    asked = SamplerOptions(steps=steps, timesteps=inversion.timesteps)
-    sampler = resolve_sampler(asked, {}, checkpoint)
+    options = SamplerOptions(steps=steps, timesteps=inversion.timesteps)
+    sampler = resolve_sampler(options, {}, checkpoint)
     if sampler.timesteps is None:
         raise RequestError(
-            "--tau auto is chosen for sampling; its last step is too long to invert well.",
+            "--tau auto is optimised for sampling; its last step is too long for inversion.",
             "Use --tau linspace.",
         )
     check_inversion(checkpoint.schedule, sampler.timesteps, inversion.method, inversion.tolerance)
     shape = image_shape(images.size, checkpoint)
     return make_plan(
         sampler,
-        shape=shape,
-        seeds=range(count),
-        labels=_one_label(images.classes, checkpoint, count),
-        precision=precision,
-        batch_size=batch_size or default_batch_size(checkpoint, shape, device, sampler.guidance),
+        shape,
+        range(count),
+        _one_label(images.classes, checkpoint, count),
+        precision=model.precision,
+        batch_size=batch_size
+        or default_batch_size(checkpoint, shape, model.device, sampler.guidance),
         method=inversion.method,
     )
 
@@ -145,12 +112,12 @@ def _one_label(
 ) -> Sequence[int] | None:
     """The label of all images: the class asked for, else the null class."""
     if classes is not None and len(classes) > 1:
-        raise RequestError("--class: images are inverted as one class.", "Name one.")
+        raise RequestError("--class: all images are inverted as one class.", "Name one.")
     if classes is not None or checkpoint.num_classes is None:
         return image_labels(classes, {}, checkpoint, range(count))
     if checkpoint.null_class is None:
         raise RequestError(
-            "this checkpoint needs to know what the images show.", "Name it with --class."
+            "this checkpoint needs the class of the images.", "Name it with --class."
         )
     return (checkpoint.null_class,) * count
 
@@ -184,33 +151,25 @@ def round_trip(
     left = [Group(range(len(x_0)), len(x_0))]
     while left:
         group = left[0]
-        before = group.images.start * len(plan.timesteps)
+        images = group.images
+        before = images.start * len(plan.timesteps)
 
         def on_step(done: int, before: int = before) -> None:
             walked = steps.before + (before + done) // len(x_0)
             report(Progress("inverting", walked, steps.total, "steps", steps.facts))
 
-        try:
-            part = x_0[group.images.start : group.images.stop]
+        with suppress_out_of_memory(group.size, "Use a smaller --size or another --device."):
+            part = x_0[images.start : images.stop]
             trips.append(_round_trip(checkpoint, plan, part, tolerance, on_step))
             del left[0]
             continue
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            if group.size == 1:
-                raise DeviceError(
-                    "the device is out of memory with one image at a time.",
-                    "Use a smaller --size or another --device.",
-                ) from error
         free_memory(x_0.device)
         smaller = halved(smaller, group)
         batches = batch_groups(len(x_0), len(x_0), smaller)
-        left = [batch for batch in batches if batch.images.start >= group.images.start]
+        left = [batch for batch in batches if batch.images.start >= images.start]
         report(
             Notice(
-                f"out of memory with {len(group.images)} images at a time; "
-                f"going on with {left[0].size}."
+                f"out of memory with {len(images)} images at a time; continuing with {left[0].size}."
             )
         )
     return RoundTrip(*map(torch.cat, zip(*trips, strict=True)))

@@ -6,28 +6,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.atomic import storage_errors, write_json
+from ddimctl.files.atomic import JsonObject, storage_errors, write_json
 from ddimctl.files.pictures.images import image_pixels, read_image
-from ddimctl.jobs.checkpoint import open_checkpoint
+from ddimctl.jobs.checkpoint import open_model
 from ddimctl.jobs.events import Report, ignore, notify
-from ddimctl.jobs.interpolate import job as interpolate
 from ddimctl.jobs.replay.record import OldImage, Record, read_record
 from ddimctl.jobs.replay.request import ReplayRequest
-from ddimctl.jobs.requests import CheckpointOptions, SamplerOptions
-from ddimctl.jobs.sample import job as sample
+from ddimctl.jobs.requests import CheckpointOptions, DeviceOptions, OutputOptions, SamplerOptions
 from ddimctl.jobs.sample.folder import RunFolder, run_folder
 from ddimctl.jobs.sample.manifest import (
     load_manifest,
     make_manifest,
     read_manifest,
+    sha256_hex,
     versions,
 )
+from ddimctl.jobs.sample.outputs import FRAMES, SAMPLES
 from ddimctl.jobs.sample.plan import (
     Plan,
     image_labels,
@@ -35,21 +35,14 @@ from ddimctl.jobs.sample.plan import (
     make_plan,
     resolve_sampler,
 )
-from ddimctl.jobs.sample.records import sha256_hex
 from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.jobs.sample.sampler import decode
 from ddimctl.runtime.device import (
     device_name,
-    make_deterministic,
     memory_errors,
-    resolve_device,
-    resolve_precision,
 )
 
-_LAYOUTS: Final = {
-    "sample": sample.LAYOUT,
-    "interpolate": replace(interpolate.LAYOUT, captions=()),
-}
+_LAYOUTS: Final = {"sample": SAMPLES, "interpolate": replace(FRAMES, captions=())}
 SAME, BYTES, LEVEL, OTHER, UNKNOWN = "same", "other bytes", "within a level", "differs", "unknown"
 """How an image compares: the same file; the same pixels in another file; at most one level of 255
 away; further away; and other bytes than an image had that is no longer there."""
@@ -86,34 +79,36 @@ def replay(request: ReplayRequest, report: Report = ignore) -> ReplayResult:
         raise RequestError(
             f"--out {request.out} holds the images to compare with.", "Name another folder."
         )
+    output = OutputOptions(request.out, resume=request.resume, force=request.force)
     with (
-        run_folder(request.out, "replay", resume=request.resume) as out,
+        run_folder(output, "replay") as out,
         _threads(record.threads),
         memory_errors("Use another --device."),
     ):
         assert out is not None  # it is no dry run
-        return _replay(record, request, out, report)
+        return _replay(record, request, output, out, report)
 
 
-def _replay(record: Record, request: ReplayRequest, out: Path, report: Report) -> ReplayResult:
+def _replay(
+    record: Record, request: ReplayRequest, output: OutputOptions, out: Path, report: Report
+) -> ReplayResult:
     started = time.monotonic()
     layout = _LAYOUTS[record.command]
-    recorded = read_manifest(out, layout, resume=request.resume, force=request.force)
-    device = resolve_device(_device(request.device, record))
-    if record.deterministic:
-        make_deterministic()
-    precision = resolve_precision(record.known["precision"], device)
-    checkpoint = open_checkpoint(
+    recorded = read_manifest(out, layout, output)
+    model = open_model(
         CheckpointOptions(ckpt=request.ckpt),
-        record.known,
-        device,
-        precision,
+        DeviceOptions(
+            _device(request.device, record),
+            deterministic=record.deterministic,
+            compile=record.compile,
+        ),
+        report,
+        latent_metadata=record.latent_metadata,
         size=record.size,
         download=request.yes,
-        compiled=record.compile,
     )
-    notify(report, checkpoint.provenance.notes)
-    plan = _plan(record, checkpoint, precision)
+    checkpoint, device = model.checkpoint, model.device
+    plan = _plan(record, checkpoint, model.precision)
     changes = _changes(record, checkpoint, device)
     notify(report, changes)
     outputs = OutputSettings(
@@ -130,23 +125,23 @@ def _replay(record: Record, request: ReplayRequest, out: Path, report: Report) -
     return ReplayResult(out, made, images, tuple(changes), time.monotonic() - started)
 
 
-def _device(asked: str, record: Record) -> str:
+def _device(name: str, record: Record) -> str:
     """The device asked for; for "recorded" the CPU where the images were made on it, else auto."""
-    if asked != "recorded":
-        return asked
+    if name != "recorded":
+        return name
     return "cpu" if (record.environment or {}).get("device") == "cpu" else "auto"
 
 
 def _plan(record: Record, checkpoint: Checkpoint, precision: str) -> Plan:
     """The recorded settings as a plan; seeds are drawn again."""
-    count, metadata = len(record.images), record.known
+    count, metadata = len(record.images), record.latent_metadata
     recorded = metadata.get("seeds")
     seeds = recorded if recorded and len(recorded) == count else range(count)
     return make_plan(
         resolve_sampler(SamplerOptions(), metadata, checkpoint),
-        shape=image_shape(record.size, checkpoint, record.latents),
-        seeds=seeds,
-        labels=image_labels(None, metadata, checkpoint, seeds),
+        image_shape(record.size, checkpoint, record.latents),
+        seeds,
+        image_labels(None, metadata, checkpoint, seeds),
         precision=precision,
         batch_size=record.batch_size or 1,
         x_T=record.latents,
@@ -156,7 +151,7 @@ def _plan(record: Record, checkpoint: Checkpoint, precision: str) -> Plan:
 
 def _begin(
     record: Record, run: RunFolder, plan: Plan, checkpoint: Checkpoint, device: torch.device
-) -> dict[str, Any]:
+) -> JsonObject:
     """The manifest of a run that has made nothing yet, but has the old one's smaller batches."""
     if run.force:
         run.paths.remove_earlier_run()
@@ -177,17 +172,15 @@ def _changes(record: Record, checkpoint: Checkpoint, device: torch.device) -> li
         for key in now
         if key in was and was[key] != now[key]
     ]
-    made_with = record.known["checkpoint"]
+    made_with = record.latent_metadata["checkpoint"]
     if made_with.get("sha256") != checkpoint.provenance.sha256:
-        changes.append(f"the checkpoint is another one than '{made_with.get('name')}'.")
-    predicted = record.known.get("prediction", checkpoint.prediction)
+        changes.append(f"the checkpoint is not the recorded one, '{made_with.get('name')}'.")
+    predicted = record.latent_metadata.get("prediction", checkpoint.prediction)
     if predicted != checkpoint.prediction:
-        changes.append(
-            f"the network predicted {predicted}, is now said to predict {checkpoint.prediction}."
-        )
+        changes.append(f"the prediction target was {predicted}, is {checkpoint.prediction}.")
     if record.batch_size is None:
         changes.append(
-            "the batch size is not recorded in an image: equal within a level is what to expect."
+            "images do not record the batch size: expect equality within one level of 255."
         )
     return changes
 

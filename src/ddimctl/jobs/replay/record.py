@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ddimctl.errors import DataError
+from ddimctl.files.atomic import JsonObject
 from ddimctl.files.latents import SUFFIXES, load_latents, plain_metadata
 from ddimctl.files.pictures.images import FORMATS, read_image_text
 from ddimctl.files.untrusted.guards import Refused, check_plain_file, is_folder
 from ddimctl.files.untrusted.settings import parse_json
 from ddimctl.jobs.sample.batches import Smaller, read_smaller
-from ddimctl.jobs.sample.manifest import NAME, load_manifest
-from ddimctl.jobs.sample.records import latent_sha256, sha256_hex
+from ddimctl.jobs.sample.manifest import latent_sha256, load_manifest, sha256_hex
+from ddimctl.jobs.sample.outputs import MANIFEST
 
 COMMANDS: Final = ("sample", "interpolate")
 _LATENTS: Final = "latents.pt"
@@ -38,14 +39,14 @@ class OldImage:
 class Record:
     """What is needed to make images again.
 
-    known: settings, checkpoint, seeds and labels, named as in a latent file's metadata.
+    latent_metadata: settings, checkpoint, seeds and labels, named as in a latent file's metadata.
     size: (H, W).  batch_size: None where it is not recorded.  latents: (N, C, H, W), or None where
     the seeds say it.  environment: device, threads and versions as far as they are recorded.
     """
 
     source: Path
     command: str
-    known: dict[str, Any]
+    latent_metadata: JsonObject
     size: tuple[int, int]
     images: tuple[OldImage, ...]
     latents: Tensor | None
@@ -64,7 +65,7 @@ def read_record(source: Path) -> Record:
 
     Raises DataError naming what is wrong with it, also where latents are needed that are not there.
     """
-    path = source / NAME if is_folder(source) else source
+    path = source / MANIFEST if is_folder(source) else source
     check_plain_file(path)
     if path.suffix.lower() in SUFFIXES:
         raise DataError(
@@ -85,13 +86,13 @@ def _from_manifest(path: Path) -> Record:
     if not images:
         raise DataError(f"{path} names no images.")
     of_network = ("checkpoint", "schedule", "prediction")
-    known = _known(path, settings | {key: found.get(key) for key in of_network})
+    metadata = _metadata(path, settings | {key: found.get(key) for key in of_network})
     format = found.get("format")
     threads = found.get("threads")
     return Record(
         source=path,
         command=found["command"],
-        known=known | _of_each(path, images),
+        latent_metadata=metadata | _of_each(path, images),
         size=_size(path, settings),
         images=tuple(_old_image(path.parent, i, image) for i, image in enumerate(images)),
         latents=_latents(path.parent, images),
@@ -116,18 +117,20 @@ def _from_image(path: Path) -> Record:
         grid = isinstance(text, dict) and "seeds" in text
         raise DataError(
             f"{path} {'is the grid of a run' if grid else 'does not say how it was made'}.",
-            f"Name the run's {NAME}, or one of its images, made without --no-metadata.",
+            f"Name the run's {MANIFEST}, or one of its images, made without --no-metadata.",
         )
     content = path.read_bytes()
     latents, place = None, 0
     if "latent_sha256" in text:
         latents, place = _find_latent(path, text["latent_sha256"])
-    known = _known(path, {key: value for key, value in text.items() if key != "seed"})
+    metadata = _metadata(path, {key: value for key, value in text.items() if key != "seed"})
     image = {"seed": place} | text  # the noise of a step is by seed, or by the latent's place
     return Record(
         source=path,
         command="sample",
-        known=known | _of_each(path, [image]) | ({} if latents is None else {"method": "unknown"}),
+        latent_metadata=metadata
+        | _of_each(path, [image])
+        | ({} if latents is None else {"method": "unknown"}),
         size=_size(path, text),
         images=(OldImage(path.name, path, sha256_hex(content)),),
         latents=latents,
@@ -136,19 +139,19 @@ def _from_image(path: Path) -> Record:
     )
 
 
-def _known(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(path: Path, settings: Mapping[str, Any]) -> JsonObject:
     """The settings that a plan is made of, of the right types."""
     wanted = {key: value for key, value in settings.items() if value is not None}
-    known = plain_metadata(path, wanted)
+    metadata = plain_metadata(path, wanted)
     needed = ("checkpoint", "steps", "tau", "eta", "precision")
-    if missing := [key for key in needed if key not in known]:
+    if missing := [key for key in needed if key not in metadata]:
         raise DataError(f"{path} does not say the {missing[0]} of its images.")
-    return {key: value for key, value in known.items() if key not in ("batch_size", "size")}
+    return {key: value for key, value in metadata.items() if key not in ("batch_size", "size")}
 
 
-def _of_each(path: Path, images: list[dict[str, Any]]) -> dict[str, Any]:
+def _of_each(path: Path, images: list[JsonObject]) -> JsonObject:
     """Seeds and labels, one per image, where all images have them."""
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for name, plural in (("seed", "seeds"), ("label", "labels")):
         values = [image.get(name) for image in images]
         if all(value is None for value in values):
@@ -181,7 +184,7 @@ def _old_image(folder: Path, i: int, image: Mapping[str, Any]) -> OldImage:
     )
 
 
-def _latents(folder: Path, images: list[dict[str, Any]]) -> Tensor | None:
+def _latents(folder: Path, images: list[JsonObject]) -> Tensor | None:
     """The latents that the images name, from the file beside the manifest; None for seeds alone."""
     hashes = [image.get("latent_sha256") for image in images]
     if all(value is None for value in hashes) and all("seed" in image for image in images):
@@ -189,8 +192,8 @@ def _latents(folder: Path, images: list[dict[str, Any]]) -> Tensor | None:
     latents = load_latents(_latents_file(folder / _LATENTS)).latents
     if hashes != [latent_sha256(latent) for latent in latents]:
         raise DataError(
-            f"{folder / _LATENTS} holds other latents than the images were decoded from.",
-            "Bring back the run's own.",
+            f"{folder / _LATENTS} does not hold the latents that the images were decoded from.",
+            "Restore the file of the run.",
         )
     return latents
 
@@ -200,32 +203,32 @@ def _find_latent(image: Path, sha256: Any) -> tuple[Tensor, int]:
     folder = image.parent
     path = next((p for p in (folder / _LATENTS, folder.parent / _LATENTS) if p.exists()), None)
     path = _latents_file(path or folder.parent / _LATENTS)
-    latents, metadata = load_latents(path)
+    latents, own = load_latents(path)
     for place, latent in enumerate(latents):
         if latent_sha256(latent) == sha256:
-            seeds = metadata.get("seeds")
-            told = isinstance(seeds, list) and len(seeds) == len(latents)
-            return torch.clone(latent)[None], seeds[place] if told and seeds else place
+            seeds = own.get("seeds")
+            whole = isinstance(seeds, list) and len(seeds) == len(latents)
+            return torch.clone(latent)[None], seeds[place] if whole and seeds else place
     raise DataError(
         f"{path} does not hold the latent that {image} was decoded from.",
-        "Bring back the run's own.",
+        "Restore the file of the run.",
     )
 
 
 def _latents_file(path: Path) -> Path:
     if not path.exists():
         raise DataError(
-            f"{path} is not there, and the images were decoded from it.",
-            "Bring it back: its hash is recorded, the latents are not.",
+            f"{path} is missing, and the images were decoded from it.",
+            "Restore it: the record holds only its hash.",
         )
     return path
 
 
 def _environment(found: Mapping[str, Any]) -> dict[str, str]:
     versions = found.get("versions")
-    told = {"ddimctl": found.get("ddimctl"), **(versions if isinstance(versions, dict) else {})}
-    told |= {key: found.get(key) for key in ("device", "threads")}
-    return {str(key): _short(value) for key, value in told.items() if value is not None}
+    recorded = {"ddimctl": found.get("ddimctl"), **(versions if isinstance(versions, dict) else {})}
+    recorded |= {key: found.get(key) for key in ("device", "threads")}
+    return {str(key): _short(value) for key, value in recorded.items() if value is not None}
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What `ddimctl replay` is asked for."""
+"""The options of `ddimctl replay`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,8 @@ class ReplayRequest:
         str | None,
         flag(
             "--ckpt",
-            help="Checkpoint: a folder, a file or a hub id.",
-            panel=MAIN,
+            "Checkpoint: a folder, a file or a hub id.",
+            MAIN,
             metavar="CKPT",
             default="the recorded one",
         ),
@@ -43,9 +43,9 @@ class ReplayRequest:
         str,
         flag(
             "--device",
-            help="Device: cpu, cuda, cuda:1, auto, or recorded (cpu for images sampled on a CPU, else "
+            "Device: cpu, cuda, cuda:1, auto, or recorded (cpu for images sampled on a CPU, else "
             "auto).",
-            panel=DEVICE,
+            DEVICE,
             metavar="NAME",
         ),
     ] = "recorded"

@@ -5,7 +5,7 @@ The checkpoint in the package has its timesteps beside it: examples/bundled_time
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,13 +20,14 @@ from ddimctl.diffusion.predictions import make_denoiser
 from ddimctl.diffusion.tau_search import Probe, choose_timesteps, probe, probe_evaluations
 from ddimctl.diffusion.timesteps import explicit_timesteps
 from ddimctl.errors import StorageError
-from ddimctl.files.atomic import write_json
+from ddimctl.files.atomic import JsonObject, write_json
 from ddimctl.files.cache import make_room, mark_used
 from ddimctl.files.dataset.datasets import user_cache
+from ddimctl.jobs.checkpoint import Model
 from ddimctl.jobs.events import Notice, Progress, Report
-from ddimctl.jobs.sample.batch_size import default_batch_size
+from ddimctl.jobs.sample.batches import default_batch_size
+from ddimctl.jobs.sample.manifest import sha256_hex
 from ddimctl.jobs.sample.plan import SamplerSettings, Shape, drawn_labels
-from ddimctl.jobs.sample.records import sha256_hex
 from ddimctl.runtime.device import memory_errors
 from ddimctl.runtime.ranks import Ranks
 
@@ -37,58 +38,63 @@ _DIGITS: Final = 9
 _VERSION: Final = 1
 
 
+@dataclass(frozen=True)
+class Search:
+    """How the timesteps of --tau auto are found. batch_size None: by device.
+
+    recorded: the manifest of the run to continue, which has them.  ranks: the processes of the run.
+    """
+
+    batch_size: int | None = None
+    dry_run: bool = False
+    recorded: JsonObject | None = None
+    ranks: Ranks = field(default_factory=Ranks)
+
+
 def find_timesteps(
     sampler: SamplerSettings,
-    checkpoint: Checkpoint,
+    model: Model,
     shape: Shape,
-    device: torch.device,
+    search: Search,
     report: Report,
-    *,
-    batch_size: int | None = None,
-    dry_run: bool = False,
-    recorded: Mapping[str, Any] | None = None,
-    ranks: Ranks | None = None,
 ) -> SamplerSettings:
     """The settings with the timesteps of --tau auto, looked up or found; any others as they are.
 
-    shape: (C, H, W).  recorded: the manifest of the run to continue, which has them. In a dry run
-    they are only looked up, and left out where they are not known. Of several processes the first
-    finds them, for all.
+    shape: (C, H, W). In a dry run they are only looked up, and left out where they are not known.
+    Of several processes the first finds them, for all.
     """
     if sampler.timesteps is not None:
         return sampler
-    ranks = ranks or Ranks()
-    found = None
+    found, ranks = None, search.ranks
     if ranks.first:
-        found = _recorded_timesteps(recorded, sampler, checkpoint)
-        found = found or _search(sampler, checkpoint, shape, device, report, batch_size, dry_run)
+        found = _recorded_timesteps(search.recorded, sampler, model.checkpoint)
+        found = found or _search(sampler, model, shape, search, report)
     found = ranks.share("timesteps", found)
     return sampler if found is None else replace(sampler, timesteps=tuple(found))
 
 
 def _search(
     sampler: SamplerSettings,
-    checkpoint: Checkpoint,
+    model: Model,
     shape: Shape,
-    device: torch.device,
+    search: Search,
     report: Report,
-    batch_size: int | None,
-    dry_run: bool,
 ) -> tuple[int, ...] | None:
     """The timesteps, or None where a dry run would have to search for them."""
+    checkpoint, device = model.checkpoint, model.device
     key = search_key(sampler, checkpoint, shape)
     T = checkpoint.schedule.num_train_timesteps
-    if known := _bundled_timesteps(key, sampler.solver, sampler.steps, T):
-        return known
+    if bundled := _bundled_timesteps(key, sampler.solver, sampler.steps, T):
+        return bundled
     cache = user_cache() / "timesteps" / f"{key}.json" if key else None
     found = None if cache is None else _kept(cache)
     if found is None:
         evaluations = IMAGES * probe_evaluations(T)
-        does = "takes" if dry_run else "is found once, with"
-        report(Notice(f"--tau auto {does} {evaluations} evaluations for this checkpoint."))
-        if dry_run:
+        cost = f"{evaluations} evaluations of this checkpoint"
+        report(Notice(f"--tau auto searches once for its timesteps, which takes {cost}."))
+        if search.dry_run:
             return None
-        size = batch_size or default_batch_size(checkpoint, shape, device, sampler.guidance)
+        size = search.batch_size or default_batch_size(checkpoint, shape, device, sampler.guidance)
         with memory_errors("Use a smaller --batch-size."):
             found = probe_checkpoint(sampler, checkpoint, shape, size, device, report)
         if cache is not None:
@@ -162,19 +168,19 @@ def _recorded_timesteps(
 
 def _bundled_timesteps(key: str, solver: str, steps: int, T: int) -> tuple[int, ...] | None:
     """Those in the package for the probe of this key, or None."""
-    known = json.loads(BUNDLED_FILE.read_text("utf-8"))
-    if known["key"] != key or str(steps) not in known["timesteps"][solver]:
+    bundled = json.loads(BUNDLED_FILE.read_text("utf-8"))
+    if bundled["key"] != key or str(steps) not in bundled["timesteps"][solver]:
         return None
-    return explicit_timesteps(known["timesteps"][solver][str(steps)], T)
+    return explicit_timesteps(bundled["timesteps"][solver][str(steps)], T)
 
 
 def _kept(path: Path) -> Probe | None:
     """The probe in the cache, or None where it is missing or damaged: it is made again."""
     try:
-        known = json.loads(path.read_text("utf-8"))
-        timesteps = tuple(map(int, known["timesteps"]))
-        products = torch.tensor(known["products"], dtype=torch.float64)
-        response = torch.tensor(known["response"], dtype=torch.float64)
+        found = json.loads(path.read_text("utf-8"))
+        timesteps = tuple(map(int, found["timesteps"]))
+        products = torch.tensor(found["products"], dtype=torch.float64)
+        response = torch.tensor(found["response"], dtype=torch.float64)
     except (OSError, LookupError, TypeError, ValueError):
         return None
     N = len(timesteps)

@@ -1,7 +1,19 @@
-"""Which images a network sees together: consecutive groups, smaller ones where memory ran out."""
+"""Batches: how large they are, and which images are in each, also after memory ran out."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from ddimctl.checkpoints import Checkpoint
+from ddimctl.errors import DeviceError
+from ddimctl.files.untrusted.guards import available_memory
+from ddimctl.runtime.device import is_out_of_memory
+from ddimctl.runtime.ranks import number_in
+
+_ENOUGH: Final = {"cpu": 16, "cuda": 256}  # of 32x32: more of them are hardly faster
+_MAPS: Final = 26  # working space of an evaluation, in the largest outputs of a layer; as measured
 
 
 class Smaller(NamedTuple):
@@ -75,3 +87,61 @@ def read_smaller(found: Any) -> list[Smaller] | None:
     starts = [change.start for change in changes]
     in_order = all(a < b for a, b in zip([-1, *starts], starts, strict=False))
     return changes if in_order and all(change.size >= 1 for change in changes) else None
+
+
+def default_batch_size(
+    checkpoint: Checkpoint, shape: tuple[int, int, int], device: torch.device, guidance: float
+) -> int:
+    """16 images of 32x32 on a CPU, 256 on CUDA, fewer of larger ones by area; at least 1.
+
+    Where so many would take more than half of the free memory (which the processes of a machine
+    share), the greatest power of two that does not. shape: (C, H, W).
+    """
+    area = shape[1] * shape[2]
+    enough = max(1, min(_ENOUGH[device.type], _ENOUGH[device.type] * 32 * 32 // area))
+    free = _free_memory(device)
+    if free is None:
+        return enough
+    unet: Any = checkpoint.unet
+    needed = bytes_per_image(unet.config, shape) * (1 if guidance == 1 else 2)
+    room = free // 2 // needed
+    return enough if room >= enough else 1 << max(0, room.bit_length() - 1)
+
+
+@contextmanager
+def suppress_out_of_memory(size: int, remedy: str) -> Iterator[None]:
+    """End a body for which the device has no memory, so that what follows tries smaller batches.
+
+    Raises DeviceError, with the remedy, where the batch had one image.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if size == 1:
+            raise DeviceError(
+                "the device is out of memory with one image at a time.", remedy
+            ) from error
+
+
+def bytes_per_image(config: Mapping[str, Any], shape: tuple[int, int, int]) -> int:
+    """Memory that a UNet's evaluation in float32 takes for one image (C, H, W), not by much too little.
+
+    What the way down keeps for the way up, and a multiple of the largest output of a layer.
+    config: the network's, with block_out_channels and layers_per_block.
+    """
+    widths: Sequence[int] = config["block_out_channels"]
+    layers: int = config["layers_per_block"]
+    area = shape[1] * shape[2]
+    maps = [width * (area >> 2 * level) for level, width in enumerate(widths)]
+    kept = maps[0] + layers * sum(maps)
+    kept += sum(size // 4 for size in maps[:-1])  # what each level hands down
+    return 4 * (kept + _MAPS * max(maps))
+
+
+def _free_memory(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    available = available_memory()
+    return None if available is None else available // number_in("LOCAL_WORLD_SIZE", 1)

@@ -1,12 +1,12 @@
 """The float samples of a run, and its latents, on disk while they are made: a long run has many."""
 
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from ddimctl.files.atomic import storage_errors, sync_files
+from ddimctl.files.atomic import JsonObject, storage_errors, sync_files
 from ddimctl.files.latents import save_latents
 from ddimctl.files.mapped import is_mapped, mapped_tensor
 from ddimctl.jobs.sample.outputs import OutputPaths
@@ -54,7 +54,7 @@ class FloatSamples:
         return self._paths.samples_done.exists() and bool(self.done[i])
 
 
-def write_latents(paths: OutputPaths, plan: Plan, metadata: dict[str, Any]) -> None:
+def write_latents(paths: OutputPaths, plan: Plan, metadata: JsonObject) -> None:
     """Draw every x_T of the plan into a file of its own, and save them from there."""
     part, count = paths.latents_part, plan.count
     x_T = mapped_tensor(part, (count, *plan.shape))

@@ -4,21 +4,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import RequestError
 from ddimctl.files.atomic import (
-    check_writable,
+    JsonObject,
     clean_temporaries,
     create_numbered_folder,
-    make_folder,
-    write_json,
 )
 from ddimctl.files.lock import folder_lock
-from ddimctl.jobs.sample.manifest import Layout, check_same_run, make_manifest
-from ddimctl.jobs.sample.outputs import OutputPaths, bytes_needed
-from ddimctl.jobs.sample.plan import Plan
+from ddimctl.jobs.requests import OutputOptions
+from ddimctl.jobs.sample.outputs import Layout, OutputPaths
 from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.runtime.ranks import Ranks, refuse_several
 
@@ -36,7 +32,7 @@ class RunFolder:
     out: Path
     layout: Layout
     outputs: OutputSettings
-    recorded: dict[str, Any] | None = None
+    recorded: JsonObject | None = None
     force: bool = False
     named: Path | None = None
 
@@ -48,17 +44,12 @@ class RunFolder:
 
 @contextmanager
 def run_folder(
-    out: Path | None,
-    command: str,
-    *,
-    resume: bool = False,
-    dry_run: bool = False,
-    ranks: Ranks | None = None,
+    output: OutputOptions, command: str, ranks: Ranks | None = None
 ) -> Iterator[Path | None]:
     """The folder of a run, made and locked, without strays of runs that died.
 
-    out: None is the next numbered folder. One made here in which nothing was written is removed
-    again. In a dry run nothing is made or locked, and the folder may be None.
+    Without --out it is the next numbered folder, which is removed again where nothing was written.
+    In a dry run nothing is made or locked, and the folder may be None.
     ranks: the processes that work in it together; the first finds, makes and locks it for all.
     None for commands that run in one process.
     Raises RequestError when another run is in the folder, StorageError.
@@ -68,22 +59,23 @@ def run_folder(
         ranks = Ranks()
     if not ranks.first:
         shared = ranks.share("out", None)
-        yield out if shared is None else Path(shared)
+        yield output.out if shared is None else Path(shared)
         return
-    with _own_folder(out, command, resume, dry_run) as own:
+    with _own_folder(output, command) as own:
         ranks.share("out", None if own is None else str(own))
         yield own
 
 
 @contextmanager
-def _own_folder(
-    out: Path | None, command: str, resume: bool, dry_run: bool
-) -> Iterator[Path | None]:
+def _own_folder(output: OutputOptions, command: str) -> Iterator[Path | None]:
+    out = output.out
     if out is not None and out.exists() and not out.is_dir():
         raise RequestError(f"--out {out} is a file.", "Name a folder.")
-    if out is None and resume:
-        raise RequestError("--resume needs the folder to go on in.", "Name it with --out.")
-    if dry_run:
+    if out is None and output.resume:
+        raise RequestError(
+            "--resume needs the folder of the run to continue.", "Name it with --out."
+        )
+    if output.dry_run:
         yield out
     elif out is not None:
         with folder_lock(out, command):
@@ -103,26 +95,4 @@ def _own_folder(
 
 def go_on(out: Path) -> str:
     """What to do after a run in this folder was cut off."""
-    return f"The same command with --out {out} --resume goes on."
-
-
-def begin_run(run: RunFolder, plan: Plan, checkpoint: Checkpoint, device: str) -> None:
-    """Check that the run can continue, or begin it: its manifest before all else.
-
-    Raises RequestError when the recorded run is another, StorageError also where space will clearly
-    not do.
-    """
-    paths, save = run.paths, run.outputs.save
-    begun = make_manifest(run.outputs, plan, checkpoint, run.layout, device)
-    if run.recorded is not None:
-        check_same_run(run.recorded, begun, run.layout)
-    needed = bytes_needed(save, plan.count, plan.shape)
-    check_writable(paths.out, needed - paths.bytes_taken())
-    if run.recorded is None:
-        paths.remove_parts()
-        if run.force:
-            paths.remove_earlier_run()
-        write_json(paths.of("manifest"), begun)  # before all else: without it nothing is resumed
-    if "images" in save:
-        make_folder(paths.of("images"))
-        clean_temporaries(paths.of("images"))
+    return f"Continue with the same command and --out {out} --resume."

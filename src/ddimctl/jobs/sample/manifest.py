@@ -1,85 +1,65 @@
-"""The manifest.json of an output folder: what was asked, how it was settled, what was made."""
+"""The records of a run: the manifest of its folder, and the metadata of its latents and images."""
 
+import hashlib
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
+from ddimctl.diffusion.timesteps import KINDS
 from ddimctl.errors import DataError, RequestError, brief
+from ddimctl.files.atomic import JsonObject
+from ddimctl.files.pictures.grids import GRID_LIMIT
 from ddimctl.files.untrusted.guards import Refused
 from ddimctl.files.untrusted.settings import read_json
+from ddimctl.jobs.requests import OutputOptions
 from ddimctl.jobs.sample.batches import Smaller, read_smaller
+from ddimctl.jobs.sample.outputs import MANIFEST, TAKEN, Layout
 from ddimctl.jobs.sample.plan import Plan
-from ddimctl.jobs.sample.records import latent_sha256
 from ddimctl.jobs.sample.request import OutputSettings
 
-NAME: Final = "manifest.json"
-AGAIN: Final = "Repeat the first command, or begin again with --force."
+AGAIN: Final = "Repeat the first command, or start again with --force."
 _LARGEST: Final = 2**30  # bytes; no run has so many images
 _ALSO_RECORDED: Final = ("metadata", "deterministic", "compile")  # what else decides the bytes
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What a command calls the things in its output folder, and what it adds to them.
-
-    command: in the manifest, and in the names of numbered folders.
-    images: the images' folder; their numbers have at least that many digits.
-    captions: one per image, for the grid; None for the classes' names.
-    video, fps: gif, webp or mp4 of all images in their order; loop: it ends where it begins.
-    details: more entries of the manifest; records: more entries of each image in it.
-    """
-
-    command: str
-    images: str
-    digits: int
-    captions: tuple[str, ...] | None = None
-    video: str | None = None
-    fps: float = 12.0
-    loop: bool = False
-    details: Mapping[str, Any] = field(default_factory=dict)
-    records: Sequence[Mapping[str, Any]] = ()
-
-
-def read_manifest(
-    out: Path | None, layout: Layout, *, resume: bool, force: bool
-) -> dict[str, Any] | None:
+def read_manifest(out: Path | None, layout: Layout, output: OutputOptions) -> JsonObject | None:
     """The manifest of the run that the folder already holds, when it is to be resumed.
 
     Raises RequestError where something would be overwritten, DataError for a damaged manifest.
     """
     if out is None:
         return None
-    path = out / NAME
-    if resume and path.exists():
+    path = out / MANIFEST
+    if output.resume and path.exists():
         manifest = load_manifest(path)
         if manifest is None or manifest["command"] != layout.command:
             raise DataError(
                 f"{path} is not the manifest of a run of `ddimctl {layout.command}`.",
-                "Begin with --force.",
+                "Start with --force.",
             )
         return manifest
-    if force or not out.exists():
+    if output.force or not out.exists():
         return None
     if any(not entry.name.startswith(".") for entry in out.iterdir()):
-        if resume:
+        if output.resume:
             raise RequestError(
-                f"{out} holds other things, and no {NAME} to go on from.",
-                "Begin with --force, or name another --out.",
+                f"{out} holds other files, but no {MANIFEST} to continue from.",
+                "Start with --force, or name another --out.",
             )
         raise RequestError(
             f"{out} is not empty.",
-            "Go on with --resume, write over it with --force, or name another --out.",
+            TAKEN,
         )
     return None
 
 
-def load_manifest(path: Path) -> dict[str, Any] | None:
+def load_manifest(path: Path) -> JsonObject | None:
     """A manifest with the parts that are read of it, or None: a stranger may have written it."""
     try:
         manifest = read_json(path, _LARGEST, paths=True)
@@ -88,7 +68,7 @@ def load_manifest(path: Path) -> dict[str, Any] | None:
     return manifest if _is_manifest(manifest) else None
 
 
-def _is_manifest(found: dict[str, Any]) -> bool:
+def _is_manifest(found: JsonObject) -> bool:
     settings, images = found.get("settings"), found.get("images")
     return (
         isinstance(found.get("command"), str)
@@ -108,9 +88,9 @@ def make_manifest(
     checkpoint: Checkpoint,
     layout: Layout,
     device: str,
-    images: list[dict[str, Any]] | None = None,
+    images: list[JsonObject] | None = None,
     smaller: Sequence[Smaller] = (),
-) -> dict[str, Any]:
+) -> JsonObject:
     """Every setting, the versions, and the finished images; None while they are being made.
 
     smaller: where memory ran out; batches as large as the setting says came before.
@@ -142,9 +122,9 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def image_record(plan: Plan, checkpoint: Checkpoint, layout: Layout, i: int) -> dict[str, Any]:
+def image_record(plan: Plan, checkpoint: Checkpoint, layout: Layout, i: int) -> JsonObject:
     """What decides image i, besides the settings."""
-    record: dict[str, Any] = {"seed": plan.seeds[i]} if plan.is_seeded else {}
+    record: JsonObject = {"seed": plan.seeds[i]} if plan.is_seeded else {}
     record |= layout.records[i] if layout.records else {}
     if plan.x_T is not None:
         record["latent_sha256"] = latent_sha256(plan.x_T[i])
@@ -153,7 +133,7 @@ def image_record(plan: Plan, checkpoint: Checkpoint, layout: Layout, i: int) -> 
     return record
 
 
-def check_same_run(recorded: dict[str, Any], now: dict[str, Any], layout: Layout) -> None:
+def check_same_run(recorded: JsonObject, now: JsonObject, layout: Layout) -> None:
     """Raise RequestError, with the differences, unless both manifests are of one run."""
     changed = [
         line
@@ -166,7 +146,7 @@ def check_same_run(recorded: dict[str, Any], now: dict[str, Any], layout: Layout
         changed.append("the seeds, latents or classes differ")
     if changed:
         raise RequestError(
-            f"--resume: not the run that was begun: {'; '.join(changed)}.",
+            f"--resume: the settings differ from the first run's: {'; '.join(changed)}.",
             AGAIN,
         )
 
@@ -180,9 +160,55 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     ]
 
 
-def _subjects(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _subjects(manifest: Mapping[str, Any]) -> list[JsonObject]:
     """The images' records without what is known only when they are made."""
     return [
         {key: value for key, value in image.items() if key not in ("file", "sha256")}
         for image in manifest.get("images", [])
     ]
+
+
+def latents_metadata(plan: Plan, checkpoint: Checkpoint) -> JsonObject:
+    """The metadata of latents: all settings that are needed to decode them."""
+    metadata: JsonObject = {
+        "format_version": 1,
+        "checkpoint": checkpoint.provenance.record(),
+        "schedule": checkpoint.schedule.settings,
+        "prediction": checkpoint.prediction,
+        "method": plan.method,
+        "top": plan.timesteps[-1],
+        **({"seeds": list(plan.seeds)} if plan.is_seeded else {}),
+        **{key: value for key, value in plan.record().items() if key not in ("size", "batch_size")},
+    }
+    if plan.labels is not None:
+        metadata["labels"] = list(plan.labels)
+    if checkpoint.background is not None:
+        metadata["background"] = list(checkpoint.background)
+    return metadata
+
+
+def image_text(plan: Plan, checkpoint: Checkpoint, i: int | None) -> JsonObject:
+    """The settings that an image carries: image i's, or the whole grid's when i is None."""
+    settings = {key: value for key, value in plan.record().items() if key != "batch_size"}
+    if settings["tau"] in KINDS:  # kind and steps say it in two words
+        del settings["timesteps"]
+    text = {"ddimctl": version("ddimctl"), "checkpoint": checkpoint.provenance.record(), **settings}
+    if i is None:
+        return text | ({"seeds": list(plan.seeds[:GRID_LIMIT])} if plan.is_seeded else {})
+    if plan.x_T is None:
+        text["seed"] = plan.seeds[i]
+    else:
+        text["latent_sha256"] = latent_sha256(plan.x_T[i])
+    if plan.labels is not None:
+        text["label"] = plan.labels[i]
+    return text
+
+
+def latent_sha256(latent: Tensor) -> str:
+    """The hash of a latent's float32 numbers."""
+    return sha256_hex(latent.contiguous().numpy().tobytes())
+
+
+def sha256_hex(content: bytes) -> str:
+    """Hexadecimal sha256."""
+    return hashlib.sha256(content).hexdigest()

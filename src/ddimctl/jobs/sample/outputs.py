@@ -2,15 +2,17 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ddimctl.files.atomic import storage_errors
 from ddimctl.files.pictures.video import FORMATS as VIDEOS
-from ddimctl.jobs.sample.manifest import NAME as MANIFEST
-from ddimctl.jobs.sample.manifest import Layout
+
+MANIFEST: Final = "manifest.json"
+TAKEN: Final = "Continue with --resume, overwrite with --force, or name another --out."
+"""The remedy where an earlier run's files are in the way."""
 
 _NAMES: Final = {
     "grid": "grid.png",
@@ -19,6 +21,32 @@ _NAMES: Final = {
     "trajectory": "trajectory.gif",
     "manifest": MANIFEST,
 }
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a command calls the things in its output folder, and what it adds to them.
+
+    command: in the manifest, and in the names of numbered folders.
+    images: the images' folder; their numbers have at least that many digits.
+    captions: one per image, for the grid; None for the classes' names.
+    video, fps: gif, webp or mp4 of all images in their order; loop: it ends where it begins.
+    details: more entries of the manifest; records: more entries of each image in it.
+    """
+
+    command: str
+    images: str
+    digits: int
+    captions: tuple[str, ...] | None = None
+    video: str | None = None
+    fps: float = 12.0
+    loop: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+    records: Sequence[Mapping[str, Any]] = ()
+
+
+SAMPLES: Final = Layout("sample", "images", 6)
+FRAMES: Final = Layout("interpolate", "frames", 4)
 
 
 @dataclass(frozen=True)

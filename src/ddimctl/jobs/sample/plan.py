@@ -15,6 +15,7 @@ from ddimctl.diffusion.steps import check_variance
 from ddimctl.diffusion.tau_search import check_search
 from ddimctl.diffusion.timesteps import AUTO, explicit_timesteps, timesteps
 from ddimctl.errors import RequestError
+from ddimctl.files.atomic import JsonObject
 from ddimctl.files.latents import LatentFile
 from ddimctl.jobs.requests import SamplerOptions
 from ddimctl.runtime.transfer import to_device
@@ -42,13 +43,13 @@ class SamplerSettings:
     clip: str
     guidance: float
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """Plain values, named as in manifests, latents and images of every version."""
-        known = {} if self.timesteps is None else {"timesteps": list(self.timesteps)}
+        visited = {} if self.timesteps is None else {"timesteps": list(self.timesteps)}
         return {
             "steps": self.steps,
             "tau": self.kind,
-            **known,
+            **visited,
             "eta": self.eta,
             "variance": self.variance,
             "solver": self.solver,
@@ -92,7 +93,7 @@ class Plan:
         """Whether each x_T is the noise of its seed, drawn here or read from a file that says so."""
         return self.method == SEEDED
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """What decides the images, as plain values: for manifests, latents and images."""
         return self.sampler.record() | {
             "size": list(self.shape[1:]),
@@ -117,10 +118,10 @@ class Plan:
 
 def make_plan(
     sampler: SamplerSettings,
-    *,
     shape: Shape,
     seeds: Sequence[int],
     labels: Sequence[int] | None,
+    *,
     precision: str,
     batch_size: int,
     x_T: Tensor | None = None,
@@ -172,13 +173,13 @@ def _timesteps(
     """(kind, S, timesteps): an explicit list sets S; a kind or S of the options replaces the
     latents' list. The timesteps of --tau auto, which end at T - 1, are yet to be found.
     """
-    asked = options.timesteps
-    if asked is None and options.steps is None and "timesteps" in metadata:
+    wanted = options.timesteps
+    if wanted is None and options.steps is None and "timesteps" in metadata:
         own = explicit_timesteps(metadata["timesteps"], num_train_timesteps)
         return metadata.get("tau", "explicit"), len(own), own
-    if isinstance(asked, tuple):
-        return "explicit", len(asked), explicit_timesteps(asked, num_train_timesteps)
-    kind = asked or metadata.get("tau", "linspace")
+    if isinstance(wanted, tuple):
+        return "explicit", len(wanted), explicit_timesteps(wanted, num_train_timesteps)
+    kind = wanted or metadata.get("tau", "linspace")
     if kind == "explicit":  # the latents' own list, but the options want another length
         kind = "linspace"
     steps = options.steps or metadata.get("steps", DEFAULT_STEPS)
@@ -201,16 +202,16 @@ def _check_latents_fit(metadata: Mapping[str, Any], checkpoint: Checkpoint, star
     """Raise RequestError where latents are of another schedule, or start at another timestep."""
     if metadata.get("schedule", checkpoint.schedule.settings) != checkpoint.schedule.settings:
         raise RequestError(
-            "the latents are of another noise schedule than the checkpoint's.",
+            "the latents have another noise schedule than the checkpoint.",
             "Name the checkpoint that they belong to with --ckpt.",
         )
-    top = metadata.get("top")
-    if top is not None and top != start:
-        last = top == checkpoint.schedule.num_train_timesteps - 1
+    start_timestep = metadata.get("top")
+    if start_timestep not in (None, start):
+        last = start_timestep == checkpoint.schedule.num_train_timesteps - 1
         instead = "Use --tau linspace or trailing" if last else "Leave out --tau and --steps"
         raise RequestError(
-            f"the latents are at timestep {top}, the list of timesteps ends at {start}.",
-            f"{instead}, or use a list that ends at {top}.",
+            f"the latents are at timestep {start_timestep}, but the list of timesteps ends at {start}.",
+            f"{instead}, or use a list that ends at {start_timestep}.",
         )
 
 
@@ -227,7 +228,7 @@ def image_shape(
         found = tuple(latents.shape[1:])
         if found[0] != channels:
             raise RequestError(
-                f"the latents have {found[0]} channels, the checkpoint {channels}.",
+                f"the latents have {found[0]} channels, but the checkpoint has {channels}.",
                 "Name the checkpoint that they belong to with --ckpt.",
             )
         if size is not None and size != found[1:]:
@@ -265,7 +266,7 @@ def image_labels(
     """
     if checkpoint.num_classes is None:
         if classes:
-            raise RequestError("--class: this checkpoint knows no classes.", "Leave --class out.")
+            raise RequestError("--class: this checkpoint has no classes.", "Leave --class out.")
         return None
     recorded = metadata.get("labels")
     if classes:
@@ -303,7 +304,7 @@ def _check_guidance(guidance: float, checkpoint: Checkpoint) -> None:
     if guidance == 1.0:
         return
     if checkpoint.num_classes is None:
-        raise RequestError("--guidance: this checkpoint knows no classes.", "Leave --guidance out.")
+        raise RequestError("--guidance: this checkpoint has no classes.", "Leave --guidance out.")
     if checkpoint.null_class is None:
         raise RequestError(
             "--guidance: this checkpoint was trained without a null class.",

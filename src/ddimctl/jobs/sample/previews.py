@@ -12,7 +12,7 @@ from ddimctl.checkpoints import Checkpoint
 from ddimctl.files.pictures.animation import encode_animation
 from ddimctl.files.pictures.grids import GRID_LIMIT, make_grid
 from ddimctl.files.pictures.images import encode_image
-from ddimctl.jobs.sample.manifest import Layout
+from ddimctl.jobs.sample.outputs import Layout
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.jobs.sample.shares import read_images, write_images
@@ -59,8 +59,8 @@ def shown_images(images: range, index: int, steps: int) -> int:
     return len(range(images.start, min(images.stop, TRAJECTORY_IMAGES)))
 
 
-def captions(plan: Plan, checkpoint: Checkpoint, layout: Layout) -> list[str] | None:
-    """What is said under the images that a grid has room for."""
+def make_captions(plan: Plan, checkpoint: Checkpoint, layout: Layout) -> list[str] | None:
+    """The captions of the images that a grid has room for."""
     if layout.captions is not None:
         return list(layout.captions[:GRID_LIMIT])
     if plan.labels is None:
@@ -71,23 +71,23 @@ def captions(plan: Plan, checkpoint: Checkpoint, layout: Layout) -> list[str] | 
 def draw_grid(
     images: Sequence[Tensor],
     outputs: OutputSettings,
-    said: Sequence[str] | None,
+    captions: Sequence[str] | None,
     text: dict[str, str] | None,
 ) -> bytes:
-    """A PNG of images (H, W, C), uint8, with what is said under each, and a text chunk."""
-    grid = make_grid(torch.stack(list(images)), outputs.columns, outputs.scale, said)
+    """A PNG of images (H, W, C), uint8, with a caption under each, and a text chunk."""
+    grid = make_grid(torch.stack(list(images)), outputs.columns, outputs.scale, captions)
     return encode_image(grid, "png", text)
 
 
 def draw_animation(
     frames: Mapping[int, Sequence[Tensor]],
     outputs: OutputSettings,
-    said: Sequence[str] | None,
+    captions: Sequence[str] | None,
     format: str,
 ) -> bytes:
     """A gif or webp of grids, one for each step shown; frames by image, as many for each."""
     order = sorted(frames)
-    under = None if said is None else said[: len(order)]
+    under = None if captions is None else captions[: len(order)]
     grids = [
         make_grid(torch.stack([frames[i][k] for i in order]), outputs.columns, outputs.scale, under)
         for k in range(len(frames[order[0]]))

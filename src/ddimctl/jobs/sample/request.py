@@ -1,4 +1,4 @@
-"""What `ddimctl sample` is asked for."""
+"""The options of `ddimctl sample`."""
 
 from dataclasses import dataclass, field
 

@@ -17,11 +17,11 @@ from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.predictions import make_denoiser
 from ddimctl.diffusion.sampling import trajectory
 from ddimctl.diffusion.schedules import CLEAN
-from ddimctl.errors import DeviceError, NumericsError, Stopped, StorageError
+from ddimctl.errors import NumericsError, Stopped, StorageError
 from ddimctl.files.pictures.grids import GRID_LIMIT
 from ddimctl.files.pictures.images import to_uint8
 from ddimctl.jobs.events import Notice, Progress, Report
-from ddimctl.jobs.sample.batches import Group
+from ddimctl.jobs.sample.batches import Group, suppress_out_of_memory
 from ddimctl.jobs.sample.folder import RunFolder, go_on
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.store import SampleStore, open_store
@@ -29,7 +29,6 @@ from ddimctl.runtime.compilation import compile_errors
 from ddimctl.runtime.device import (
     device_name,
     free_memory,
-    is_out_of_memory,
     memory_errors,
     one_shape,
 )
@@ -52,21 +51,21 @@ def decode(
 
     run: of which the recorded manifest of the first process alone counts. Raises RequestError when
     that was another run, StorageError, NumericsError with the image and the step; DeviceError when there is no memory for
-    one image; Stopped when a signal ended the run, which --resume goes on with.
+    one image; Stopped when a signal ended the run, which --resume continues.
     """
     name, ranks = device_name(device), ranks or Ranks()
     with open_store(run, plan, checkpoint, name, ranks) as store:
         groups = store.all_missing_groups()
         if groups is None:
-            report(Notice(f"complete already: {plan.count} images."))
+            report(Notice(f"already complete: {plan.count} images."))
             return store.outputs()
         if "grid" in run.outputs.save and plan.count > GRID_LIMIT:
             report(Notice(f"the grid shows the first {GRID_LIMIT} of {plan.count} images."))
         if 0 < len(groups) < ranks.count:
             report(
                 Notice(
-                    f"{len(groups)} batches leave some of {ranks.count} processes without work; "
-                    "a smaller --batch-size makes more."
+                    f"{len(groups)} batches leave some of {ranks.count} processes idle; "
+                    "use a smaller --batch-size."
                 )
             )
         remedy = go_on(run.named or run.out)
@@ -117,34 +116,26 @@ def _run_groups(run: _Run, groups: Sequence[Group]) -> None:
     """
     left, walked, steps = deque(groups), deque[_Walked](), len(run.plan.timesteps)
     while left:
-        group, exhausted = left[0], False
-        try:
+        group = left[0]
+        remedy = "Use a smaller --size, --precision bf16 or another --device."
+        with suppress_out_of_memory(group.size, remedy):
             for step in _walk(run.plan, run.checkpoint, run.store, group, run.device):
                 walked.append(step)
                 _take_in(run, walked, AHEAD)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            if group.size == 1:
-                raise DeviceError(
-                    "the device is out of memory with one image at a time.",
-                    "Use a smaller --size, --precision bf16 or another --device.",
-                ) from error
-            exhausted = True
-        if exhausted:  # and the error, which held the tensors of the step, is gone
-            free_memory(run.device)
-            _take_in(run, deque(step for step in walked if step.group != group))
-            walked.clear()
-            before, left = len(left), deque(run.store.halve(group))
-            run.ranks.add("steps", -run.taken_in.pop(group, 0))
-            run.ranks.add("all steps", steps * (len(left) - before))
-            run.report(
-                Notice(
-                    f"out of memory with {group.size} images at a time; going on with {group.size // 2}."
-                )
-            )
-        else:
             left.popleft()
+            continue
+        free_memory(run.device)  # the error, which held the tensors of the step, is gone
+        _take_in(run, deque(step for step in walked if step.group != group))
+        walked.clear()
+        before, left = len(left), deque(run.store.halve(group))
+        run.ranks.add("steps", -run.taken_in.pop(group, 0))
+        run.ranks.add("all steps", steps * (len(left) - before))
+        run.report(
+            Notice(
+                f"out of memory with {group.size} images at a time; "
+                f"continuing with {group.size // 2}."
+            )
+        )
     _take_in(run, walked)
 
 
@@ -266,6 +257,6 @@ def _check_finite(left: Tensor, plan: Plan, images: range) -> None:
     for i, t in zip(images, left.tolist(), strict=True):
         if t >= 0:
             raise NumericsError(
-                f"{plan.subject(i)}: values are no longer finite after the step at t = {t}.",
-                "Try --precision fp32 or --clip static.",
+                f"{plan.subject(i)}: values are not finite after the step at t = {t}.",
+                "Use --precision fp32 or --clip static.",
             )

@@ -3,13 +3,12 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddimctl.errors import DataError, StorageError
-from ddimctl.files.atomic import open_atomic
+from ddimctl.files.atomic import JsonObject, open_atomic
 from ddimctl.files.untrusted.guards import check_plain_file
 from ddimctl.jobs.sample.batches import Group, Smaller, merged, read_smaller
 from ddimctl.runtime.ranks import Ranks
@@ -26,7 +25,7 @@ def share_work(
 
     Raises StorageError in a process that does not see the manifest that the first one wrote.
     """
-    told: dict[str, Any] = {
+    told: JsonObject = {
         "complete": complete,
         "smaller": [list(change) for change in smaller],
         "groups": [[group.images.start, group.images.stop, group.size] for group in groups],
@@ -54,7 +53,7 @@ def with_parts(smaller: Sequence[Smaller], parts: Iterable[Path]) -> list[Smalle
         except (OSError, ValueError, RecursionError):
             part = None
         if not part:
-            raise DataError(f"{path} is not a record of ddimctl.", "Begin with --force.")
+            raise DataError(f"{path} is not a record of ddimctl.", "Start with --force.")
         changes = merged(changes, part)
     return changes
 

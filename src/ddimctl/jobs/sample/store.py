@@ -4,13 +4,22 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import RequestError
-from ddimctl.files.atomic import storage_errors, sync_files, write_bytes, write_json
+from ddimctl.files.atomic import (
+    JsonObject,
+    check_writable,
+    clean_temporaries,
+    make_folder,
+    storage_errors,
+    sync_files,
+    write_bytes,
+    write_json,
+)
 from ddimctl.files.background_writer import BackgroundWriter
 from ddimctl.files.latents import save_samples
 from ddimctl.files.pictures.grids import GRID_LIMIT
@@ -25,18 +34,25 @@ from ddimctl.files.pictures.images import (
 from ddimctl.files.pictures.video import encode_video
 from ddimctl.jobs.sample.batches import Group, batch_groups, bounded, dealt, halved, read_smaller
 from ddimctl.jobs.sample.float_samples import FloatSamples, write_latents
-from ddimctl.jobs.sample.folder import RunFolder, begin_run
-from ddimctl.jobs.sample.manifest import image_record, make_manifest
+from ddimctl.jobs.sample.folder import RunFolder
+from ddimctl.jobs.sample.manifest import (
+    check_same_run,
+    image_record,
+    image_text,
+    latents_metadata,
+    make_manifest,
+    sha256_hex,
+)
+from ddimctl.jobs.sample.outputs import bytes_needed
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.previews import (
     TRAJECTORY_IMAGES,
     Kept,
-    captions,
     draw_animation,
     draw_grid,
+    make_captions,
     shown_images,
 )
-from ddimctl.jobs.sample.records import image_text, latents_metadata, sha256_hex
 from ddimctl.jobs.sample.shares import share_work, with_parts
 from ddimctl.runtime.ranks import Ranks
 
@@ -190,14 +206,14 @@ class SampleStore:
 
     def _draw(self) -> None:
         outputs, layout, paths = self._outputs, self._layout, self.paths
-        said = captions(self._plan, self._checkpoint, layout)
+        captions = make_captions(self._plan, self._checkpoint, layout)
         everything = range(self._plan.count)
         if "grid" in outputs.save:
             first = list(map(self._image, everything[:GRID_LIMIT]))
-            write_bytes(paths.of("grid"), draw_grid(first, outputs, said, self._text(None)))
+            write_bytes(paths.of("grid"), draw_grid(first, outputs, captions, self._text(None)))
         if "trajectory" in outputs.save and self._kept.frames:
             path = paths.of("trajectory")
-            write_bytes(path, draw_animation(self._kept.frames, outputs, said, path.suffix[1:]))
+            write_bytes(path, draw_animation(self._kept.frames, outputs, captions, path.suffix[1:]))
         if layout.video:
             frames = list(map(self._image, everything))
             content = encode_video(frames, layout.video, layout.fps, layout.loop)
@@ -229,7 +245,7 @@ class SampleStore:
             return False
         return self.resumable and ("images" not in save or looks_whole(self._image_path(i)))
 
-    def _manifest(self, images: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    def _manifest(self, images: list[JsonObject] | None = None) -> JsonObject:
         return make_manifest(
             self._outputs,
             self._plan,
@@ -240,7 +256,7 @@ class SampleStore:
             [change for change in self._smaller if change.start < self._plan.count],
         )
 
-    def _finished_record(self, i: int) -> dict[str, Any]:
+    def _finished_record(self, i: int) -> JsonObject:
         record = image_record(self._plan, self._checkpoint, self._layout, i)
         if "images" in self._outputs.save:
             path = self._image_path(i)
@@ -272,6 +288,28 @@ class SampleStore:
         return self.paths.image(self._plan.names[i])
 
 
+def _begin_run(run: RunFolder, plan: Plan, checkpoint: Checkpoint, device: str) -> None:
+    """Check that the run can continue, or begin it: its manifest before all else.
+
+    Raises RequestError when the recorded run is another, StorageError also where space will clearly
+    not do.
+    """
+    paths, save = run.paths, run.outputs.save
+    begun = make_manifest(run.outputs, plan, checkpoint, run.layout, device)
+    if run.recorded is not None:
+        check_same_run(run.recorded, begun, run.layout)
+    needed = bytes_needed(save, plan.count, plan.shape)
+    check_writable(paths.out, needed - paths.bytes_taken())
+    if run.recorded is None:
+        paths.remove_parts()
+        if run.force:
+            paths.remove_earlier_run()
+        write_json(paths.of("manifest"), begun)  # before all else: without it nothing is resumed
+    if "images" in save:
+        make_folder(paths.of("images"))
+        clean_temporaries(paths.of("images"))
+
+
 @contextmanager
 def open_store(
     run: RunFolder, plan: Plan, checkpoint: Checkpoint, device: str, ranks: Ranks
@@ -283,10 +321,10 @@ def open_store(
     """
     if "samples" in run.outputs.save and ranks.machines:
         raise RequestError(
-            "--save: float samples are collected from the processes of one machine only.",
+            "--save: float samples can be collected on one machine only.",
             "Leave samples out, or use one machine.",
         )
     if ranks.first:
-        begin_run(run, plan, checkpoint, device)
+        _begin_run(run, plan, checkpoint, device)
     with BackgroundWriter(places=max(32, 2 * plan.batch_size)) as writer:
         yield SampleStore(run, plan, checkpoint, device, writer, ranks)

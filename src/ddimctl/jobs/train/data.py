@@ -50,7 +50,7 @@ def read_data(request: TrainRequest, check: Callable[[], None], report: Report) 
         report(Notice(f"{len(data.skipped)} unreadable images left out ({named}{more})."))
     kept = f", {len(data.held_out)} held out" if len(data.held_out) else ""
     classes = f", {len(data.class_names)} classes" if data.class_names else ""
-    report(Notice(f"{len(data.training)} images to learn from{kept}{classes}."))
+    report(Notice(f"{len(data.training)} training images{kept}{classes}."))
     return data
 
 

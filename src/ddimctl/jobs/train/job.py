@@ -66,7 +66,7 @@ def train(request: TrainRequest, report: Report = ignore) -> TrainResult:
                 _keep(run, stop, report, resumed=True)
             _learn(run, stop, report)
     if first >= request.steps:
-        report(Notice(f"complete already: {first} of {request.steps} steps."))
+        report(Notice(f"already complete: {first} of {request.steps} steps."))
     last = run.learner.metrics[-1] if run.learner.metrics else {}
     checkpoint = request.out / "checkpoint"
     return TrainResult(checkpoint, run.learner.step, last.get("loss"), last.get("holdout_loss"))
@@ -111,7 +111,7 @@ def _learn(run: Run, stop: StopRequest, report: Report) -> None:
         elif stopping and not complete:
             raise Stopped(f"stopped after step {learner.step} of {request.steps}.")
         if late and not complete:
-            report(Notice(f"--time-limit: stopped after step {learner.step}; --resume goes on."))
+            report(Notice(f"--time-limit: stopped after step {learner.step}; --resume continues."))
             return
 
 
@@ -166,5 +166,5 @@ def _save(run: Run) -> None:
         write_report(request.out, learner.metrics)
     except StorageError as error:
         raise StorageError(
-            error.cause, f"{error.remedy} --resume goes on from the last saved state."
+            error.cause, f"{error.remedy} --resume continues from the last saved state."
         ) from error

@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from ddimctl.files.atomic import JsonObject
 from ddimctl.files.event_log import EventLog, open_event_log
 from ddimctl.jobs.events import Event, Report, Wrote
 from ddimctl.jobs.train.request import TrainRequest
@@ -16,7 +17,7 @@ _SAMPLES: Final = re.compile(r"step-(\d+)\.png")
 
 @contextmanager
 def training_log(
-    request: TrainRequest, step: int, metrics: list[dict[str, Any]], report: Report
+    request: TrainRequest, step: int, metrics: list[JsonObject], report: Report
 ) -> Iterator[Report]:
     """A report that also logs the run's events, where the request asks for a log.
 
@@ -39,9 +40,7 @@ def training_log(
 
 
 class _Follower:
-    def __init__(
-        self, log: EventLog, step: int, metrics: list[dict[str, Any]], report: Report
-    ) -> None:
+    def __init__(self, log: EventLog, step: int, metrics: list[JsonObject], report: Report) -> None:
         self._log, self._metrics, self._report = log, metrics, report
         self._logged = dict.fromkeys(_CURVES, step - 1)  # up to where each curve is
 
@@ -54,7 +53,7 @@ class _Follower:
     def add_new(self) -> None:
         """Log what was added since the last event: one record at most, and to the one before it."""
         for record in self._metrics[-2:]:
-            step = record["step"]
+            step: int = record["step"]
             values = {
                 name: record[name]
                 for name, last in self._logged.items()

@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from ddimctl.diffusion.objective import add_noise, training_target
 from ddimctl.diffusion.predictions import make_denoiser
 from ddimctl.diffusion.sampling import trajectory
 from ddimctl.diffusion.timesteps import timesteps
-from ddimctl.files.atomic import open_atomic, storage_errors, write_bytes
+from ddimctl.files.atomic import JsonObject, open_atomic, storage_errors, write_bytes
 from ddimctl.files.dataset.datasets import gather
 from ddimctl.files.pictures.grids import make_grid
 from ddimctl.files.pictures.images import to_uint8
@@ -22,7 +21,6 @@ from ddimctl.files.pictures.plots import line_plot
 from ddimctl.jobs.train.request import TrainRequest
 from ddimctl.jobs.train.run import Run
 from ddimctl.jobs.train.state import Learner
-from ddimctl.jobs.train.step import learning_rate
 from ddimctl.runtime.signals import StopRequest
 
 EVALUATED = 256  # images; enough for two digits of the loss
@@ -41,7 +39,7 @@ def add_record(
         {
             "step": learner.step,
             "loss": loss if math.isfinite(loss) else None,
-            "lr": learning_rate(request, learner.step - 1),
+            "lr": request.learning_rate(learner.step - 1),
             "skipped": learner.skipped,
             "images_per_second": round(rate, 2),
             "seconds": round(seconds, 2),
@@ -137,7 +135,7 @@ def write_samples(path: Path, run: Run, stop: StopRequest) -> bool:
 
 
 def write_checkpoint(
-    out: Path, checkpoint: Checkpoint, training: dict[str, Any], weights_dtype: str
+    out: Path, checkpoint: Checkpoint, training: JsonObject, weights_dtype: str
 ) -> None:
     """RUN/checkpoint: a diffusers folder with the EMA weights.
 
@@ -168,7 +166,7 @@ def _agrees(path: Path, content: bytes) -> bool:
     }
 
 
-def write_report(out: Path, metrics: list[dict[str, Any]]) -> None:
+def write_report(out: Path, metrics: list[JsonObject]) -> None:
     """RUN/metrics.jsonl and RUN/loss.png."""
     lines = (json.dumps(record, allow_nan=False) + "\n" for record in metrics)
     write_bytes(out / "metrics.jsonl", "".join(lines).encode())

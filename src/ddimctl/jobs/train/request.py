@@ -1,13 +1,15 @@
-"""What a training run is asked to do, and what of that makes it the same run."""
+"""What a training run is, and which settings make it the same run."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Final, Literal
 
 from ddimctl.errors import RequestError, brief
+from ddimctl.files.atomic import JsonObject
 from ddimctl.jobs import parse
-from ddimctl.jobs.option import argument, finite, flag
+from ddimctl.jobs.option import argument, check_choices, finite, flag
 from ddimctl.jobs.requests import COMPILE, DEVICE_NAME, MAIN, PRECISION, Precision, SavedPrecision
 
 DATA: Final = "Data"
@@ -49,47 +51,35 @@ class TrainRequest:
     """
 
     data: Annotated[Path, argument("DATA", "Folder or zip of images (PNG, JPEG, WebP).")]
-    out: Annotated[
-        Path, flag("--out", "-o", help="Output folder of the run.", panel=MAIN, metavar="RUN")
-    ]
+    out: Annotated[Path, flag("--out", "-o", "Output folder of the run.", MAIN, metavar="RUN")]
     model: Annotated[
         str | None,
         flag(
             "--model",
-            help="Network: tiny, small, cifar10, celebahq256, or a config.json of a UNet2DModel.",
-            panel=MAIN,
+            "Network: tiny, small, cifar10, celebahq256, or a config.json of a UNet2DModel.",
+            MAIN,
             metavar="NAME|FILE",
             default="small",
         ),
     ] = None
     init: Annotated[
         str | None,
-        flag(
-            "--init",
-            help="Checkpoint to fine-tune instead of a new network.",
-            panel=MAIN,
-            metavar="CKPT",
-        ),
+        flag("--init", "Checkpoint to fine-tune instead of a new network.", MAIN, metavar="CKPT"),
     ] = None
-    steps: Annotated[
-        int, flag("--steps", help="Number of updates.", panel=MAIN, low=1, metavar="N")
-    ] = 100_000
+    steps: Annotated[int, flag("--steps", "Number of updates.", MAIN, low=1, metavar="N")] = 100_000
     batch_size: Annotated[
         int,
-        flag("--batch-size", help="Number of images per update.", panel=MAIN, low=1, metavar="B"),
+        flag("--batch-size", "Number of images per update.", MAIN, low=1, metavar="B"),
     ] = 64
     lr: Annotated[
-        float,
-        flag(
-            "--lr", help="Learning rate (AdamW).", panel=MAIN, low=0, check=finite, metavar="RATE"
-        ),
+        float, flag("--lr", "Learning rate (AdamW).", MAIN, low=0, check=finite, metavar="RATE")
     ] = 2e-4
     prediction: Annotated[
         Prediction | None,
         flag(
             "--prediction",
-            help="Prediction target: noise (eps), image (x_0) or velocity (v).",
-            panel=TRAINING,
+            "Prediction target: noise (eps), image (x_0) or velocity (v).",
+            TRAINING,
             default="eps, or --init's",
         ),
     ] = None
@@ -97,8 +87,8 @@ class TrainRequest:
         ScheduleKind | None,
         flag(
             "--schedule",
-            help="Noise schedule: linear, scaled_linear, cosine or sigmoid.",
-            panel=TRAINING,
+            "Noise schedule: linear, scaled_linear, cosine or sigmoid.",
+            TRAINING,
             metavar="KIND",
             default="linear, or --init's",
         ),
@@ -107,42 +97,35 @@ class TrainRequest:
         int,
         flag(
             "--grad-accum",
-            help="Gradient accumulation: split each batch into N parts.",
-            panel=TRAINING,
+            "Gradient accumulation: split each batch into N parts.",
+            TRAINING,
             low=1,
             metavar="N",
         ),
     ] = 1
     lr_decay: Annotated[
-        Decay, flag("--lr-decay", help="Learning-rate schedule after warm-up.", panel=TRAINING)
+        Decay, flag("--lr-decay", "Learning-rate schedule after warm-up.", TRAINING)
     ] = "cosine"
     warmup: Annotated[
         int,
         flag(
             "--warmup",
-            help="Number of warm-up updates, until the learning rate reaches --lr.",
-            panel=TRAINING,
+            "Number of warm-up updates, until the learning rate reaches --lr.",
+            TRAINING,
             low=0,
             metavar="N",
         ),
     ] = 500
     weight_decay: Annotated[
         float,
-        flag(
-            "--weight-decay",
-            help="Weight decay (AdamW).",
-            panel=TRAINING,
-            low=0,
-            check=finite,
-            metavar="W",
-        ),
+        flag("--weight-decay", "Weight decay (AdamW).", TRAINING, low=0, check=finite, metavar="W"),
     ] = 0.0
     clip_grad: Annotated[
         float,
         flag(
             "--clip-grad",
-            help="Largest gradient norm (gradient clipping); 0 disables clipping.",
-            panel=TRAINING,
+            "Largest gradient norm (gradient clipping); 0 disables clipping.",
+            TRAINING,
             low=0,
             check=finite,
             metavar="NORM",
@@ -152,16 +135,16 @@ class TrainRequest:
         Weighting,
         flag(
             "--loss-weighting",
-            help="Weighting of the loss by timestep: simple (the paper's) or min-snr.",
-            panel=TRAINING,
+            "Weighting of the loss by timestep: simple (the paper's) or min-snr.",
+            TRAINING,
         ),
     ] = "simple"
     ema: Annotated[
         float,
         flag(
             "--ema",
-            help="Decay of the moving average of the weights (EMA) that is saved as the checkpoint.",
-            panel=TRAINING,
+            "Decay of the moving average of the weights (EMA) that is saved as the checkpoint.",
+            TRAINING,
             low=0,
             high=1,
             check=finite,
@@ -169,14 +152,14 @@ class TrainRequest:
         ),
     ] = 0.9999
     seed: Annotated[
-        int, flag("--seed", help="Seed of all random numbers.", panel=TRAINING, low=0, metavar="K")
+        int, flag("--seed", "Seed of all random numbers.", TRAINING, low=0, metavar="K")
     ] = 0
     image_size: Annotated[
         tuple[int, int] | None,
         flag(
             "--image-size",
-            help="Crop and resize the images to this size.",
-            panel=DATA,
+            "Crop and resize the images to this size.",
+            DATA,
             metavar="HxW",
             default="the images' own",
             parse=parse.parse_size,
@@ -186,8 +169,8 @@ class TrainRequest:
         int,
         flag(
             "--channels",
-            help="Colour channels: 3 is RGB, 1 is grey.",
-            panel=DATA,
+            "Colour channels: 3 is RGB, 1 is grey.",
+            DATA,
             metavar="1|3",
             parse=parse.parse_channels,
             words=("1", "3"),
@@ -197,30 +180,28 @@ class TrainRequest:
         tuple[int, ...],
         flag(
             "--background",
-            help="Background colour of transparent images: black, white, #rrggbb or r,g,b.",
-            panel=DATA,
+            "Background colour of transparent images: black, white, #rrggbb or r,g,b.",
+            DATA,
             metavar="COLOUR",
             default="black",
             parse=parse.parse_colour,
         ),
     ] = (0, 0, 0)
-    flip: Annotated[
-        bool, flag("--flip", help="Mirror images left to right at random.", panel=DATA)
-    ] = False
+    flip: Annotated[bool, flag("--flip", "Mirror images left to right at random.", DATA)] = False
     class_conditional: Annotated[
         bool,
         flag(
             "--class-conditional",
-            help="Train a class-conditional network; each folder is a class.",
-            panel=MAIN,
+            "Train a class-conditional network; each folder is a class.",
+            MAIN,
         ),
     ] = False
     label_dropout: Annotated[
         float,
         flag(
             "--label-dropout",
-            help="Share of labels replaced by the null class, needed for --guidance; 0.1 or 10%.",
-            panel=DATA,
+            "Share of labels replaced by the null class, needed for --guidance; 0.1 or 10%.",
+            DATA,
             metavar="SHARE",
             parse=parse.parse_fraction,
         ),
@@ -229,8 +210,8 @@ class TrainRequest:
         float,
         flag(
             "--holdout",
-            help="Share of images held out to measure the loss; 0.02 or 2%.",
-            panel=DATA,
+            "Share of images held out to measure the loss; 0.02 or 2%.",
+            DATA,
             metavar="SHARE",
             parse=parse.parse_fraction,
         ),
@@ -239,16 +220,16 @@ class TrainRequest:
         bool,
         flag(
             "--strict",
-            help="Stop at the first unreadable image instead of skipping it.",
-            panel=DATA,
+            "Stop at the first unreadable image instead of skipping it.",
+            DATA,
         ),
     ] = False
     time_limit: Annotated[
         float | None,
         flag(
             "--time-limit",
-            help="Stop after 90s, 30m, 2h30m or 1d; --resume continues.",
-            panel=RUN,
+            "Stop after 90s, 30m, 2h30m or 1d; --resume continues.",
+            RUN,
             metavar="TIME",
             parse=parse.parse_duration,
         ),
@@ -257,8 +238,8 @@ class TrainRequest:
         int,
         flag(
             "--save-every",
-            help="Number of updates between saved states.",
-            panel=RUN,
+            "Number of updates between saved states.",
+            RUN,
             low=1,
             metavar="N",
         ),
@@ -267,8 +248,8 @@ class TrainRequest:
         int,
         flag(
             "--sample-every",
-            help="Number of updates between sample grids.",
-            panel=RUN,
+            "Number of updates between sample grids.",
+            RUN,
             low=1,
             metavar="N",
         ),
@@ -277,8 +258,8 @@ class TrainRequest:
         int,
         flag(
             "--log-every",
-            help="Number of updates between logged metrics.",
-            panel=RUN,
+            "Number of updates between logged metrics.",
+            RUN,
             low=1,
             metavar="N",
         ),
@@ -287,25 +268,32 @@ class TrainRequest:
         LogKind | None,
         flag(
             "--log",
-            help="Logger for curves and samples, which writes to RUN/tensorboard.",
-            panel=RUN,
+            "Logger for curves and samples, which writes to RUN/tensorboard.",
+            RUN,
         ),
     ] = None
     weights_dtype: Annotated[
-        SavedPrecision, flag("--weights-dtype", help="Precision of the saved weights.", panel=RUN)
+        SavedPrecision, flag("--weights-dtype", "Precision of the saved weights.", RUN)
     ] = "fp32"
     resume: Annotated[
         bool,
         flag(
             "--resume",
-            help="Continue from the last saved state in --out; start if there is none.",
-            panel=RUN,
+            "Continue from the last saved state in --out; start if there is none.",
+            RUN,
         ),
     ] = False
-    force: Annotated[bool, flag("--force", help="Overwrite the run in --out.", panel=RUN)] = False
+    force: Annotated[bool, flag("--force", "Overwrite the run in --out.", RUN)] = False
     device: Annotated[str, DEVICE_NAME] = "auto"
     precision: Annotated[Precision | None, PRECISION] = None
     compile: Annotated[bool, COMPILE] = False
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of the update that follows that many others."""
+        rise = min(1.0, (step + 1) / max(self.warmup, 1))
+        if self.lr_decay == "constant":
+            return self.lr * rise
+        return self.lr * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
 
 
 def check_request(request: TrainRequest, processes: int) -> None:
@@ -333,49 +321,42 @@ def check_request(request: TrainRequest, processes: int) -> None:
             f"--batch-size {request.batch_size} does not divide by "
             f"--grad-accum {request.grad_accum}{among}."
         )
-    choices = (
-        ("loss_weighting", get_args(Weighting)),
-        ("prediction", (None, *get_args(Prediction))),
-        ("lr_decay", get_args(Decay)),
-        ("channels", (1, 3)),
-        ("weights_dtype", get_args(SavedPrecision)),
-        ("log", (None, *get_args(LogKind))),
-    )
-    for name, allowed in choices:
-        if getattr(request, name) not in allowed:
-            words = ", ".join(str(choice) for choice in allowed if choice is not None)
-            flag = name.replace("_", "-")
-            raise RequestError(f"--{flag} must be one of {words}.")
+    check_choices(request)
+    if request.channels not in (1, 3):
+        raise RequestError("--channels must be 1 or 3.")
     if request.log is not None:
         from ddimctl.files.event_log import check_event_log
 
         check_event_log(request.out / "tensorboard")
     if request.precision == "fp16":
-        raise RequestError("training in fp16 underflows.", "Use --precision bf16 or fp32.")
+        raise RequestError(
+            "training in fp16 is not supported: gradients underflow.",
+            "Use --precision bf16 or fp32.",
+        )
     if request.init is not None and request.model is not None:
-        raise RequestError("--init brings its own network.", "Leave --model out.")
+        raise RequestError("--init has its own network.", "Leave --model out.")
 
 
 def memory_remedy(request: TrainRequest, processes: int) -> str:
     """What to do when a pass over a part of a batch does not fit in memory."""
     batch, parts = request.batch_size // processes, request.grad_accum
     if batch == parts:
-        return "One image at once is too much for it: use a smaller --model or --image-size."
+        return "Use a smaller --model or --image-size: a batch of one image does not fit."
     more = next(n for n in range(parts + 1, batch + 1) if batch % n == 0)
     return (
-        f"It had {batch // parts} images at once: --resume with --grad-accum {more} "
-        f"takes {batch // more} at once."
+        f"Continue with --resume --grad-accum {more}: {batch // more} images at once "
+        f"instead of {batch // parts}."
     )
 
 
-def settings_of(request: TrainRequest, precision: str) -> dict[str, Any]:
+def settings_of(request: TrainRequest, precision: str) -> JsonObject:
     """The settings that decide the weights, as JSON gives them back."""
     settings = {k: v for k, v in asdict(request).items() if k not in FREE_ON_RESUME}
-    plain: dict[str, Any] = json.loads(json.dumps(settings | {"precision": precision}))
+    plain: JsonObject = json.loads(json.dumps(settings | {"precision": precision}))
     return plain
 
 
-def check_same_run(was: dict[str, Any], now: dict[str, Any]) -> None:
+def check_same_run(was: JsonObject, now: JsonObject) -> None:
     """Raise RequestError, with the differences, unless both are records of one run.
 
     A record holds plain values under "settings", "network" (its config) and "data".
@@ -386,17 +367,17 @@ def check_same_run(was: dict[str, Any], now: dict[str, Any]) -> None:
     ]
     if was["data"] != now["data"]:
         changed.append(
-            f"the data set is another: it had {_data_words(was['data'])}, "
+            f"the data set was another: it had {_data_words(was['data'])}, "
             f"has {_data_words(now['data'])}"
         )
     if changed:
         raise RequestError(
-            f"--resume: not the run that was begun: {'; '.join(changed)}.",
-            "Repeat the first command, or begin again with --force.",
+            f"--resume: the settings differ from the first run's: {'; '.join(changed)}.",
+            "Repeat the first command, or start again with --force.",
         )
 
 
-def _changes(prefix: str, was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _changes(prefix: str, was: JsonObject, now: JsonObject) -> list[str]:
     names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     flags = [
         f"{prefix}{name.replace('_', '-')}" if prefix == "--" else f"{prefix}{name}"
@@ -408,6 +389,6 @@ def _changes(prefix: str, was: dict[str, Any], now: dict[str, Any]) -> list[str]
     ]
 
 
-def _data_words(data: dict[str, Any]) -> str:
-    words = f"{data['images']} images to learn from and {data['held_out']} held out"
+def _data_words(data: JsonObject) -> str:
+    words = f"{data['pictures']} training images and {data['held_out']} held out"
     return f"{words} (fingerprint {data['fingerprint'][:12]})"

@@ -4,17 +4,17 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ddimctl.checkpoints import Checkpoint
+from ddimctl.checkpoints import Checkpoint, Provenance, load_checkpoint
+from ddimctl.checkpoints.build.architectures import architecture, make_unet
+from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.errors import RESUME, DataError, RequestError, Stopped
-from ddimctl.files.atomic import clean_temporaries, storage_errors
+from ddimctl.files.atomic import JsonObject, clean_temporaries, storage_errors
 from ddimctl.files.dataset.datasets import Dataset
 from ddimctl.jobs.events import Notice, Report, notify
-from ddimctl.jobs.train.data import read_data
-from ddimctl.jobs.train.model import model_to_train
+from ddimctl.jobs.train.data import read_data, seed_of
 from ddimctl.jobs.train.request import TrainRequest, check_same_run, settings_of
 from ddimctl.jobs.train.state import (
     Learner,
@@ -50,7 +50,7 @@ class Run:
     averaged: Checkpoint
     learner: Learner
     gradients: GradientSum
-    record: dict[str, Any]
+    record: JsonObject
     ranks: Ranks
 
     @property
@@ -94,7 +94,7 @@ def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks, report: Rep
     learner = make_learner(unet, request.weight_decay)
     if state is not None:
         restore(learner, state)
-        report(Notice(f"going on from step {learner.step}."))
+        report(Notice(f"continuing from step {learner.step}."))
         _changes(state["run"], record, request, report)
     elif request.force and ranks.first:
         _forget_earlier_run(request.out)
@@ -106,25 +106,25 @@ def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks, report: Rep
     return Run(request, device, precision, data, model, averaged, learner, gradients, record, ranks)
 
 
-def _state_to_go_on_from(request: TrainRequest, report: Report) -> dict[str, Any] | None:
+def _state_to_go_on_from(request: TrainRequest, report: Report) -> JsonObject | None:
     """The state to go on from, or None to begin."""
     steps = saved_steps(request.out / "state")
     if request.resume and steps:
         state, damaged = load_newest_state(request.out / "state")
         for problem in damaged:
-            report(Notice(f"{problem} It is left out for the one before."))
+            report(Notice(f"{problem} The state before it is used."))
         return state
     if request.force:
         return None
     if steps:
         raise RequestError(
             f"{request.out} holds a run at step {steps[-1]}.",
-            "Go on with --resume, begin again with --force, or name another --out.",
+            "Continue with --resume, start again with --force, or name another --out.",
         )
     if (request.out / "checkpoint").exists():
         raise RequestError(
-            f"{request.out} holds a checkpoint, but no state to go on from.",
-            "Write over it with --force, or name another --out.",
+            f"{request.out} holds a checkpoint, but no state to continue from.",
+            "Overwrite it with --force, or name another --out.",
         )
     return None
 
@@ -137,9 +137,7 @@ def _forget_earlier_run(out: Path) -> None:
             grid.unlink()
 
 
-def _record(
-    request: TrainRequest, precision: str, data: Dataset, model: Checkpoint
-) -> dict[str, Any]:
+def _record(request: TrainRequest, precision: str, data: Dataset, model: Checkpoint) -> JsonObject:
     settings = settings_of(request, precision) | {
         "prediction": model.prediction,  # that of --init, where it brings one
         "schedule": model.schedule.settings,
@@ -159,7 +157,7 @@ def _record(
     }
 
 
-def _check_alike(ranks: Ranks, learner: Learner, record: dict[str, Any]) -> None:
+def _check_alike(ranks: Ranks, learner: Learner, record: JsonObject) -> None:
     """Raise DataError unless this process begins with what the first one begins with."""
     sha256 = hashlib.sha256()
     for weights in learner.unet.state_dict().values():
@@ -170,25 +168,79 @@ def _check_alike(ranks: Ranks, learner: Learner, record: dict[str, Any]) -> None
     if theirs != mine:
         differs = [name for name in mine if mine[name] != theirs[name]]
         raise DataError(
-            f"it does not begin as process 0 does: {', '.join(differs)} differ.",
-            "Give all the same command, and the same images and run on a shared disk.",
+            f"this process starts with another {' and '.join(differs)} than process 0.",
+            "Give all processes the same command, and the same images and run folder on a shared disk.",
         )
 
 
-def _changes(
-    was: dict[str, Any], now: dict[str, Any], request: TrainRequest, report: Report
-) -> None:
+def _changes(was: JsonObject, now: JsonObject, request: TrainRequest, report: Report) -> None:
     steps, processes = was["steps"], was.get("processes", 1)
     if processes != now["processes"]:
         report(
             Notice(
-                f"the run had {processes} process{'es' * (processes > 1)}, has {now['processes']}: "
-                "the same but for rounding and the masks of dropout."
+                f"the run had {processes} process{'es' * (processes > 1)} and now has {now['processes']}: "
+                "results differ by rounding and dropout masks."
             )
         )
     if steps != request.steps and request.lr_decay == "cosine":
         report(
             Notice(
-                f"--steps was {steps}, is {request.steps}: the learning rate decays to that from here."
+                f"--steps was {steps}, is {request.steps}: the learning rate now decays towards that step."
             )
         )
+
+
+def model_to_train(request: TrainRequest, data: Dataset) -> Checkpoint:
+    """A fresh network, or that of --init, for the images. Raises RequestError, CheckpointError."""
+    if request.init is None:
+        return _fresh(request, data)
+    return _adapted(load_checkpoint(request.init), request, data)
+
+
+def _fresh(request: TrainRequest, data: Dataset) -> Checkpoint:
+    count, shape = len(data.class_names), data.sample_shape
+    torch.manual_seed(seed_of(request.seed, -1))
+    null_class = count if count and request.label_dropout > 0 else None
+    embeds = count + (null_class is not None) if count else None
+    config = architecture(request.model or "small", shape, embeds)
+    return Checkpoint(
+        unet=make_unet(config),
+        schedule=make_schedule(request.schedule or "linear"),
+        prediction=request.prediction or "eps",
+        learned_variance=False,
+        sample_shape=shape,
+        size_divisor=2 ** (len(config["block_out_channels"]) - 1),
+        provenance=Provenance(request.out.name, "diffusers", "ema"),
+        num_classes=count or None,
+        null_class=null_class,
+        class_names=data.class_names,
+        background=request.background,
+    )
+
+
+def _adapted(start: Checkpoint, request: TrainRequest, data: Dataset) -> Checkpoint:
+    count, shape = len(data.class_names), data.sample_shape
+    if start.learned_variance:
+        raise RequestError("--init: checkpoints with a learned variance cannot be trained.")
+    if start.sample_shape[0] != shape[0] or (start.num_classes or 0) != count:
+        raise RequestError(
+            f"--init has {start.sample_shape[0]} channels and {start.num_classes or 0} classes, "
+            f"the data {shape[0]} and {count}.",
+            "Match them with --channels and --class-conditional.",
+        )
+    if shape[1] % start.size_divisor or shape[2] % start.size_divisor:
+        raise RequestError(
+            f"--init does not fit images of {shape[1]}x{shape[2]}.",
+            f"Choose an --image-size divisible by {start.size_divisor}.",
+        )
+    size = shape[1] if shape[1] == shape[2] else list(shape[1:])
+    start.unet.register_to_config(sample_size=size)  # type: ignore[operator]
+    return replace(
+        start,
+        provenance=Provenance(request.out.name, "diffusers", "ema", notes=start.provenance.notes),
+        schedule=make_schedule(request.schedule) if request.schedule else start.schedule,
+        prediction=request.prediction or start.prediction,
+        sample_shape=shape,
+        class_names=data.class_names,
+        background=request.background,
+    )

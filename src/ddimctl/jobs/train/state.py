@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ddimctl.errors import DataError, brief
-from ddimctl.files.atomic import open_atomic, storage_errors
+from ddimctl.files.atomic import JsonObject, open_atomic, storage_errors
 from ddimctl.files.untrusted.guards import Refused, check_regular, damaged, reason, refusals
 from ddimctl.files.untrusted.reader import read_torch
 from ddimctl.runtime.transfer import ToHost
@@ -27,9 +27,7 @@ _MAGIC: Final = b"ddimstat"
 _COUNTS: Final = ("step", "skipped", "skipped_in_a_row", "loss_count")
 _PLAIN: Final = (*_COUNTS, "loss_sum", "metrics")
 _MODULES: Final = ("unet", "ema", "optimizer")
-_ANOTHER: Final = (
-    "Go on with the version of ddimctl that began the run, or begin again with --force."
-)
+_ANOTHER: Final = "Use the version of ddimctl that started the run, or start again with --force."
 
 
 @dataclass
@@ -49,7 +47,7 @@ class Learner:
     skipped_in_a_row: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
-    metrics: list[dict[str, Any]] = field(default_factory=list)
+    metrics: list[JsonObject] = field(default_factory=list)
     under_way: deque[ToHost] = field(default_factory=deque)
 
 
@@ -90,7 +88,7 @@ def _both(learner: Learner) -> tuple[list[Tensor], list[Tensor]]:
     return list[Tensor](learner.ema.module.parameters()), list[Tensor](learner.unet.parameters())
 
 
-def save_state(folder: Path, learner: Learner, run: dict[str, Any]) -> None:
+def save_state(folder: Path, learner: Learner, run: JsonObject) -> None:
     """Write folder/step-NNNNNNNN.pt, then remove what is older than the state before it.
 
     run: what the state belongs to, plain values. Raises StorageError, with the earlier states kept.
@@ -117,7 +115,7 @@ def save_state(folder: Path, learner: Learner, run: dict[str, Any]) -> None:
         _remove(_path(folder, step))
 
 
-def load_newest_state(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+def load_newest_state(folder: Path) -> tuple[JsonObject | None, list[str]]:
     """The newest state that is whole, on the CPU, and what is wrong with those newer than it.
 
     None where there is no state at all. Raises DataError when all are damaged, or one is of
@@ -135,7 +133,7 @@ def load_newest_state(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     if problems:
         raise DataError(
             f"no state in {folder} is whole. {' '.join(problems)}",
-            "Put a copy of one back, or begin again with --force.",
+            "Put a copy of one back, or start again with --force.",
         )
     return None, []
 
@@ -152,7 +150,7 @@ def remove_states(folder: Path) -> None:
         _remove(_path(folder, step))
 
 
-def restore(learner: Learner, state: dict[str, Any]) -> None:
+def restore(learner: Learner, state: JsonObject) -> None:
     """Put a saved state back, bit for bit. Raises DataError where it is of another network."""
     saved, weights = state["optimizer"], list[Tensor](learner.unet.parameters())
     # its settings are the request's, but for the learning rate of the last update
@@ -200,7 +198,7 @@ class _HashedFile:
         self._file.flush()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> JsonObject:
     """Raises Refused where the file is damaged, DataError where its content is another's."""
     check_regular(path)
     with path.open("rb") as file:
@@ -217,7 +215,7 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(state)
 
 
-def _is_state(found: dict[str, Any]) -> bool:
+def _is_state(found: JsonObject) -> bool:
     """Whether all that is read of a state is there and of the right type."""
     run, metrics = found.get("run"), found.get("metrics")
     return (

@@ -8,7 +8,6 @@ from torch import Tensor
 from ddimctl.diffusion.objective import add_noise, loss_weight, training_target
 from ddimctl.errors import NumericsError
 from ddimctl.jobs.train.data import make_batch, seed_of
-from ddimctl.jobs.train.request import TrainRequest
 from ddimctl.jobs.train.run import Run
 from ddimctl.jobs.train.state import average, begin_average
 from ddimctl.runtime.autocast import autocast
@@ -25,7 +24,7 @@ def update(run: Run) -> None:
     request, learner = run.request, run.learner
     loss = _backward(run)  # from here on nothing waits for the device
     for group in learner.optimizer.param_groups:
-        group["lr"] = learning_rate(request, learner.step)
+        group["lr"] = request.learning_rate(learner.step)
     most = request.clip_grad or math.inf
     norm = torch.nn.utils.clip_grad_norm_(learner.unet.parameters(), most)
     finite = norm.isfinite() & loss.isfinite()
@@ -70,14 +69,6 @@ def _average(run: Run, finite: Tensor) -> None:
         begin_average(learner)
 
 
-def learning_rate(request: TrainRequest, step: int) -> float:
-    """The rate of the update that follows that many others."""
-    rise = min(1.0, (step + 1) / max(request.warmup, 1))
-    if request.lr_decay == "constant":
-        return request.lr * rise
-    return request.lr * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / request.steps)))
-
-
 def _backward(run: Run) -> Tensor:
     """Gradients of the mean loss over a batch, in passes; returns that loss, on the device.
 
@@ -117,7 +108,7 @@ def _skip(run: Run) -> None:
     learner.skipped_in_a_row += 1
     if learner.skipped_in_a_row > SKIP_LIMIT:
         raise NumericsError(
-            f"the gradient was not finite in {learner.skipped_in_a_row} updates in a row; "
+            f"the gradient was not finite in {learner.skipped_in_a_row} consecutive updates; "
             "the last good state is kept.",
-            "Begin again with a lower --lr, or with --precision fp32.",
+            "Start again with a lower --lr, or with --precision fp32.",
         )

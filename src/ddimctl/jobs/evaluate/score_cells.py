@@ -2,17 +2,16 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import torch
-
-from ddimctl.checkpoints import Checkpoint
-from ddimctl.errors import DataError, NumericsError, RequestError
-from ddimctl.files.atomic import clean_temporaries, make_folder, write_json
+from ddimctl.errors import DataError, RequestError
+from ddimctl.files.atomic import write_json
 from ddimctl.files.dataset.cache import hash_json
 from ddimctl.files.dataset.reference_file import save_reference
+from ddimctl.jobs.checkpoint import Model
 from ddimctl.jobs.evaluate.cells import Cell
 from ddimctl.jobs.evaluate.reference import (
     Measured,
@@ -25,14 +24,8 @@ from ddimctl.jobs.evaluate.reference import (
 )
 from ddimctl.jobs.evaluate.request import EvaluateRequest
 from ddimctl.jobs.events import Event, Progress, Report
-from ddimctl.jobs.sample.batch_size import default_batch_size
-from ddimctl.jobs.sample.folder import RunFolder
-from ddimctl.jobs.sample.job import LAYOUT
-from ddimctl.jobs.sample.manifest import NAME as MANIFEST
-from ddimctl.jobs.sample.manifest import read_manifest
-from ddimctl.jobs.sample.plan import Shape, image_labels, make_plan
-from ddimctl.jobs.sample.request import OutputSettings
-from ddimctl.jobs.sample.sampler import decode
+from ddimctl.jobs.sample.outputs import MANIFEST
+from ddimctl.jobs.sample.plan import Shape
 from ddimctl.metrics.measure import Measure, scores
 from ddimctl.runtime.ranks import Ranks
 
@@ -47,16 +40,14 @@ Scores = dict[str, float]
 class Work:
     """What all cells share.
 
-    request: what all were asked for.  out: the evaluation's folder.  shape: (C, H, W).  how: what is done to the images of both sides.
+    out: the evaluation's folder.  shape: (C, H, W).  how: what is done to the images of both sides.
     check: raises where a signal, or another process, has ended the evaluation.
     """
 
     request: EvaluateRequest
     out: Path
-    checkpoint: Checkpoint
+    model: Model
     shape: Shape
-    device: torch.device
-    precision: str
     how: Preparation
     measure: Measure
     ranks: Ranks
@@ -80,38 +71,6 @@ def open_target(work: Work, report: Report) -> Measured:
     check_preparation(reference or kept, found, work.how)
     few_images(found.facts["pictures"], "the data", report)
     return found
-
-
-def sample_cell(cell: Cell, work: Work, report: Report) -> None:
-    """Make the cell's images, or what is missing of them, as `ddimctl sample` would.
-
-    Raises as decode does; NumericsError names the cell, too.
-    """
-    folder, ranks = work.out / CELLS / cell.name, work.ranks.part(cell.name)
-    output, device, recorded = work.request.output, work.request.device, None
-    if ranks.first:
-        make_folder(folder)
-        clean_temporaries(folder)
-        recorded = read_manifest(folder, LAYOUT, resume=output.resume, force=output.force)
-    batch_size = recorded["settings"]["batch_size"] if recorded else device.batch_size
-    plan = make_plan(
-        cell.sampler,
-        shape=work.shape,
-        seeds=cell.seeds,
-        labels=image_labels(work.request.images.classes, {}, work.checkpoint, cell.seeds),
-        precision=work.precision,
-        batch_size=batch_size
-        or default_batch_size(work.checkpoint, work.shape, work.device, cell.sampler.guidance),
-    )
-    plan = plan.in_batches(ranks.share("batch size", plan.batch_size))
-    outputs = OutputSettings(
-        save=("grid", "images"), deterministic=device.deterministic, compile=device.compile
-    )
-    run = RunFolder(folder, LAYOUT, outputs, recorded, output.force, named=work.out)
-    try:
-        decode(run, plan, work.checkpoint, work.device, tagged(report, cell.name), ranks)
-    except NumericsError as error:
-        raise NumericsError(f"{cell.name}: {error.cause}", error.remedy) from error
 
 
 def score_cells(
@@ -145,15 +104,15 @@ def tagged(report: Report, cell: str, check: Callable[[], None] = lambda: None) 
 
 
 def _keep_reference(data: Path, kept: Path, work: Work, report: Report) -> None:
-    known = None
+    earlier = None
     if work.request.output.resume and kept.exists():
-        try:
-            known = open_reference(kept, work.measure)
-        except (DataError, RequestError):  # of other metrics, or damaged: measured again
-            known = None
+        with suppress(DataError, RequestError):  # of other metrics, or damaged: measured again
+            earlier = open_reference(kept, work.measure)
     checked = tagged(report, "", work.check)
-    found = measure_images(data, work.how, work.measure, work.device, checked, known=known)
-    if found is not known:
+    found = measure_images(
+        data, work.how, work.measure, work.model.device, checked, earlier=earlier
+    )
+    if found is not earlier:
         save_reference(kept, found.summary, found.facts)
 
 
@@ -165,12 +124,14 @@ def _identity(cell: Cell, target: Measured, work: Work) -> str:
 
 def _score(cell: Cell, identity: str, target: Measured, work: Work, report: Report) -> Scores:
     folder = work.out / CELLS / cell.name
-    known = _read_score(folder / SCORE, identity)
-    if known is not None:
-        return known
+    earlier = _read_score(folder / SCORE, identity)
+    if earlier is not None:
+        return earlier
     count = len(cell.seeds)
     named = tagged(report, cell.name, work.check)
-    found = measure_samples(folder / "images", work.how, work.measure, work.device, count, named)
+    found = measure_samples(
+        folder / "images", work.how, work.measure, work.model.device, count, named
+    )
     score = scores(work.measure, found, target.summary)
     write_json(folder / SCORE, {"identity": identity, "scores": score})
     return score
@@ -178,7 +139,7 @@ def _score(cell: Cell, identity: str, target: Measured, work: Work, report: Repo
 
 def _read_score(path: Path, identity: str) -> Scores | None:
     try:
-        known = json.loads(path.read_text("utf-8"))
-        return dict(known["scores"]) if known["identity"] == identity else None
+        found = json.loads(path.read_text("utf-8"))
+        return dict(found["scores"]) if found["identity"] == identity else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
