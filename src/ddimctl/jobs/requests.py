@@ -327,7 +327,6 @@ COLUMNS: Final = flag(
     default="nearly square",
 )
 NO_METADATA: Final = flag("--no-metadata", "Do not store the settings in the images.", OUTPUT)
-NO_METADATA: Final = flag("--no-metadata", "Do not write the settings into the images.", OUTPUT)
 
 
 @dataclass(frozen=True)

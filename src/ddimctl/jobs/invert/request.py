@@ -130,8 +130,7 @@ class InversionOutputOptions:
     out: Annotated[
         Path | None,
         flag(
-            "--out",
-            "-o",
+            "--out -o",
             "Output folder, for NAME.pt and NAME.inversion.png.",
             MAIN,
             check=reachable,

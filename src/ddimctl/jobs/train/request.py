@@ -51,7 +51,7 @@ class TrainRequest:
     """
 
     data: Annotated[Path, argument("DATA", "Folder or zip of images (PNG, JPEG, WebP).")]
-    out: Annotated[Path, flag("--out", "-o", "Output folder of the run.", MAIN, metavar="RUN")]
+    out: Annotated[Path, flag("--out -o", "Output folder of the run.", MAIN, metavar="RUN")]
     model: Annotated[
         str | None,
         flag(
