@@ -52,6 +52,7 @@ from ddimctl.runtime.device import (
 
 LAYOUT: Final = Layout("interpolate", "frames", 4)
 _ONE_ROW: Final = 16  # so many frames are one row of the grid
+_HOLD_LAST: Final = 1.0  # seconds before an animation that is no loop begins again
 
 
 @dataclass(frozen=True)
@@ -297,12 +298,15 @@ def _layout(request: InterpolateRequest, captions: Sequence[str], latents: Tenso
             ],
         )
     places = paths.frame_positions(len(captions), _frame_count(request.tour), request.tour.loop)
+    holds = {i: request.output.hold for i, place in enumerate(places) if place.shows is not None}
+    if not request.tour.loop and request.output.video != "mp4":
+        holds[len(places) - 1] = max(_HOLD_LAST, request.output.hold)
     return replace(
         LAYOUT,
         captions=tuple("" if p.shows is None else captions[p.shows] for p in places),
         video=request.output.video,
         fps=request.output.fps,
-        loop=request.tour.loop,
+        holds=holds,
         details=details | {"loop": request.tour.loop},
         records=[{"from": p.start, "to": p.end, "weight": p.weight} for p in places],
     )

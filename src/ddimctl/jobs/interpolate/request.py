@@ -95,7 +95,7 @@ class TourOptions:
 
 @dataclass(frozen=True)
 class FrameOutputOptions(OutputOptions):
-    """What is made of the frames. video: of fps frames a second."""
+    """What is made of the frames. video: of fps frames a second, inputs held for some seconds."""
 
     video: Annotated[
         VideoFormat | None,
@@ -109,6 +109,18 @@ class FrameOutputOptions(OutputOptions):
         float,
         flag("--fps", help="Frames per second.", panel=OUTPUT, check=finite, metavar="F"),
     ] = 12.0
+    hold: Annotated[
+        float,
+        flag(
+            "--hold",
+            help="Seconds that each input stays in the video.",
+            panel=OUTPUT,
+            low=0,
+            high=60,
+            check=finite,
+            metavar="SECONDS",
+        ),
+    ] = 0.0
     scale: Annotated[int | None, SCALE] = None
     columns: Annotated[int | None, COLUMNS] = None
     no_metadata: Annotated[bool, NO_METADATA] = False
