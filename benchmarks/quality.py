@@ -33,7 +33,8 @@ from ddimctl.runtime.device import resolve_device
 BATCH = 16
 
 
-def main() -> None:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line, by default the process's."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--ckpt", help="instead of the bundled one")
     parser.add_argument("--seeds", type=int, default=32, help="images compared (32)")
@@ -42,8 +43,11 @@ def main() -> None:
     parser.add_argument("--tau", nargs="+", choices=[*KINDS, AUTO], default=[*KINDS, AUTO])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--keep", type=Path, default=Path("quality"), help="folder (quality/)")
-    options = parser.parse_args()
+    return parser.parse_args(argv)
 
+
+def main() -> None:
+    options = parse()
     rows = measure(options)
     print(table("RMSE", options.steps, rows, rmse))
     print(table("PSNR, dB", options.steps, rows, psnr))
