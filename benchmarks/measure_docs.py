@@ -4,7 +4,7 @@
     node examples/avatars/draw.mjs runs/held-out --peep 500 --pixel 500 --thumb 500 --seed-prefix held-out-
     python benchmarks/measure_docs.py runs/avatars runs/held-out --photos CIFAR10-TEST.zip
 
-About 25 minutes on one core. What was measured of the same checkpoint is kept in --keep and not
+About 17 minutes on one core. What was measured of the same checkpoint is kept in --keep and not
 measured again; --only makes some parts, --again measures them anew.
 """
 
@@ -41,11 +41,12 @@ SIXTEENS = ",".join(name for name in ("peep", "pixel", "thumb") for _ in range(1
 
 @dataclass(frozen=True)
 class Measuring:
-    """data, held_out, photos: images.  keep: of this checkpoint.  again: whether to redo."""
+    """data, held_out, photos: images.  training: a run.  keep: of this checkpoint.  again: redo."""
 
     data: Path
     held_out: Path
     photos: Path | None
+    training: Path | None
     keep: Path
     again: bool
 
@@ -121,6 +122,8 @@ def measure_bundled(m: Measuring) -> None:
     names = [held_out.class_names[i] for i in held_out.labels[chosen]]
     grid = make_grid(held_out.pixels[chosen], columns=16, scale=3, labels=names)
     grid.quantize(256).save(IMAGES / "avatars-real.png", optimize=True)
+    if m.training is not None:
+        shutil.copy(m.training / "loss.png", IMAGES / "loss.png")
     measure_nearest(m, held_out.pixels)
     errors = held_out_error.errors_by_class(load_checkpoint(BUNDLED), held_out, 60)
     heads = ["class", *held_out.class_names, "mean"]
@@ -144,7 +147,7 @@ def measure_nearest(m: Measuring, held_out: torch.Tensor) -> None:
 
 def measure_quality(m: Measuring) -> None:
     """Sample quality: accuracy and score of solvers and timesteps."""
-    line = "--seeds 16 --tau linspace trailing auto --keep"
+    line = "--seeds 16 --tau linspace trailing auto --steps 5 8 10 15 20 40 --keep"
     options = quality.parse([*line.split(), str(m.keep / "quality")])
     rows = quality.measure(options)
     put("RMSE", quality.table("RMSE", options.steps, rows, quality.rmse))
@@ -169,9 +172,9 @@ def measure_quality(m: Measuring) -> None:
 
 def measure_evaluation(m: Measuring) -> None:
     """Evaluation: scores of S and eta, of real images, and of noisy ones."""
-    line = "evaluate --steps 5,10,20,50 --eta 0,0.5,1 --variance large -n 128"
+    line = "evaluate --steps 5,10,20,40 --eta 0,1 --variance large -n 128"
     rows = m.rows("scores", line, Path("--data"), m.held_out)
-    steps = (5, 10, 20, 50)
+    steps = (5, 10, 20, 40)
     lines: dict[str, dict[int, str]] = {}
     for row in rows:
         large = row["variance"] == "large"
@@ -231,12 +234,12 @@ def draw_scoring(m: Measuring, samples: Path) -> None:
 def measure_inversion(m: Measuring) -> None:
     """Inversion: exact, the paper's Table 2, and other numbers of steps to decode in."""
     exact = m.rows("exact-20", "reconstruct --steps 20 --method exact --limit 100", m.held_out)
-    exact += m.rows("exact-50", "reconstruct --steps 50 --method exact --limit 16", m.held_out)
+    exact += m.rows("exact-50", "reconstruct --steps 50 --method exact --limit 8", m.held_out)
     put("exact", exact_table(exact))
     if m.photos is not None:
-        line = "reconstruct --steps 20,50 --method exact --limit 16"
+        line = "reconstruct --steps 20,50 --method exact --limit 8"
         put("exact photographs", exact_table(m.rows("photos", line, m.photos)))
-    line = "reconstruct --steps 10,20,50,100,200,500,1000 --method naive --limit 6"
+    line = "reconstruct --steps 10,20,50,100,200,500,1000 --method naive --limit 4"
     naive = m.rows("naive", line, m.held_out)
     paper = ("0.014", "0.0065", "0.0023", "0.0009", "0.0004", "0.0001", "0.0001")
     rows = [
@@ -248,7 +251,7 @@ def measure_inversion(m: Measuring) -> None:
     shutil.copy(m.keep / "naive/plot.png", IMAGES / "reconstruct.png")
     rows = []
     for S in (20, 50):
-        line = f"reconstruct --steps {S} --method exact --decode-steps 10,20,50,100 --limit 8"
+        line = f"reconstruct --steps {S} --method exact --decode-steps 10,20,50,100 --limit 4"
         found = m.rows(f"decoded-{S}", line, m.held_out)
         cells = [f"{r['mse']:.2g} ({r['psnr']:.1f})" for r in found]
         rows.append([f"inverted in {S} steps", *cells])
@@ -285,6 +288,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the training avatars, in class folders")
     parser.add_argument("held_out", type=Path, help="avatars of other seed texts, likewise")
     parser.add_argument("--photos", type=Path, help="photographs to invert, such as CIFAR-10's")
+    parser.add_argument("--training", type=Path, help="the training run, for its loss.png")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--again", action="store_true", help="measure these parts anew")
     parser.add_argument("--keep", type=Path, default=ROOT / "runs/measured")
@@ -292,7 +296,8 @@ def main() -> None:
     sha256 = load_checkpoint(BUNDLED).provenance.sha256[:12]
     keep = options.keep / sha256
     keep.mkdir(parents=True, exist_ok=True)
-    m = Measuring(options.data, options.held_out, options.photos, keep, options.again)
+    images = (options.data, options.held_out, options.photos)
+    m = Measuring(*images, options.training, keep, options.again)
     for part in options.only:
         PARTS[part](m)
 
