@@ -28,7 +28,7 @@ help: ## this list
 
 demo: $(VENV)/installed ## draw demo/grid.png and demo/morph.gif with the bundled checkpoint
 	@$(BIN)/ddimctl sample -n 24 --class peep,pixel,thumb --columns 8 --scale 4 --out demo --force > /dev/null
-	@$(BIN)/ddimctl interpolate $(FACES) --frames 72 --loop --video gif --fps 15 --hold 0.6 --out demo/morph --force > /dev/null
+	@$(BIN)/ddimctl interpolate $(FACES) --steps 20 --frames 72 --loop --video gif --fps 15 --hold 0.6 --out demo/morph --force > /dev/null
 	@cp demo/morph/video.gif demo/morph.gif
 	@printf '%s\n' demo/grid.png demo/morph.gif
 

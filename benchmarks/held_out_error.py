@@ -36,7 +36,10 @@ def main() -> None:
         errors = errors_by_class(checkpoint, data, options.per_class)
         means.append(sum(errors) / len(errors))
         shown = ", ".join(f"{c} {e:.4f}" for c, e in zip(data.class_names, errors, strict=True))
-        print(f"{name}: {means[-1]:.4f} ({shown}); {means[-1] / means[0]:.3f} of the first")
+        print(
+            f"{name}: {means[-1]:.4f} ({shown}); {means[-1] / means[0]:.3f} of the first",
+            flush=True,
+        )
 
 
 def first_of_each_class(data: Dataset, count: int) -> torch.Tensor:

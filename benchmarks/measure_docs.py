@@ -93,7 +93,7 @@ def measure_demo(m: Measuring) -> None:
     """README: the two files of `make demo`."""
     line = "sample -n 24 --class peep,pixel,thumb --columns 8 --scale 4"
     shutil.copy(m.run("grid", line) / "grid.png", IMAGES / "grid.png")
-    line = "interpolate --frames 72 --loop --video gif --fps 15 --hold 0.6"
+    line = "interpolate --steps 20 --frames 72 --loop --video gif --fps 15 --hold 0.6"
     shutil.copy(m.run("morph", line, *avatars(*TOUR)) / "video.gif", IMAGES / "morph.gif")
 
 
