@@ -14,9 +14,6 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 # Two processes of one thread each are faster than one process of two.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-# A row of each style, and a tour of held-out avatars.
-EIGHT = $(1),$(1),$(1),$(1),$(1),$(1),$(1),$(1)
-ROWS := -n 24 --class $(call EIGHT,peep),$(call EIGHT,pixel),$(call EIGHT,thumb)
 FACES := $(addprefix examples/avatars/,$(addsuffix .png,\
 	peep-bun pixel-braid thumb-hearts peep-headscarf pixel-glasses thumb-grin))
 
@@ -30,8 +27,8 @@ help: ## this list
 	@echo "Without a CUDA device, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes."
 
 demo: $(VENV)/installed ## draw demo/grid.png and demo/morph.gif with the bundled checkpoint
-	@$(BIN)/ddimctl sample --steps 20 $(ROWS) --columns 8 --scale 4 --out demo --force > /dev/null
-	@$(BIN)/ddimctl interpolate $(FACES) --steps 20 --frames 54 --loop --video gif --out demo/morph --force > /dev/null
+	@$(BIN)/ddimctl sample -n 24 --class peep,pixel,thumb --columns 8 --scale 4 --out demo --force > /dev/null
+	@$(BIN)/ddimctl interpolate $(FACES) --steps 20 --frames 72 --loop --video gif --fps 15 --hold 0.6 --out demo/morph --force > /dev/null
 	@cp demo/morph/video.gif demo/morph.gif
 	@printf '%s\n' demo/grid.png demo/morph.gif
 

@@ -33,7 +33,8 @@ from ddimctl.runtime.device import resolve_device
 BATCH = 16
 
 
-def main() -> None:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line, by default the process's."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--ckpt", help="instead of the bundled one")
     parser.add_argument("--seeds", type=int, default=32, help="images compared (32)")
@@ -42,14 +43,32 @@ def main() -> None:
     parser.add_argument("--tau", nargs="+", choices=[*KINDS, AUTO], default=[*KINDS, AUTO])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--keep", type=Path, default=Path("quality"), help="folder (quality/)")
-    options = parser.parse_args()
+    return parser.parse_args(argv)
 
+
+def main() -> None:
+    options = parse()
+    rows = measure(options)
+    print(table("RMSE", options.steps, rows, rmse))
+    print(table("PSNR, dB", options.steps, rows, psnr))
+
+
+def rmse(figure: float) -> str:
+    return f"{figure:.4f}"
+
+
+def psnr(figure: float) -> str:
+    return f"{-20 * math.log10(figure):.1f}"
+
+
+def measure(options: argparse.Namespace) -> dict[tuple[str, str], list[float | None]]:
+    """The median RMSE by solver and timesteps, for each number of steps; what is kept is not redone."""
     device = resolve_device(options.device)
     seeds = range(options.seeds)
     checkpoint = open_checkpoint(CheckpointOptions(ckpt=options.ckpt), {}, device, "fp32")
     keep = options.keep / (checkpoint.provenance.sha256[:12] or "network")
     reference = thousand_steps(seeds, checkpoint, keep, device)
-    rows = {}
+    rows: dict[tuple[str, str], list[float | None]] = {}
     for solver in options.solvers:
         for tau in options.tau:
             kept = keep / f"{solver}-{tau}-{options.seeds}.json"
@@ -63,8 +82,7 @@ def main() -> None:
                 write_json(kept, known)
                 print(f"{solver} {tau} {steps}: {known[str(steps)]:.4f}", flush=True)
             rows[solver, tau] = [known.get(str(steps)) for steps in options.steps]
-    print_table("RMSE", options.steps, rows, lambda rmse: f"{rmse:.4f}")
-    print_table("PSNR, dB", options.steps, rows, lambda rmse: f"{-20 * math.log10(rmse):.1f}")
+    return rows
 
 
 def thousand_steps(
@@ -137,18 +155,19 @@ def distances(found: Tensor, reference: Tensor) -> Tensor:
     return (found - reference).square().flatten(1).mean(1).sqrt()
 
 
-def print_table(
+def table(
     what: str,
     steps: Sequence[int],
     rows: Mapping[tuple[str, str], Sequence[float | None]],
     shown: Callable[[float], str],
-) -> None:
+) -> str:
     """As Markdown; – where there is no figure."""
-    print(f"\n{what}\n\n| solver | τ | {' | '.join(f'S = {S}' for S in steps)} |")
-    print("|---|---|" + "---|" * len(steps))
+    lines = [f"{what}:", "", f"| solver | timesteps | {' | '.join(f'S = {S}' for S in steps)} |"]
+    lines.append("|---|---|" + "---|" * len(steps))
     for (solver, tau), figures in rows.items():
         cells = ["–" if figure is None else shown(figure) for figure in figures]
-        print(f"| {solver} | {tau} | {' | '.join(cells)} |")
+        lines.append(f"| {solver} | {tau} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

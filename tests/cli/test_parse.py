@@ -267,7 +267,7 @@ OPTIONS = {
         *("--seed", "--class", "--size", "--save", "--scale", "--columns", "--format", "--latents"),
         *("--batch-size", "--precision", "--weights", "--out"),
     ),
-    "interpolate": ("--seeds", "--frames", "--path", "--grid", "--video", "--fps", "--tau"),
+    "interpolate": ("--seeds", "--frames", "--path", "--grid", "--video", "--fps", "--hold"),
     "invert": ("--steps", "--tolerance", "--method", "--fit", "--tau", "--size", "--out"),
     "reconstruct": ("--steps", "--decode-steps", "--method", "--tau", "--limit", "--holdout"),
 }

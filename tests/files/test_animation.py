@@ -30,8 +30,8 @@ def test_frames_of_few_colours_come_back_exactly(format: str) -> None:
 
 
 @pytest.mark.parametrize("format", ["gif", "webp"])
-def test_it_loops_for_ever_and_holds_the_last_frame(format: str) -> None:
-    with Image.open(io.BytesIO(encode_animation(ramps(), format, fps=10, hold_last=2))) as image:
+def test_it_loops_for_ever_and_holds_frames(format: str) -> None:
+    with Image.open(io.BytesIO(encode_animation(ramps(), format, fps=10, holds={4: 2}))) as image:
         assert image.info["loop"] == 0
         durations = []
         for index in range(image.n_frames):

@@ -25,11 +25,9 @@ def decoded_mp4(data):
 
 
 @pytest.mark.parametrize("format", ["gif", "webp"])
-@pytest.mark.parametrize(("loop", "last"), [(True, 100), (False, 1000)])
-def test_animations_are_enlarged_repeat_and_hold_the_last_frame_unless_they_loop(
-    format, loop, last
-):
-    with Image.open(io.BytesIO(encode_video(ramps(), format, 10, loop))) as image:
+@pytest.mark.parametrize("holds", [{}, {4: 1.0}, {0: 0.5, 2: 0.01}])
+def test_animations_are_enlarged_repeat_and_hold_frames(format, holds):
+    with Image.open(io.BytesIO(encode_video(ramps(), format, 10, holds))) as image:
         assert image.size == (256, 256)
         assert image.n_frames == 5
         assert image.info["loop"] == 0
@@ -38,15 +36,16 @@ def test_animations_are_enlarged_repeat_and_hold_the_last_frame_unless_they_loop
             image.seek(index)
             image.load()
             durations.append(image.info["duration"])
-    assert durations == [100, 100, 100, 100, last]
+    assert durations == [max(100, 1000 * holds.get(i, 0)) for i in range(5)]
 
 
 def test_mp4_has_every_frame_at_its_pace():
     pytest.importorskip("av", reason="PyAV, the extra 'video', is not installed")
-    frames, rate = decoded_mp4(encode_video(ramps(), "mp4", 7.5))
-    assert len(frames) == 5
+    frames, rate = decoded_mp4(encode_video(ramps(), "mp4", 7.5, {3: 0.4}))  # three frames long
+    assert len(frames) == 7
     assert rate == 7.5
-    for frame, pixels in zip(frames, ramps(), strict=True):
+    assert frames[3].tobytes() == frames[5].tobytes()
+    for frame, pixels in zip([*frames[:4], frames[6]], ramps(), strict=True):
         assert frame.size == (256, 256)
         found = torch.frombuffer(bytearray(frame.tobytes()), dtype=torch.uint8).view(256, 256, 3)
         difference = found[8::16, 8::16].int() - pixels.int()

@@ -94,6 +94,22 @@ def test_everything_is_written_and_named_in_the_manifest(finish, request_for, tm
         assert video.n_frames == 5
 
 
+def test_the_video_holds_inputs_and_its_end(finish, request_for, tmp_path):
+    for name, options, expected in (
+        ("loop", {"loop": True, "hold": 0.5}, [500, 80, 80, 500, 80, 80]),
+        ("once", {"hold": 0.5}, [500, 80, 80, 80, 80, 1000]),
+        ("plain", {"loop": True}, [80] * 6),
+    ):
+        request = request_for(name, seeds=(3, 9), frames=6, video="gif", **options)
+        finish(interpolate, request)
+        with Image.open(tmp_path / name / "video.gif") as video:
+            found = []
+            for i in range(video.n_frames):
+                video.seek(i)
+                found.append(video.info["duration"])
+        assert found == expected
+
+
 def test_frames_lie_on_the_arc_and_end_in_the_inputs_bit_for_bit(finish, request_for, tmp_path):
     for path, function in (("slerp", slerp), ("lerp", lerp)):
         finish(interpolate, request_for(path, seeds=(3, 9), path=path))

@@ -1,7 +1,7 @@
 """Animated images that loop for ever."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from PIL import Image
@@ -15,12 +15,15 @@ _PALETTE_PIXELS: Final = 2**15  # how many pixels the palette is chosen from
 
 
 def encode_animation(
-    frames: Sequence[Image.Image], format: str = "gif", fps: float = 12.0, hold_last: float = 1.5
+    frames: Sequence[Image.Image],
+    format: str = "gif",
+    fps: float = 12.0,
+    holds: Mapping[int, float] | None = None,
 ) -> bytes:
     """The bytes of a looping gif or webp (lossless) of frames of one size, L or RGB.
 
     fps: frames a second; GIF counts in hundredths of a second and shows at most 50.
-    hold_last: seconds that the last frame stays.
+    holds: seconds that frames stay, by their index, where they stay longer than the others.
     Raises RequestError for an unknown format or fps, DataError without frames or with several sizes.
     """
     if format not in FORMATS:
@@ -36,7 +39,8 @@ def encode_animation(
     duration = round(1000 / fps)
     if format == "gif":
         duration = max(20, round(100 / fps) * 10)
-    durations = [duration] * (len(frames) - 1) + [max(duration, round(hold_last * 1000))]
+    holds = holds or {}
+    durations = [max(duration, round(1000 * holds.get(i, 0))) for i in range(len(frames))]
 
     buffer = io.BytesIO()
     if format == "webp":

@@ -1,7 +1,7 @@
 """Images one after another: gif and webp by Pillow, mp4 (H.264) by PyAV, which is an extra."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from importlib.util import find_spec
 from typing import Final
@@ -16,7 +16,6 @@ from ddimctl.files.pictures.images import to_pil
 FORMATS: Final = (*animation.FORMATS, "mp4")
 
 _SIDE: Final = 256  # small images are enlarged up to this many pixels
-_HOLD: Final = 1.0  # seconds that the last frame of an animation stays, unless it is a loop
 _QUALITY: Final = "16"  # H.264's constant rate factor; 18 passes for lossless to the eye
 
 
@@ -38,18 +37,22 @@ def check_video(format: str, fps: float) -> None:
 
 
 def encode_video(
-    frames: Sequence[Tensor], format: str, fps: float = 12.0, loop: bool = False
+    frames: Sequence[Tensor],
+    format: str,
+    fps: float = 12.0,
+    holds: Mapping[int, float] | None = None,
 ) -> bytes:
     """The bytes of a video of images (H, W, C), uint8, of one size; small ones are enlarged.
 
-    gif and webp repeat for ever, and hold the last frame unless loop says that it leads to the
-    first. GIF counts in hundredths of a second. Raises RequestError as check_video does.
+    holds: seconds that frames stay, by their index. gif and webp repeat for ever; GIF counts in
+    hundredths of a second. Raises RequestError as check_video does.
     """
     check_video(format, fps)
     if format == "mp4":
-        return _encode_mp4(frames, fps)
+        repeats = {i: max(1, round(seconds * fps)) for i, seconds in (holds or {}).items()}
+        return _encode_mp4([f for i, f in enumerate(frames) for _ in range(repeats.get(i, 1))], fps)
     images = [_enlarged(frame) for frame in frames]
-    return animation.encode_animation(images, format, fps, hold_last=0 if loop else _HOLD)
+    return animation.encode_animation(images, format, fps, holds)
 
 
 def _enlarged(pixels: Tensor) -> Image.Image:

@@ -42,6 +42,7 @@ from ddimctl.jobs.sample.sampler import decode
 from ddimctl.runtime.device import memory_errors
 
 _ONE_ROW: Final = 16  # so many frames are one row of the grid
+_HOLD_LAST: Final = 1.0  # seconds before an animation that is no loop begins again
 
 
 @dataclass(frozen=True)
@@ -264,12 +265,15 @@ def _layout(request: InterpolateRequest, captions: Sequence[str], latents: Tenso
             ],
         )
     places = paths.frame_positions(len(captions), request.tour.count, request.tour.loop)
+    holds = {i: request.output.hold for i, place in enumerate(places) if place.shows is not None}
+    if not request.tour.loop and request.output.video != "mp4":
+        holds[len(places) - 1] = max(_HOLD_LAST, request.output.hold)
     return replace(
         FRAMES,
         captions=tuple("" if p.shows is None else captions[p.shows] for p in places),
         video=request.output.video,
         fps=request.output.fps,
-        loop=request.tour.loop,
+        holds=holds,
         details=details | {"loop": request.tour.loop},
         records=[{"from": p.start, "to": p.end, "weight": p.weight} for p in places],
     )

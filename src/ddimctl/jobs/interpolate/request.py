@@ -101,7 +101,7 @@ class TourOptions:
 
 @dataclass(frozen=True)
 class FrameOutputOptions(OutputOptions):
-    """What is made of the frames. video: of fps frames a second."""
+    """What is made of the frames. video: of fps frames a second, inputs held for some seconds."""
 
     video: Annotated[
         VideoFormat | None,
@@ -110,6 +110,18 @@ class FrameOutputOptions(OutputOptions):
     fps: Annotated[
         float, flag("--fps", "Frames per second.", OUTPUT, check=finite, metavar="F")
     ] = 12.0
+    hold: Annotated[
+        float,
+        flag(
+            "--hold",
+            "Seconds that each input stays in the video.",
+            OUTPUT,
+            low=0,
+            high=60,
+            check=finite,
+            metavar="SECONDS",
+        ),
+    ] = 0.0
     scale: Annotated[int | None, SCALE] = None
     columns: Annotated[int | None, COLUMNS] = None
     no_metadata: Annotated[bool, NO_METADATA] = False

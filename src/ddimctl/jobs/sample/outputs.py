@@ -30,7 +30,7 @@ class Layout:
     command: in the manifest, and in the names of numbered folders.
     images: the images' folder; their numbers have at least that many digits.
     captions: one per image, for the grid; None for the classes' names.
-    video, fps: gif, webp or mp4 of all images in their order; loop: it ends where it begins.
+    video, fps: gif, webp or mp4 of all images in their order; holds: seconds that images stay in it.
     details: more entries of the manifest; records: more entries of each image in it.
     """
 
@@ -40,7 +40,7 @@ class Layout:
     captions: tuple[str, ...] | None = None
     video: str | None = None
     fps: float = 12.0
-    loop: bool = False
+    holds: Mapping[int, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     records: Sequence[Mapping[str, Any]] = ()
 

@@ -19,6 +19,7 @@ from ddimctl.jobs.sample.shares import read_images, write_images
 
 TRAJECTORY_IMAGES: Final = 16
 TRAJECTORY_FRAMES: Final = 60
+_HOLD_LAST: Final = 1.5  # seconds, before the animation begins again
 
 
 @dataclass
@@ -92,4 +93,5 @@ def draw_animation(
         make_grid(torch.stack([frames[i][k] for i in order]), outputs.columns, outputs.scale, under)
         for k in range(len(frames[order[0]]))
     ]
-    return encode_animation(grids, format, fps=min(20.0, max(4.0, len(grids) / 4)))
+    fps = min(20.0, max(4.0, len(grids) / 4))
+    return encode_animation(grids, format, fps, holds={len(grids) - 1: _HOLD_LAST})

@@ -216,7 +216,7 @@ class SampleStore:
             write_bytes(path, draw_animation(self._kept.frames, outputs, captions, path.suffix[1:]))
         if layout.video:
             frames = list(map(self._image, everything))
-            content = encode_video(frames, layout.video, layout.fps, layout.loop)
+            content = encode_video(frames, layout.video, layout.fps, layout.holds)
             write_bytes(paths.of("video"), content)
 
     def outputs(self) -> dict[str, Path]:
