@@ -30,7 +30,7 @@ from ddimctl.jobs.sample.folder import go_on, run_folder
 from ddimctl.jobs.sample.plan import SamplerSettings, Shape, image_labels, image_shape
 from ddimctl.metrics.measure import Measure
 from ddimctl.runtime.device import make_deterministic, memory_errors, resolve_precision
-from ddimctl.runtime.ranks import Ranks, joined
+from ddimctl.runtime.distributed import Ranks, joined
 from ddimctl.runtime.signals import StopRequest, stop_on_signals
 
 
@@ -95,7 +95,7 @@ def _evaluate(
             report,
             batch_size=request.device.batch_size,
             dry_run=output.dry_run,
-            ranks=ranks.part(f"S = {sampler.steps}"),
+            ranks=ranks,
         )
 
     cells = make_cells(request, checkpoint, find)
@@ -218,7 +218,7 @@ def _shared_measure(request: EvaluateRequest, device: torch.device, ranks: Ranks
     measure = (
         make_measure(request.metrics, request.scoring.inception, device) if ranks.first else None
     )
-    ranks.share("metrics", None)
+    ranks.barrier()
     return measure or make_measure(request.metrics, request.scoring.inception, device)
 
 

@@ -34,7 +34,7 @@ from ddimctl.jobs.sample.plan import Shape, image_labels, make_plan
 from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.jobs.sample.sampler import decode
 from ddimctl.metrics.measure import Measure, scores
-from ddimctl.runtime.ranks import Ranks
+from ddimctl.runtime.distributed import Ranks
 
 CELLS: Final = "cells"
 REFERENCE: Final = "reference.safetensors"
@@ -69,13 +69,11 @@ def open_target(work: Work, report: Report) -> Measured:
     The data's is kept, and used again by a resumed run. The first process measures, the others
     read what it kept. Raises as measure_images and open_reference do.
     """
-    ranks, kept = work.ranks.part("target"), work.out / REFERENCE
+    kept = work.out / REFERENCE
     data, reference = work.request.scoring.data, work.request.scoring.reference
-    if not ranks.first:
-        ranks.wait("kept", 1, work.check)
-    elif data is not None:
+    if work.ranks.first and data is not None:
         _keep_reference(data, kept, work, report)
-    ranks.add("kept", 1)
+    work.ranks.barrier(work.check)
     found = open_reference(reference or kept, work.measure)
     check_preparation(reference or kept, found, work.how)
     few_images(found.facts["pictures"], "the data", report)
@@ -87,7 +85,7 @@ def sample_cell(cell: Cell, work: Work, report: Report) -> None:
 
     Raises as decode does; NumericsError names the cell, too.
     """
-    folder, ranks = work.out / CELLS / cell.name, work.ranks.part(cell.name)
+    folder, ranks = work.out / CELLS / cell.name, work.ranks
     output, device, recorded = work.request.output, work.request.device, None
     if ranks.first:
         make_folder(folder)
@@ -103,7 +101,7 @@ def sample_cell(cell: Cell, work: Work, report: Report) -> None:
         batch_size=batch_size
         or default_batch_size(work.checkpoint, work.shape, work.device, cell.sampler.guidance),
     )
-    plan = plan.in_batches(ranks.share("batch size", plan.batch_size))
+    plan = plan.in_batches(ranks.share(plan.batch_size))
     outputs = OutputSettings(
         save=("grid", "images"), deterministic=device.deterministic, compile=device.compile
     )
@@ -121,15 +119,13 @@ def score_cells(
 
     Each process returns all. What was scored before is not scored again.
     """
-    ranks = work.ranks.part(f"scores from {cells[0].name}")
-    identities = [_identity(cell, target, work) for cell in cells] if ranks.first else []
-    identities = ranks.share("identities", identities)
-    mine: Scores = {}
+    ranks, mine = work.ranks, Scores()
+    identities = ranks.share(
+        [_identity(cell, target, work) for cell in cells] if ranks.first else []
+    )
     if ranks.rank < len(cells):
         mine = _score(cells[ranks.rank], identities[ranks.rank], target, work, report)
-        ranks.add("scored", 1)
-    ranks.wait("scored", len(cells), work.check)
-    return [ranks.share(cell.name, mine, rank) for rank, cell in enumerate(cells)]
+    return ranks.share(ranks.gather(mine, work.check))[: len(cells)]
 
 
 def tagged(report: Report, cell: str, check: Callable[[], None] = lambda: None) -> Report:

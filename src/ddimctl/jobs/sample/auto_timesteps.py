@@ -28,7 +28,7 @@ from ddimctl.jobs.sample.batch_size import default_batch_size
 from ddimctl.jobs.sample.plan import SamplerSettings, Shape, drawn_labels
 from ddimctl.jobs.sample.records import sha256_hex
 from ddimctl.runtime.device import memory_errors
-from ddimctl.runtime.ranks import Ranks
+from ddimctl.runtime.distributed import Ranks
 
 BUNDLED_FILE: Final = BUNDLED / "timesteps.json"
 IMAGES: Final = 32
@@ -62,7 +62,7 @@ def find_timesteps(
     if ranks.first:
         found = _recorded_timesteps(recorded, sampler, checkpoint)
         found = found or _search(sampler, checkpoint, shape, device, report, batch_size, dry_run)
-    found = ranks.share("timesteps", found)
+    found = ranks.share(found)
     return sampler if found is None else replace(sampler, timesteps=tuple(found))
 
 

@@ -7,7 +7,7 @@ import torch
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.files.untrusted.guards import available_memory
-from ddimctl.runtime.ranks import number_in
+from ddimctl.runtime.distributed import number_in
 
 _ENOUGH: Final = {"cpu": 16, "cuda": 256}  # of 32x32: more of them are hardly faster
 _MAPS: Final = 26  # working space of an evaluation, in the largest outputs of a layer; as measured

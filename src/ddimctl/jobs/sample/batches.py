@@ -1,7 +1,12 @@
 """Which images a network sees together: consecutive groups, smaller ones where memory ran out."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from ddimctl.errors import DataError
+from ddimctl.files.untrusted.guards import check_plain_file
 
 
 class Smaller(NamedTuple):
@@ -62,6 +67,21 @@ def merged(smaller: Sequence[Smaller], stretch: Sequence[Smaller]) -> list[Small
     rest = [change for change in smaller if not first <= change.start < last]
     ends = any(change.start == last for change in rest)
     return sorted([*rest, *stretch[: len(stretch) - ends]])
+
+
+def with_parts(smaller: Sequence[Smaller], parts: Iterable[Path]) -> list[Smaller]:
+    """The changes of size with those that other processes noted. Raises DataError."""
+    changes = list(smaller)
+    for path in parts:
+        try:
+            check_plain_file(path)
+            part = read_smaller(json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, RecursionError):
+            part = None
+        if not part:
+            raise DataError(f"{path} is not a record of ddimctl.", "Begin with --force.")
+        changes = merged(changes, part)
+    return changes
 
 
 def read_smaller(found: Any) -> list[Smaller] | None:

@@ -1,7 +1,7 @@
 """The folder that a run writes to: found or made, and its own for as long as it runs."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from ddimctl.jobs.sample.manifest import Layout, check_same_run, make_manifest
 from ddimctl.jobs.sample.outputs import OutputPaths, bytes_needed
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.request import OutputSettings
-from ddimctl.runtime.ranks import Ranks, refuse_several
+from ddimctl.runtime.distributed import Ranks, refuse_several
 
 RUNS: Final = Path("runs")
 
@@ -66,13 +66,8 @@ def run_folder(
     if ranks is None:
         refuse_several(command)
         ranks = Ranks()
-    if not ranks.first:
-        shared = ranks.share("out", None)
-        yield out if shared is None else Path(shared)
-        return
-    with _own_folder(out, command, resume, dry_run) as own:
-        ranks.share("out", None if own is None else str(own))
-        yield own
+    with _own_folder(out, command, resume, dry_run) if ranks.first else nullcontext() as own:
+        yield ranks.share(own)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from ddimctl.runtime.device import (
     memory_errors,
     resolve_precision,
 )
-from ddimctl.runtime.ranks import Ranks, joined
+from ddimctl.runtime.distributed import Ranks, joined
 
 LAYOUT: Final = Layout("sample", "images", 6)
 
@@ -116,7 +116,7 @@ def _sample(request: SampleRequest, out: Path | None, ranks: Ranks, report: Repo
     )
     batch_size = batch_size or default_batch_size(checkpoint, shape, device, sampler.guidance)
     plan = _plan(request, latents, sampler, checkpoint, shape, precision, batch_size)
-    plan = plan.in_batches(ranks.share("batch size", plan.batch_size))
+    plan = plan.in_batches(ranks.share(plan.batch_size))
     if plan.method in METHODS and sampler.solver != "ddim":
         report(Notice("the latents were inverted for --solver ddim; another only comes near."))
     if output.dry_run or out is None:
