@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import socket
 import threading
@@ -25,6 +26,10 @@ _JOIN: Final = 300
 _FAREWELL: Final = 5  # for how long rank 0, with which the store may end, lets others read from it
 _POLL: Final = 0.1
 _runs = itertools.count()
+
+
+def nothing() -> None:
+    """Do nothing while waiting."""
 
 
 def several_processes() -> bool:
@@ -57,7 +62,11 @@ class Ranks:
     rank, count, local_rank, machines = 0, 1, 0, False
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
+        self._counts = Counter[str]()
+        self._dist: Any = None  # torch.distributed, once joined
+        self._store: Any = None
+        self._looked_at, self._asked_at, self._timeout = 0.0, math.inf, _TIMEOUT
+        self._left = threading.Event()
 
     @property
     def first(self) -> bool:
@@ -78,41 +87,29 @@ class Ranks:
 
     def share(self, value: T) -> T:
         """The value of the first process, in all."""
-        values = [value]
-        self.barrier()  # signals and errors end this wait, but not that for objects
-        if self.count > 1:
-            with self.errors():
-                self._dist.broadcast_object_list(values, device=torch.device("cpu"))
-        return values[0]
+        return self.gather(value)[0]
 
-    def gather(self, value: T, meanwhile: Callable[[], None] = lambda: None) -> list[T]:
-        """The values of all processes by rank, in the first; in the others an empty list."""
-        values: list[Any] = [value] * self.count if self.first else []
-        self.barrier(meanwhile)
+    def gather(self, value: T, meanwhile: Callable[[], None] = nothing) -> list[T]:
+        """The values of all processes, by rank, in all."""
+        values: list[Any] = [value] * self.count
         if self.count > 1:
+            self.barrier(meanwhile)  # signals and errors end this wait, but not that for objects
             with self.errors():
-                self._dist.gather_object(value, values or None)
+                self._dist.all_gather_object(values, value)
         return values
 
-    def barrier(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+    def barrier(self, meanwhile: Callable[[], None] = nothing) -> None:
         """Return when all processes have come here."""
         self.highest([0], meanwhile)
 
-    def highest(
-        self, numbers: Sequence[int], meanwhile: Callable[[], None] = lambda: None
-    ) -> list[int]:
+    def highest(self, numbers: Sequence[int], meanwhile: Callable[[], None] = nothing) -> list[int]:
         """The largest of each number over the processes."""
         if self.count == 1:
             return list(numbers)
         found = torch.tensor(numbers)  # on the CPU, so that no device is waited for
-
-        def look() -> None:
-            if self.check():
-                meanwhile()
-
         with self.errors():
             work = self._dist.all_reduce(found, self._dist.ReduceOp.MAX, async_op=True)
-            wait_until(work.is_completed, look)
+            wait_until(work.is_completed, lambda: self.check(meanwhile))
             work.wait()
         return found.tolist()
 
@@ -133,22 +130,21 @@ class Ranks:
 
     def add(self, name: str, amount: int) -> int:
         """Add to a counter that all processes share, and return its sum."""
-        if self.count == 1:
-            self._counts[name] += amount
-            return self._counts[name]
-        return int(self._ask("add", name, amount))
+        if self.count > 1:
+            return int(self._ask("add", name, amount))
+        self._counts[name] += amount
+        return self._counts[name]
 
-    def check(self) -> bool:
+    def check(self, meanwhile: Callable[[], None] = nothing) -> None:
         """Raise the error that another process ended with; DeviceError when rank 0 is lost.
 
-        Returns whether it did look, which it does ten times a second at most.
+        Looks ten times a second at most, and then calls meanwhile, too.
         """
-        if self.count == 1 or time.monotonic() < self._looked_at + _POLL:
-            return False
-        self._looked_at = time.monotonic()
-        if end := self._first_end():
-            raise end
-        return True
+        if self.count > 1 and time.monotonic() > self._looked_at + _POLL:
+            self._looked_at = time.monotonic()
+            if end := self._first_end():
+                raise end
+            meanwhile()
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -156,9 +152,8 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            from torch.distributed import DistError
-
-            if not isinstance(error, DistError) and "gloo" not in str(error):
+            lost = self._dist and (isinstance(error, self._dist.DistError) or "gloo" in str(error))
+            if not lost:
                 raise
             raise self._first_end() or self._lost() from error
 
@@ -166,15 +161,14 @@ class Ranks:
         """Join the others. Raises DeviceError where some do not come."""
         import torch.distributed as dist
 
-        self._dist: Any = dist
+        self._dist, self.local_rank = dist, number_in("LOCAL_RANK", 0)
         self._timeout = number_in("DDIMCTL_PROCESS_TIMEOUT", _TIMEOUT)
-        self._looked_at, self._asked_at, self._left = 0.0, float("inf"), threading.Event()
+        joining = min(_JOIN, self._timeout)
         threading.Thread(target=self._watch, daemon=True).start()
-        self.local_rank, joining = number_in("LOCAL_RANK", 0), min(_JOIN, self._timeout)
         try:
-            found = next(dist.rendezvous("env://", timeout=timedelta(seconds=joining)))
+            found = next(self._dist.rendezvous("env://", timeout=timedelta(seconds=joining)))
             store, self.rank, self.count = found
-            self._store: Any = dist.PrefixStore(f"ddimctl/{next(_runs)}", store)
+            self._store = self._dist.PrefixStore(f"ddimctl/{next(_runs)}", store)
             if (here := self._arrive("here", joining)) < self.count:
                 raise DeviceError(
                     f"{here} of {self.count} processes have come within {joining} s.",
@@ -182,43 +176,41 @@ class Ranks:
                 )
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                store=dist.PrefixStore("group", self._store),
+                store=self._store,
                 rank=self.rank,
                 world_size=self.count,
                 timeout=timedelta(seconds=self._timeout),
             )
         except (RuntimeError, ValueError) as error:
+            cause = " ".join(str(error).split())[:200]
             raise DeviceError(
-                f"the processes do not find each other: {' '.join(str(error).split())[:200]}",
-                "Start them with torchrun.",
+                f"the processes do not find each other: {cause}", "Start them with torchrun."
             ) from error
         self.machines = number_in("LOCAL_WORLD_SIZE", self.count) < self.count
 
     def leave(self, error: BaseException | None) -> None:
         """Tell the others how this process ends, and raise what is to be said instead of its error.
 
-        Rank 0 says what another one ended with, and the others end after it, which may be writing.
+        Rank 0 says what another one ended with. The others end after it, which may be writing.
         """
         end: DdimctlError | None = None
-        ends_early = error is not None and not isinstance(error, Stopped)
+        is_reason = isinstance(error, Exception) and not isinstance(error, Stopped)
         try:
             if error is not None:
                 self._ask("compare_set", "end", "", json.dumps(_told(self.rank, error)))
             if self.first:
                 self._ask("set", "first", "")
-            deadline = time.monotonic() + (0 if ends_early else self._timeout)
+            deadline = time.monotonic() + (0 if is_reason else self._timeout)
             while not self._ask("check", ["first"]) and time.monotonic() < deadline:
                 time.sleep(_POLL)
             end = self._first_end()
+            self._arrive("gone", _FAREWELL if self.first else 0)
         except DeviceError as lost:
             end = None if self.first else lost
-        with suppress(DeviceError):
-            self._arrive("gone", _FAREWELL if self.first else 0)
         self._left.set()
         if error is None:
             self._dist.destroy_process_group()
         # A signal of torchrun, which follows the end of another process, is not the reason.
-        is_reason = isinstance(error, Exception) and not isinstance(error, Stopped)
         if end and not is_reason and not (self.first and isinstance(end, Stopped)):
             raise end from None
 
@@ -234,14 +226,10 @@ class Ranks:
         """The error with which another process was the first to end."""
         if not self._ask("check", ["end"]):
             return None
-        rank, host, code, cause, remedy = json.loads(self._ask("get", "end"))
-        if rank == self.rank:
-            return None
-        if code in (Stopped.exit_code, RequestError.exit_code):  # the same in every process
-            return (Stopped if code == Stopped.exit_code else RequestError)(cause, remedy)
-        error = DdimctlError(f"process {rank} on {host}: {cause}", remedy)
+        rank, code, cause, remedy = json.loads(self._ask("get", "end"))
+        error = (Stopped if code == Stopped.exit_code else DdimctlError)(cause, remedy)
         error.exit_code = code
-        return error
+        return None if rank == self.rank else error
 
     def _ask(self, operation: str, *arguments: Any) -> Any:
         """An operation of the store, which is in torchrun or in rank 0."""
@@ -251,19 +239,18 @@ class Ranks:
         except RuntimeError as error:
             raise self._lost() from error
         finally:
-            self._asked_at = float("inf")
+            self._asked_at = math.inf
 
     def _watch(self) -> None:
-        """End this process when the store's does not answer, for which torch would wait for ever."""
+        """End this process when the store does not answer, for which torch waits for ever."""
         while not self._left.wait(1):
             if time.monotonic() - self._asked_at > self._timeout:
                 os.write(2, f"error: {self._lost()}\n".encode())
                 os._exit(1)
 
     def _lost(self) -> DeviceError:
-        return DeviceError(
-            f"another process has ended, or has not answered for {self._timeout} s.", RESUME
-        )
+        waited = f"has not answered for {self._timeout} s (DDIMCTL_PROCESS_TIMEOUT)"
+        return DeviceError(f"another process has ended, or {waited}.", RESUME)
 
 
 @contextmanager
@@ -286,9 +273,9 @@ def joined() -> Iterator[Ranks]:
 
 
 def _told(rank: int, error: BaseException) -> list[Any]:
-    """What the others are told of an error."""
+    """What the others are told of an error: rank, exit code, cause and remedy."""
+    if isinstance(error, RequestError | Stopped):  # the same in every process
+        return [rank, error.exit_code, error.cause, error.remedy]
     known = error if isinstance(error, DdimctlError) else DdimctlError("it ended early.")
-    code: Any = known.exit_code
-    if isinstance(error, SystemExit | KeyboardInterrupt):
-        code = error.code if isinstance(error, SystemExit) else 130
-    return [rank, socket.gethostname(), code, known.cause, known.remedy]
+    code = {KeyboardInterrupt: 130, SystemExit: getattr(error, "code", 1)}.get(type(error), 1)
+    return [rank, code, f"process {rank} on {socket.gethostname()}: {known.cause}", known.remedy]

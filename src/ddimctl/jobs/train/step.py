@@ -2,10 +2,10 @@
 
 import math
 from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from ddimctl.diffusion.objective import add_noise, loss_weight, training_target
 from ddimctl.errors import NumericsError
@@ -86,7 +86,7 @@ def _backward(run: Run) -> Tensor:
     Each process makes grad_accum of the passes; after the last, all have the mean over the processes.
     """
     request, model, passes = run.request, run.network, run.request.grad_accum
-    part, unet = run.micro_batch, run.network.unet
+    part, unet = run.micro_batch, cast(Any, run.network.unet)
     total = torch.zeros((), device=run.device)
     for micro in range(passes):
         number = run.ranks.rank * passes + micro
@@ -95,7 +95,7 @@ def _backward(run: Run) -> Tensor:
         batch = make_batch(request, run.data, model, first, part, run.device)
         x_t = add_noise(batch.x_0, batch.eps, batch.t, model.schedule)
         target = training_target(batch.x_0, batch.eps, batch.t, model.schedule, model.prediction)
-        waits = isinstance(unet, DistributedDataParallel) and micro < passes - 1
+        waits = run.ranks.count > 1 and micro < passes - 1
         with run.ranks.errors(), unet.no_sync() if waits else nullcontext():
             with autocast(run.device, run.precision):
                 output = model.network(x_t, batch.t, batch.labels)
