@@ -202,7 +202,7 @@ def test_smaller_batches_of_one_process_are_recorded_and_repeated(sample, forks,
 @pytest.mark.parametrize("command", ["invert", "interpolate", "reconstruct"])
 def test_commands_of_one_process_say_so(forks, tmp_path, command):
     make_images(tmp_path / "pictures")
-    inputs = sorted(tmp_path.glob("images/*/*.png"))[:2]
+    inputs = sorted(tmp_path.glob("pictures/*/*.png"))[:2]
     inputs = [tmp_path / "pictures"] if command == "reconstruct" else inputs
     ended = forks.run_many(2, command, *inputs, "--out", "out", cwd=tmp_path)
     assert codes(ended) == [2, 2]
@@ -325,7 +325,7 @@ import dataclasses, pathlib
 import ddimctl.jobs.train.run as owner
 original = owner.read_data
 def elsewhere(request, check, report):
-    data = pathlib.Path({str(tmp_path / "images")!r})
+    data = pathlib.Path({str(tmp_path / "pictures")!r})
     return original(dataclasses.replace(request, data=data), check, report)
 owner.read_data = elsewhere
 """

@@ -53,7 +53,7 @@ def test_a_bug_of_one_process_stays_what_it_is():
 
 def test_those_that_have_come_do_not_wait_for_ever(several, monkeypatch):
     monkeypatch.setenv("DDIMCTL_PROCESS_TIMEOUT", "1")
-    with pytest.raises(DeviceError, match="do not find each other|1 of 2 processes"), joined():
+    with pytest.raises(DeviceError, match=r"do not find each other|1 of 2 processes"), joined():
         pass
 
 
