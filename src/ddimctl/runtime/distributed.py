@@ -123,6 +123,7 @@ class Ranks:
         """The network with gradients that its backward pass averages over the processes."""
         if self.count == 1:
             return network
+        self.barrier()  # which, unlike NCCL's first wait, the error of another process ends
         # Looking for unused parameters also keeps the buckets as they are in the first update:
         # otherwise a resumed run would add its numbers in another order.
         with self.errors():

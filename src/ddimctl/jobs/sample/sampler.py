@@ -72,7 +72,9 @@ def decode(
             _resumable_errors(store, remedy),
             one_shape(device),
         ):
-            state = _Run(plan, checkpoint, store, device, ranks, stop, remedy, report, groups)
+            total = len(groups) * len(plan.timesteps)
+            there = plan.count - sum(len(group.images) for group in groups)
+            state = _Run(plan, checkpoint, store, device, ranks, stop, remedy, report, total, there)
             _run_groups(state, store.take(groups))
             store.hand_over(lambda: _go_on(state))
             _show(state)
@@ -91,7 +93,8 @@ class _Run:
     stop: StopRequest
     remedy: str  # of a stop
     report: Report
-    groups: Sequence[Group]  # of all processes
+    total: int  # steps of all processes
+    there: int  # images that were made before
     told: int = -1  # how many steps the last event said
     taken_in: dict[Group, int] = field(default_factory=dict)  # steps of the group at hand
 
@@ -102,8 +105,7 @@ class _Run:
     @property
     def images(self) -> int:
         """How many are made."""
-        missing = sum(len(group.images) for group in self.groups)
-        return self.plan.count - missing + self.count("images")
+        return self.there + self.count("images")
 
 
 class _Walked(NamedTuple):
@@ -177,9 +179,8 @@ def _show(run: _Run) -> None:
     if not run.ranks.first:
         return
     done = run.count("steps")
-    total = len(run.groups) * len(run.plan.timesteps) + run.count("added steps")
     if done != run.told:
-        run.told = done
+        run.told, total = done, run.total + run.count("added steps")
         facts = {"images": f"{run.images}/{run.plan.count}"}
         run.report(Progress("sampling", done, total, "steps", facts))
 

@@ -106,6 +106,9 @@ def _learn(run: Run, stop: StopRequest, report: Report) -> None:
         report(Progress("training", learner.step, request.steps, "steps", facts))
         late = request.time_limit is not None and time.monotonic() - started > request.time_limit
         late, stopping = _agree(run.ranks, late, stop)
+        if stopping:  # a process that ends must not cut off one that waits for its device
+            count_updates(run)
+            run.ranks.barrier()
         if run.ranks.first:
             _keep(run, stop, report, late=late)
         elif stopping and not complete:
