@@ -313,7 +313,7 @@ def test_a_full_disk_in_the_first_process_ends_all(train, tmp_path):
     ended = train(2, "two", "--grad-accum", 1, preludes={0: prelude})
     assert codes(ended) == [1, 1]
     assert ended[0].stderr.count("error: ") == 1
-    assert "No space left on device" in ended[0].stderr
+    assert "the disk is full" in ended[0].stderr
     assert ended[1].text == ""
 
 
