@@ -81,7 +81,12 @@ class Forks:
         self._folder = folder
         self._server = subprocess.Popen(
             [sys.executable, "-c", _SERVER],
-            env={**env, "DDIMCTL_CKPT": str(checkpoint), "OMP_NUM_THREADS": "1"},
+            env={
+                **env,
+                "DDIMCTL_CKPT": str(checkpoint),
+                "OMP_NUM_THREADS": "1",
+                "TORCH_CPP_LOG_LEVEL": "ERROR",
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

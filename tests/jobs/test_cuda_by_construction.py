@@ -1,5 +1,6 @@
 """What can be known without a CUDA device: the host waits for it nowhere, and nothing is mixed up."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -16,8 +17,7 @@ from ddimctl.jobs.train.request import TrainRequest
 from ddimctl.jobs.train.run import open_run
 from ddimctl.jobs.train.state import make_learner
 from ddimctl.jobs.train.step import count_updates, update
-from ddimctl.runtime.gradients import GradientSum
-from ddimctl.runtime.ranks import Ranks
+from ddimctl.runtime.distributed import Ranks
 from ddimctl.runtime.signals import stop_on_signals
 from flat_requests import changed
 from pretended_cuda import CUDA, pretended_cuda
@@ -76,17 +76,19 @@ def test_no_step_of_sampling_waits_for_the_device(monkeypatch, network, settings
 
 
 class TwoRanks(Ranks):
-    """The first of two processes; the other's gradients are the same."""
+    """The first of two processes; the other's loss and gradients are the same."""
 
     count = 2
 
     def __init__(self):
         super().__init__()
-        self.summed = []
+        self.averaged = []
 
-    def begin_sum(self, tensor):
-        self.summed.append(tensor)
-        return lambda: None
+    def average(self, tensor):
+        self.averaged.append(tensor)
+
+    def check(self, meanwhile=None):
+        pass
 
 
 @pytest.fixture
@@ -107,9 +109,8 @@ def backward(run):
 
     def passes(loss):
         assert loss.device == run.device
-        for number, weights in reversed(list(enumerate(run.learner.unet.parameters()))):
+        for weights in run.learner.unet.parameters():
             weights.grad = torch.zeros_like(weights)
-            run.gradients._made(number, weights)
 
     return passes
 
@@ -122,19 +123,17 @@ def test_no_update_waits_for_the_device(monkeypatch, opened, weighting):
         ranks = TwoRanks()
         learner = make_learner(unet, 0.0)
         learner.step = 3  # the first ones are waited for, to begin the average
-        run = replace(
-            opened, request=request, device=CUDA, learner=learner, ranks=ranks,
-            gradients=GradientSum(ranks, unet.parameters()),
-        )  # fmt: skip
+        unet.no_sync = nullcontext  # as of DistributedDataParallel
+        run = replace(opened, request=request, device=CUDA, learner=learner, ranks=ranks)
         assert run.micro_batch == 4
         monkeypatch.setattr(torch.Tensor, "backward", backward(run))
-        update(run)  # after which the schedule lies on the device, and the order is known
+        update(run)  # after which the schedule lies on the device
         copies.all.clear()
         copies.waited_for.clear()
         update(run)
     assert copies.waited_for == []
     assert copies.all[-2:] == ["cuda to cpu, ()"] * 2
-    assert all(tensor.device == CUDA for tensor in ranks.summed)
+    assert [tensor.device for tensor in ranks.averaged] == [CUDA, CUDA]
     assert len(learner.under_way) == 2
     monkeypatch.setattr("pretended_cuda.Event.query", lambda self: True)
     with pytest.raises(DataDependentOutputException), pretended_cuda(monkeypatch):

@@ -1,5 +1,6 @@
 """The entry point: the app, its global options, and the one error boundary."""
 
+import os
 import signal
 import sys
 import threading
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if not sys.warnoptions and not debugging():
         warnings.simplefilter("ignore")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # for torch's own, before its import
     try:
         code = app(argv, prog_name="ddimctl", standalone_mode=False) or 0
     except DdimctlError as error:

@@ -17,9 +17,6 @@ from ddimctl.errors import StorageError
 if sys.platform != "win32":
     import fcntl
 
-JsonObject = dict[str, Any]
-"""Names and plain values as they lie on disk: a manifest, a table's row, metadata of latents."""
-
 PREFIX: Final = ".ddimctl-"
 """Temporary files are dotfiles that start with this."""
 

@@ -24,7 +24,7 @@ from ddimctl.runtime.device import (
     prepare_for_inference,
     resolve_precision,
 )
-from ddimctl.runtime.ranks import Ranks
+from ddimctl.runtime.distributed import Ranks
 
 _KEPT: Final = 1000
 

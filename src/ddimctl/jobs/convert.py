@@ -9,7 +9,8 @@ import torch
 
 from ddimctl.checkpoints import Checkpoint, checkpoint_files
 from ddimctl.errors import RequestError
-from ddimctl.files.atomic import JsonObject, write_bytes
+from ddimctl.files.atomic import write_bytes
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.checkpoint_requests import ConvertRequest
 from ddimctl.jobs.events import Report, ignore, notify
 from ddimctl.jobs.info import describe, load_as_asked

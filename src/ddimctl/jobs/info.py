@@ -3,7 +3,7 @@
 from typing import Any
 
 from ddimctl.checkpoints import Checkpoint, load_checkpoint
-from ddimctl.files.atomic import JsonObject
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.checkpoint_requests import InfoRequest
 from ddimctl.jobs.events import Report, ignore
 from ddimctl.jobs.requests import CheckpointFileOptions, TrainedSize

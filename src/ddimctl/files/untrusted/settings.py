@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from ddimctl.errors import brief
-from ddimctl.files.atomic import JsonObject
 from ddimctl.files.untrusted.content import check_kind, sniff
 from ddimctl.files.untrusted.guards import Refused, reason
 
+JsonObject = dict[str, Any]
 """The object of a JSON or YAML file, or of a record to write: plain values by name."""
 
 MAX_JSON_BYTES: Final = 8 * 2**20  # in memory twenty times as much

@@ -8,7 +8,7 @@ import torch
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.errors import RequestError
-from ddimctl.files.atomic import JsonObject
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.evaluate.paper_tables import IMAGES, PRESETS, Row, paper_timesteps
 from ddimctl.jobs.evaluate.request import EvaluateRequest
 from ddimctl.jobs.requests import SamplerOptions

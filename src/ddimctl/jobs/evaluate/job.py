@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from ddimctl.errors import NumericsError, RequestError, Stopped
-from ddimctl.files.atomic import JsonObject, clean_temporaries, make_folder
+from ddimctl.files.atomic import clean_temporaries, make_folder
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.checkpoint import Model, open_model
 from ddimctl.jobs.evaluate.cells import Cell, check_size, differences, make_cells, table_rows
 from ddimctl.jobs.evaluate.paper_tables import PRESETS, Row
@@ -33,7 +34,7 @@ from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.jobs.sample.sampler import decode
 from ddimctl.metrics.measure import Measure
 from ddimctl.runtime.device import memory_errors
-from ddimctl.runtime.ranks import Ranks, joined
+from ddimctl.runtime.distributed import Ranks, joined
 from ddimctl.runtime.signals import StopRequest, stop_on_signals
 
 
@@ -74,8 +75,7 @@ def _evaluate(
     image_labels(images.classes, {}, model.checkpoint, request.seeds[:1])  # raises for unknown ones
 
     def find(sampler: SamplerSettings) -> SamplerSettings:
-        part = ranks.part(f"S = {sampler.steps}")
-        search = Search(request.device.batch_size, output.dry_run, None, part)
+        search = Search(request.device.batch_size, output.dry_run, None, ranks)
         return find_timesteps(sampler, model, shape, search, report)
 
     cells = make_cells(request, model.checkpoint, find)
@@ -146,7 +146,7 @@ def _sample_cell(cell: Cell, work: Work, report: Report) -> None:
 
     Raises as decode does; NumericsError names the cell, too.
     """
-    folder, ranks = work.out / CELLS / cell.name, work.ranks.part(cell.name)
+    folder, ranks = work.out / CELLS / cell.name, work.ranks
     output, device, recorded = work.request.output, work.request.device, None
     if ranks.first:
         make_folder(folder)
@@ -163,7 +163,7 @@ def _sample_cell(cell: Cell, work: Work, report: Report) -> None:
         batch_size=batch_size
         or default_batch_size(model.checkpoint, shape, model.device, sampler.guidance),
     )
-    plan = plan.in_batches(ranks.share("batch size", plan.batch_size))
+    plan = plan.in_batches(ranks.share(plan.batch_size))
     outputs = OutputSettings(
         save=("grid", "images"), deterministic=device.deterministic, compile=device.compile
     )
@@ -213,12 +213,11 @@ def _settings(
 
 def _shared_measure(request: EvaluateRequest, device: torch.device, ranks: Ranks) -> Measure:
     """The metrics; the first process has downloaded their network before the others load it."""
-    if not ranks.first:
-        ranks.share("metrics", None)
-    measure = make_measure(request.metrics, request.scoring.inception, device)
-    if ranks.first:
-        ranks.share("metrics", None)
-    return measure
+    measure = (
+        make_measure(request.metrics, request.scoring.inception, device) if ranks.first else None
+    )
+    ranks.barrier()
+    return measure or make_measure(request.metrics, request.scoring.inception, device)
 
 
 def _check_of(stop: StopRequest, out: Path, ranks: Ranks) -> Callable[[], None]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.atomic import JsonObject, check_writable
+from ddimctl.files.atomic import check_writable
 from ddimctl.files.dataset.datasets import load_dataset, stream_images
 from ddimctl.files.dataset.reference_file import (
     SUFFIX,
@@ -18,6 +18,7 @@ from ddimctl.files.dataset.reference_file import (
     load_reference,
     save_reference,
 )
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.evaluate.request import ReferenceRequest
 from ddimctl.jobs.events import Notice, Progress, Report, counted, ignore
 from ddimctl.metrics.inception import DIMENSIONS, load_inception

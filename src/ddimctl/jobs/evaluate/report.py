@@ -11,10 +11,11 @@ from typing import Any, Final
 
 import torch
 
-from ddimctl.files.atomic import JsonObject, write_bytes, write_json
+from ddimctl.files.atomic import write_bytes, write_json
 from ddimctl.files.pictures.grids import GRID_LIMIT, make_grid
 from ddimctl.files.pictures.images import encode_image, fit_image, image_pixels, read_image
 from ddimctl.files.pictures.plots import line_plot, stack_plots
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.evaluate.paper_tables import Row, is_within_band
 from ddimctl.metrics.measure import METRICS
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ddimctl.files.atomic import JsonObject
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.evaluate.reference import (
     Preparation,
     check_preparation,

@@ -27,7 +27,7 @@ from ddimctl.jobs.events import Event, Progress, Report
 from ddimctl.jobs.sample.outputs import MANIFEST
 from ddimctl.jobs.sample.plan import Shape
 from ddimctl.metrics.measure import Measure, scores
-from ddimctl.runtime.ranks import Ranks
+from ddimctl.runtime.distributed import Ranks
 
 CELLS: Final = "cells"
 REFERENCE: Final = "reference.safetensors"
@@ -60,13 +60,11 @@ def open_target(work: Work, report: Report) -> Measured:
     The data's is kept, and used again by a resumed run. The first process measures, the others
     read what it kept. Raises as measure_images and open_reference do.
     """
-    ranks, kept = work.ranks.part("target"), work.out / REFERENCE
+    kept = work.out / REFERENCE
     data, reference = work.request.scoring.data, work.request.scoring.reference
-    if not ranks.first:
-        ranks.wait("kept", 1, work.check)
-    elif data is not None:
+    if work.ranks.first and data is not None:
         _keep_reference(data, kept, work, report)
-    ranks.add("kept", 1)
+    work.ranks.barrier(work.check)
     found = open_reference(reference or kept, work.measure)
     check_preparation(reference or kept, found, work.how)
     few_images(found.facts["pictures"], "the data", report)
@@ -80,15 +78,13 @@ def score_cells(
 
     Each process returns all. What was scored before is not scored again.
     """
-    ranks = work.ranks.part(f"scores from {cells[0].name}")
-    identities = [_identity(cell, target, work) for cell in cells] if ranks.first else []
-    identities = ranks.share("identities", identities)
-    mine: Scores = {}
+    ranks, mine = work.ranks, Scores()
+    identities = ranks.share(
+        [_identity(cell, target, work) for cell in cells] if ranks.first else []
+    )
     if ranks.rank < len(cells):
         mine = _score(cells[ranks.rank], identities[ranks.rank], target, work, report)
-        ranks.add("scored", 1)
-    ranks.wait("scored", len(cells), work.check)
-    return [ranks.share(cell.name, mine, rank) for rank, cell in enumerate(cells)]
+    return ranks.share(ranks.gather(mine, work.check))[: len(cells)]
 
 
 def tagged(report: Report, cell: str, check: Callable[[], None] = lambda: None) -> Report:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.atomic import JsonObject
 from ddimctl.files.latents import SUFFIXES, load_latents
 from ddimctl.files.pictures.images import read_image
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.sample.plan import class_index, drawn_labels
 
 _ANNOUNCED: Final = ("steps", "tau", "solver", "clip", "guidance", "precision")

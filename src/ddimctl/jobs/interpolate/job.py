@@ -14,9 +14,9 @@ from ddimctl.diffusion import paths
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.statistics import is_atypical, latent_statistics
 from ddimctl.errors import RequestError
-from ddimctl.files.atomic import JsonObject
 from ddimctl.files.pictures.grids import GRID_LIMIT
 from ddimctl.files.pictures.video import check_video
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.checkpoint import Model, open_model
 from ddimctl.jobs.events import Notice, Report, ignore, notify
 from ddimctl.jobs.interpolate.inputs import (

@@ -9,10 +9,10 @@ from typing import Final
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
-from ddimctl.files.atomic import JsonObject
 from ddimctl.files.dataset.source import scan
 from ddimctl.files.pictures.images import fit_image, image_pixels, read_image
 from ddimctl.files.untrusted.guards import is_folder
+from ddimctl.files.untrusted.settings import JsonObject
 
 SHEET: Final = ".inversion.png"
 """How the sheets end that inversion makes, which are no images to invert."""

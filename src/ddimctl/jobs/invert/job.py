@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ddimctl.diffusion.statistics import is_atypical
 from ddimctl.errors import DataError, RequestError, Stopped, StorageError
-from ddimctl.files.atomic import JsonObject, check_writable, make_folder, write_bytes
+from ddimctl.files.atomic import check_writable, make_folder, write_bytes
 from ddimctl.files.latents import save_latents
 from ddimctl.files.pictures.images import from_uint8, to_uint8
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.checkpoint import open_model
 from ddimctl.jobs.events import Notice, Progress, Report, Wrote, ignore, notify
 from ddimctl.jobs.invert.input_images import (

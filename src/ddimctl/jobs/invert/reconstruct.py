@@ -14,10 +14,11 @@ from torch import Tensor
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.timesteps import timesteps
 from ddimctl.errors import DataError, NumericsError, RequestError
-from ddimctl.files.atomic import JsonObject, write_bytes, write_json
+from ddimctl.files.atomic import write_bytes, write_json
 from ddimctl.files.dataset.datasets import Dataset, gather, load_dataset, sample_indices
 from ddimctl.files.pictures.images import encode_image
 from ddimctl.files.pictures.plots import line_plot, stack_plots
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.checkpoint import Model, open_model
 from ddimctl.jobs.events import Notice, Report, counted, ignore
 from ddimctl.jobs.invert.request import (

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ddimctl.diffusion.statistics import latent_statistics
-from ddimctl.files.atomic import JsonObject
 from ddimctl.files.pictures.grids import make_grid
 from ddimctl.files.pictures.images import encode_image
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.invert.round_trip import HALF_A_LEVEL, Fidelity, RoundTrip
 from ddimctl.jobs.sample.plan import Plan
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.atomic import JsonObject
 from ddimctl.files.latents import load_latents
 from ddimctl.files.pictures.images import looks_whole
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.invert.input_images import SHEET, Fitted, InputImage
 from ddimctl.jobs.sample.manifest import AGAIN, differences, latents_metadata, sha256_hex
 from ddimctl.jobs.sample.plan import Plan

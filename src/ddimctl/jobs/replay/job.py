@@ -12,8 +12,9 @@ import torch
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.atomic import JsonObject, storage_errors, write_json
+from ddimctl.files.atomic import storage_errors, write_json
 from ddimctl.files.pictures.images import image_pixels, read_image
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.checkpoint import open_model
 from ddimctl.jobs.events import Report, ignore, notify
 from ddimctl.jobs.replay.record import OldImage, Record, read_record

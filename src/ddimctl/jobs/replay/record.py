@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from ddimctl.errors import DataError
-from ddimctl.files.atomic import JsonObject
 from ddimctl.files.latents import SUFFIXES, load_latents, plain_metadata
 from ddimctl.files.pictures.images import FORMATS, read_image_text
 from ddimctl.files.untrusted.guards import Refused, check_plain_file, is_folder
-from ddimctl.files.untrusted.settings import parse_json
+from ddimctl.files.untrusted.settings import JsonObject, parse_json
 from ddimctl.jobs.sample.batches import Smaller, read_smaller
 from ddimctl.jobs.sample.manifest import latent_sha256, load_manifest, sha256_hex
 from ddimctl.jobs.sample.outputs import MANIFEST

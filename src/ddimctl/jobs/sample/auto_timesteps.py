@@ -20,16 +20,17 @@ from ddimctl.diffusion.predictions import make_denoiser
 from ddimctl.diffusion.tau_search import Probe, choose_timesteps, probe, probe_evaluations
 from ddimctl.diffusion.timesteps import explicit_timesteps
 from ddimctl.errors import StorageError
-from ddimctl.files.atomic import JsonObject, write_json
+from ddimctl.files.atomic import write_json
 from ddimctl.files.cache import make_room, mark_used
 from ddimctl.files.dataset.datasets import user_cache
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.checkpoint import Model
 from ddimctl.jobs.events import Notice, Progress, Report
 from ddimctl.jobs.sample.batches import default_batch_size
 from ddimctl.jobs.sample.manifest import sha256_hex
 from ddimctl.jobs.sample.plan import SamplerSettings, Shape, drawn_labels
 from ddimctl.runtime.device import memory_errors
-from ddimctl.runtime.ranks import Ranks
+from ddimctl.runtime.distributed import Ranks
 
 BUNDLED_FILE: Final = BUNDLED / "timesteps.json"
 IMAGES: Final = 32
@@ -69,7 +70,7 @@ def find_timesteps(
     if ranks.first:
         found = _recorded_timesteps(search.recorded, sampler, model.checkpoint)
         found = found or _search(sampler, model, shape, search, report)
-    found = ranks.share("timesteps", found)
+    found = ranks.share(found)
     return sampler if found is None else replace(sampler, timesteps=tuple(found))
 
 

@@ -1,16 +1,18 @@
 """Batches: how large they are, and which images are in each, also after memory ran out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 
 from ddimctl.checkpoints import Checkpoint
-from ddimctl.errors import DeviceError
-from ddimctl.files.untrusted.guards import available_memory
+from ddimctl.errors import DataError, DeviceError
+from ddimctl.files.untrusted.guards import available_memory, check_plain_file
 from ddimctl.runtime.device import is_out_of_memory
-from ddimctl.runtime.ranks import number_in
+from ddimctl.runtime.distributed import number_in
 
 _ENOUGH: Final = {"cpu": 16, "cuda": 256}  # of 32x32: more of them are hardly faster
 _MAPS: Final = 26  # working space of an evaluation, in the largest outputs of a layer; as measured
@@ -74,6 +76,21 @@ def merged(smaller: Sequence[Smaller], stretch: Sequence[Smaller]) -> list[Small
     rest = [change for change in smaller if not first <= change.start < last]
     ends = any(change.start == last for change in rest)
     return sorted([*rest, *stretch[: len(stretch) - ends]])
+
+
+def with_parts(smaller: Sequence[Smaller], parts: Iterable[Path]) -> list[Smaller]:
+    """The changes of size with those that other processes noted. Raises DataError."""
+    changes = list(smaller)
+    for path in parts:
+        try:
+            check_plain_file(path)
+            part = read_smaller(json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, RecursionError):
+            part = None
+        if not part:
+            raise DataError(f"{path} is not a record of ddimctl.", "Begin with --force.")
+        changes = merged(changes, part)
+    return changes
 
 
 def read_smaller(found: Any) -> list[Smaller] | None:

@@ -6,9 +6,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ddimctl.files.atomic import JsonObject, storage_errors, sync_files
+from ddimctl.files.atomic import storage_errors, sync_files
 from ddimctl.files.latents import save_latents
 from ddimctl.files.mapped import is_mapped, mapped_tensor
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.sample.outputs import OutputPaths
 from ddimctl.jobs.sample.plan import Plan
 

@@ -1,22 +1,19 @@
 """The folder that a run writes to: found or made, and its own for as long as it runs."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ddimctl.errors import RequestError
-from ddimctl.files.atomic import (
-    JsonObject,
-    clean_temporaries,
-    create_numbered_folder,
-)
+from ddimctl.files.atomic import clean_temporaries, create_numbered_folder
 from ddimctl.files.lock import folder_lock
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.requests import OutputOptions
 from ddimctl.jobs.sample.outputs import Layout, OutputPaths
 from ddimctl.jobs.sample.request import OutputSettings
-from ddimctl.runtime.ranks import Ranks, refuse_several
+from ddimctl.runtime.distributed import Ranks, refuse_several
 
 RUNS: Final = Path("runs")
 
@@ -57,13 +54,8 @@ def run_folder(
     if ranks is None:
         refuse_several(command)
         ranks = Ranks()
-    if not ranks.first:
-        shared = ranks.share("out", None)
-        yield output.out if shared is None else Path(shared)
-        return
-    with _own_folder(output, command) as own:
-        ranks.share("out", None if own is None else str(own))
-        yield own
+    with _own_folder(output, command) if ranks.first else nullcontext() as own:
+        yield ranks.share(own)
 
 
 @contextmanager

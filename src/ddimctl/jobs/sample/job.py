@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ddimctl.diffusion.inversion import METHODS
 from ddimctl.errors import RequestError
-from ddimctl.files.atomic import JsonObject, check_writable
+from ddimctl.files.atomic import check_writable
 from ddimctl.files.latents import LatentFile, load_latents
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.checkpoint import Model, open_model
 from ddimctl.jobs.events import Notice, Report, ignore
 from ddimctl.jobs.option import check_choices
@@ -29,7 +30,7 @@ from ddimctl.jobs.sample.request import SampleRequest
 from ddimctl.jobs.sample.sampler import decode
 from ddimctl.jobs.sample.store import SAVES
 from ddimctl.runtime.device import memory_errors
-from ddimctl.runtime.ranks import Ranks, joined
+from ddimctl.runtime.distributed import Ranks, joined
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _plan(
         x_T=latents.latents if latents else None,
         method=str(metadata.get("method", "unknown")) if latents else SEEDED,
     )
-    return plan.in_batches(ranks.share("batch size", plan.batch_size))
+    return plan.in_batches(ranks.share(plan.batch_size))
 
 
 def _least_space(request: SampleRequest, latents: LatentFile | None) -> int:

@@ -13,10 +13,9 @@ from torch import Tensor
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.timesteps import KINDS
 from ddimctl.errors import DataError, RequestError, brief
-from ddimctl.files.atomic import JsonObject
 from ddimctl.files.pictures.grids import GRID_LIMIT
 from ddimctl.files.untrusted.guards import Refused
-from ddimctl.files.untrusted.settings import read_json
+from ddimctl.files.untrusted.settings import JsonObject, read_json
 from ddimctl.jobs.requests import OutputOptions
 from ddimctl.jobs.sample.batches import Smaller, read_smaller
 from ddimctl.jobs.sample.outputs import MANIFEST, TAKEN, Layout

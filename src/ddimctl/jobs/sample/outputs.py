@@ -90,26 +90,18 @@ class OutputPaths:
         """Where a process that is not the first notes its smaller batches."""
         return self.out / f".smaller-{rank}.json"
 
-    def images_part(self, rank: int) -> Path:
-        """What a process that is not the first hands over, of images that have no file."""
-        return self.out / f".images-{rank}.pt"
-
     def smaller_parts(self) -> list[Path]:
         """Those that there are."""
         return sorted(self.out.glob(".smaller-*.json"))
 
-    def images_parts(self) -> list[Path]:
-        """Those that there are."""
-        return sorted(self.out.glob(".images-*.pt"))
-
     def remove_parts(self) -> None:
         """Take away what was half done."""
         _remove([self.samples_part, self.samples_done, self.latents_part])
-        self.remove_rank_parts()
+        self.remove_smaller_parts()
 
-    def remove_rank_parts(self) -> None:
-        """Take away what processes handed to the first."""
-        _remove([*self.smaller_parts(), *self.images_parts()])
+    def remove_smaller_parts(self) -> None:
+        """Take away what other processes noted for the first."""
+        _remove(self.smaller_parts())
 
     def remove_earlier_run(self) -> None:
         """Take away what an earlier run would leave among a new one's files; strangers' files stay."""

@@ -15,8 +15,8 @@ from ddimctl.diffusion.steps import check_variance
 from ddimctl.diffusion.tau_search import check_search
 from ddimctl.diffusion.timesteps import AUTO, explicit_timesteps, timesteps
 from ddimctl.errors import RequestError
-from ddimctl.files.atomic import JsonObject
 from ddimctl.files.latents import LatentFile
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.requests import SamplerOptions
 from ddimctl.runtime.transfer import to_device
 

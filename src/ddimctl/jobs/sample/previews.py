@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -15,7 +14,6 @@ from ddimctl.files.pictures.images import encode_image
 from ddimctl.jobs.sample.outputs import Layout
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.request import OutputSettings
-from ddimctl.jobs.sample.shares import read_images, write_images
 
 TRAJECTORY_IMAGES: Final = 16
 TRAJECTORY_FRAMES: Final = 60
@@ -36,17 +34,10 @@ class Kept:
             before = self.frames.get(i, []) if index else []  # or it is made once more
             self.frames[i] = [*before, image]
 
-    def hand_over(self, path: Path, *, pixels: bool) -> None:
-        """Write it for another process, the pixels only if wanted; nothing where there is nothing."""
-        handed = self.pixels if pixels else {}
-        if handed or self.frames:
-            write_images(path, handed, self.frames)
-
-    def take_over(self, path: Path) -> None:
-        """Add what another process handed over."""
-        pixels, frames = read_images(path)
-        self.pixels |= pixels
-        self.frames |= frames
+    def take_over(self, other: "Kept") -> None:
+        """Add what another process kept."""
+        self.pixels |= other.pixels
+        self.frames |= other.frames
 
 
 def shown_images(images: range, index: int, steps: int) -> int:

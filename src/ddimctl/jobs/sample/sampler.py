@@ -1,12 +1,11 @@
 """Decoding: every x_T of a plan down its trajectory and into the output folder."""
 
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -32,11 +31,9 @@ from ddimctl.runtime.device import (
     memory_errors,
     one_shape,
 )
-from ddimctl.runtime.ranks import Ranks
+from ddimctl.runtime.distributed import Ranks
 from ddimctl.runtime.signals import StopRequest, stop_on_signals
 from ddimctl.runtime.transfer import AHEAD, ToHost, to_device
-
-_POLL: Final = 0.1  # seconds
 
 
 def decode(
@@ -74,14 +71,14 @@ def decode(
             _resumable_errors(store, remedy),
             one_shape(device),
         ):
-            state = _Run(plan, checkpoint, store, device, ranks, stop, remedy, report)
+            total = len(groups) * len(plan.timesteps)
+            there = plan.count - sum(len(group.images) for group in groups)
+            state = _Run(plan, checkpoint, store, device, ranks, stop, remedy, report, total, there)
             _run_groups(state, store.take(groups))
+            store.hand_over(lambda: _go_on(state))
+            _show(state)
             if ranks.first:
-                _await_others(state)
                 _finish(state)
-            else:
-                store.hand_over()
-                ranks.add("finished", 1)
     return store.outputs()
 
 
@@ -95,8 +92,19 @@ class _Run:
     stop: StopRequest
     remedy: str  # of a stop
     report: Report
+    total: int  # steps of all processes
+    there: int  # images that were made before
     told: int = -1  # how many steps the last event said
     taken_in: dict[Group, int] = field(default_factory=dict)  # steps of the group at hand
+
+    def count(self, name: str, amount: int = 0) -> int:
+        """Add to what all processes count in this run, and return the sum."""
+        return self.ranks.add(f"{self.store.paths.out}: {name}", amount)
+
+    @property
+    def images(self) -> int:
+        """How many are made."""
+        return self.there + self.count("images")
 
 
 class _Walked(NamedTuple):
@@ -128,8 +136,8 @@ def _run_groups(run: _Run, groups: Sequence[Group]) -> None:
         _take_in(run, deque(step for step in walked if step.group != group))
         walked.clear()
         before, left = len(left), deque(run.store.halve(group))
-        run.ranks.add("steps", -run.taken_in.pop(group, 0))
-        run.ranks.add("all steps", steps * (len(left) - before))
+        run.count("steps", -run.taken_in.pop(group, 0))
+        run.count("added steps", steps * (len(left) - before))
         run.report(
             Notice(
                 f"out of memory with {group.size} images at a time; "
@@ -141,7 +149,7 @@ def _run_groups(run: _Run, groups: Sequence[Group]) -> None:
 
 def _take_in(run: _Run, walked: deque[_Walked], ahead: int = 0) -> None:
     """Hand the steps that have arrived to the store; wait until no more than `ahead` have not."""
-    ranks, store, last = run.ranks, run.store, len(run.plan.timesteps) - 1
+    store, last = run.store, len(run.plan.timesteps) - 1
     while walked and (len(walked) > ahead or walked[0].results.are_there()):
         (images, _), index, results = walked[0]
         left, frames, *finished = results.tensors(store.check)
@@ -152,36 +160,31 @@ def _take_in(run: _Run, walked: deque[_Walked], ahead: int = 0) -> None:
             store.keep(images, *finished)
         run.taken_in = {walked[0].group: index + 1}
         walked.popleft()
-        ranks.add("steps", 1)
-        ranks.add("images", len(images) if index == last else 0)
-        _progress(run)
+        run.count("steps", 1)
+        run.count("images", len(images) if index == last else 0)
+        _go_on(run)
 
 
-def _await_others(run: _Run) -> None:
-    """Wait until the other processes have made their groups."""
-    finished = run.ranks.add("finished", 1)
-    while finished < run.ranks.count:
-        time.sleep(_POLL)
-        finished = run.ranks.add("finished", 0)
-        _progress(run)
+def _show(run: _Run) -> None:
+    """How far all processes are, told by the first."""
+    if not run.ranks.first:
+        return
+    done = run.count("steps")
+    if done != run.told:
+        run.told, total = done, run.total + run.count("added steps")
+        facts = {"images": f"{run.images}/{run.plan.count}"}
+        run.report(Progress("sampling", done, total, "steps", facts))
 
 
-def _progress(run: _Run) -> None:
-    """How far all processes are, told by the first; ends the run where one has been told to stop."""
-    ranks, plan, store = run.ranks, run.plan, run.store
-    if ranks.first:
-        facts = {"images": f"{ranks.add('images', 0)}/{plan.count}"}
-        done, total = ranks.add("steps", 0), ranks.add("all steps", 0)
-        if done != run.told:
-            run.told = done
-            run.report(Progress("sampling", done, total, "steps", facts))
+def _go_on(run: _Run) -> None:
+    """Show the progress; end the run where a process has been told to stop or has failed."""
+    _show(run)
     if run.stop:
-        images = ranks.add("images", 0)
-        _stop(run, f"with {images} of {plan.count} images in {store.paths.out}")
+        _stop(run, f"with {run.images} of {run.plan.count} images in {run.store.paths.out}")
     try:
-        ranks.check()
+        run.ranks.check()
     except Stopped:
-        store.wait()
+        run.store.wait()
         raise
 
 

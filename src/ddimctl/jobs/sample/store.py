@@ -1,7 +1,7 @@
 """The output folder of a sampling run: images as they come, then grid, latents and manifest."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -9,9 +9,8 @@ from typing import Final
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
-from ddimctl.errors import RequestError
+from ddimctl.errors import RequestError, StorageError
 from ddimctl.files.atomic import (
-    JsonObject,
     check_writable,
     clean_temporaries,
     make_folder,
@@ -32,7 +31,16 @@ from ddimctl.files.pictures.images import (
     to_uint8,
 )
 from ddimctl.files.pictures.video import encode_video
-from ddimctl.jobs.sample.batches import Group, batch_groups, bounded, dealt, halved, read_smaller
+from ddimctl.files.untrusted.settings import JsonObject
+from ddimctl.jobs.sample.batches import (
+    Group,
+    batch_groups,
+    bounded,
+    dealt,
+    halved,
+    read_smaller,
+    with_parts,
+)
 from ddimctl.jobs.sample.float_samples import FloatSamples, write_latents
 from ddimctl.jobs.sample.folder import RunFolder
 from ddimctl.jobs.sample.manifest import (
@@ -53,8 +61,7 @@ from ddimctl.jobs.sample.previews import (
     make_captions,
     shown_images,
 )
-from ddimctl.jobs.sample.shares import share_work, with_parts
-from ddimctl.runtime.ranks import Ranks
+from ddimctl.runtime.distributed import Ranks
 
 SAVES: Final = ("grid", "images", "latents", "samples", "trajectory")
 
@@ -84,7 +91,7 @@ class SampleStore:
         if paths.smaller_parts():  # of processes that died with their run
             self._smaller = with_parts(self._smaller, paths.smaller_parts())
             write_json(paths.of("manifest"), self._manifest())
-        paths.remove_rank_parts()
+        paths.remove_smaller_parts()
         if not self._samples.whole:
             paths.remove_parts()
 
@@ -106,12 +113,13 @@ class SampleStore:
             found = list(self.missing_groups())
             if "samples" in self._outputs.save:
                 self._samples.make()
-            ranks.add("all steps", len(found) * len(self._plan.timesteps))
-            ranks.add("images", self._plan.count - sum(len(group.images) for group in found))
-        complete, self._smaller, groups = share_work(
-            ranks, self.paths.of("manifest"), complete, self._smaller, found
-        )
-        return None if complete else groups
+        complete, self._smaller, found = ranks.share((complete, self._smaller, found))
+        if not (manifest := self.paths.of("manifest")).exists():
+            raise StorageError(
+                f"{manifest}, which process 0 wrote, is not there.",
+                "All machines must reach the same --out, on a shared disk.",
+            )
+        return None if complete else found
 
     def take(self, groups: Sequence[Group]) -> list[Group]:
         """This process's share of what all have to make."""
@@ -179,18 +187,19 @@ class SampleStore:
         """Return when all that was kept is on disk."""
         self._writer.wait()
 
-    def hand_over(self) -> None:
-        """In a process that is not the first, after its last group: leave all to that one."""
+    def hand_over(self, meanwhile: Callable[[], None]) -> None:
+        """After the last group of this process: leave all to the first one, and wait for the others.
+
+        meanwhile: called while waiting; it may raise.
+        """
         self.wait()
-        part = self.paths.images_part(self._ranks.rank)
-        self._kept.hand_over(part, pixels=not self.resumable)  # else they are read from the disk
+        pixels = {} if self.resumable else self._kept.pixels  # else they are read from the disk
+        for other in self._ranks.gather(Kept(pixels, self._kept.frames), meanwhile):
+            self._kept.take_over(other)
 
     def finish(self) -> None:
         """Write what the run ends with, the manifest last."""
-        self.wait()
         self._smaller = with_parts(self._smaller, self.paths.smaller_parts())
-        for part in self.paths.images_parts():
-            self._kept.take_over(part)
         save, plan = self._outputs.save, self._plan
         if "images" in save:
             sync_files([self._image_path(i) for i in range(plan.count)])

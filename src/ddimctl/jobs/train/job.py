@@ -24,7 +24,7 @@ from ddimctl.jobs.train.run import Run, open_run
 from ddimctl.jobs.train.state import save_state
 from ddimctl.jobs.train.step import count_updates, update
 from ddimctl.runtime.device import memory_errors
-from ddimctl.runtime.ranks import Ranks, joined
+from ddimctl.runtime.distributed import Ranks, joined
 from ddimctl.runtime.signals import StopRequest, stop_on_signals
 
 
@@ -77,7 +77,7 @@ def _own_folder(request: TrainRequest, ranks: Ranks) -> Iterator[None]:
     """Within, the first process holds the folder for all."""
     check_request(request, ranks.count)
     with folder_lock(request.out, "train") if ranks.first else nullcontext():
-        ranks.share("folder", None)
+        ranks.barrier()
         yield
 
 
@@ -106,6 +106,9 @@ def _learn(run: Run, stop: StopRequest, report: Report) -> None:
         report(Progress("training", learner.step, request.steps, "steps", facts))
         late = request.time_limit is not None and time.monotonic() - started > request.time_limit
         late, stopping = _agree(run.ranks, late, stop)
+        if stopping:  # a process that ends must not cut off one that waits for its device
+            count_updates(run)
+            run.ranks.barrier()
         if run.ranks.first:
             _keep(run, stop, report, late=late)
         elif stopping and not complete:

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from ddimctl.files.atomic import JsonObject
 from ddimctl.files.event_log import EventLog, open_event_log
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.events import Event, Report, Wrote
 from ddimctl.jobs.train.request import TrainRequest
 

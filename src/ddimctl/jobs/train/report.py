@@ -13,11 +13,12 @@ from ddimctl.diffusion.objective import add_noise, training_target
 from ddimctl.diffusion.predictions import make_denoiser
 from ddimctl.diffusion.sampling import trajectory
 from ddimctl.diffusion.timesteps import timesteps
-from ddimctl.files.atomic import JsonObject, open_atomic, storage_errors, write_bytes
+from ddimctl.files.atomic import open_atomic, storage_errors, write_bytes
 from ddimctl.files.dataset.datasets import gather
 from ddimctl.files.pictures.grids import make_grid
 from ddimctl.files.pictures.images import to_uint8
 from ddimctl.files.pictures.plots import line_plot
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.train.request import TrainRequest
 from ddimctl.jobs.train.run import Run
 from ddimctl.jobs.train.state import Learner

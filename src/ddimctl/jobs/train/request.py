@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from ddimctl.errors import RequestError, brief
-from ddimctl.files.atomic import JsonObject
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs import parse
 from ddimctl.jobs.option import argument, check_choices, finite, flag
 from ddimctl.jobs.requests import COMPILE, DEVICE_NAME, MAIN, PRECISION, Precision, SavedPrecision

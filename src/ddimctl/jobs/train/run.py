@@ -1,6 +1,5 @@
 """A training run: everything that it needs at hand, made anew or from a saved state."""
 
-import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +10,9 @@ from ddimctl.checkpoints import Checkpoint, Provenance, load_checkpoint
 from ddimctl.checkpoints.build.architectures import architecture, make_unet
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.errors import RESUME, DataError, RequestError, Stopped
-from ddimctl.files.atomic import JsonObject, clean_temporaries, storage_errors
+from ddimctl.files.atomic import clean_temporaries, storage_errors
 from ddimctl.files.dataset.datasets import Dataset
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.events import Notice, Report, notify
 from ddimctl.jobs.train.data import read_data, seed_of
 from ddimctl.jobs.train.request import TrainRequest, check_same_run, settings_of
@@ -26,8 +26,7 @@ from ddimctl.jobs.train.state import (
 )
 from ddimctl.runtime.compilation import compile_for_training
 from ddimctl.runtime.device import prepare_for_training, resolve_precision
-from ddimctl.runtime.gradients import GradientSum
-from ddimctl.runtime.ranks import Ranks
+from ddimctl.runtime.distributed import Ranks
 from ddimctl.runtime.signals import StopRequest
 
 _FOLDERS = (".", "state", "samples", "checkpoint", "checkpoint/unet", "checkpoint/scheduler")
@@ -39,6 +38,7 @@ class Run:
 
     model: the checkpoint whose unet learns.  averaged: the same with the EMA of its weights.
     record: what the run is known by when it is resumed, as check_same_run wants it.
+    network: the same as model, with gradients that are averaged over the processes.
     ranks: the processes that train it; the first has the averaged weights and writes.
     """
 
@@ -49,7 +49,7 @@ class Run:
     model: Checkpoint
     averaged: Checkpoint
     learner: Learner
-    gradients: GradientSum
+    network: Checkpoint
     record: JsonObject
     ranks: Ranks
 
@@ -80,10 +80,10 @@ def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks, report: Rep
             clean_temporaries(request.out / folder)
     state = _state_to_go_on_from(request, report)
     if not ranks.first:  # then they find the images decoded, if they are on its machine
-        ranks.share("pictures", None)
+        ranks.barrier(check_stop)
     data = read_data(request, check_stop, report)
     if ranks.first:
-        ranks.share("pictures", None)
+        ranks.barrier(check_stop)
     model = model_to_train(request, data)
     check_stop()
     notify(report, model.provenance.notes)
@@ -102,8 +102,8 @@ def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks, report: Rep
     if request.compile:
         compile_for_training(unet)
     averaged = replace(model, unet=learner.ema.module)
-    gradients = GradientSum(ranks, unet.parameters())
-    return Run(request, device, precision, data, model, averaged, learner, gradients, record, ranks)
+    network = replace(model, unet=ranks.parallel(unet))
+    return Run(request, device, precision, data, model, averaged, learner, network, record, ranks)
 
 
 def _state_to_go_on_from(request: TrainRequest, report: Report) -> JsonObject | None:
@@ -159,12 +159,8 @@ def _record(request: TrainRequest, precision: str, data: Dataset, model: Checkpo
 
 def _check_alike(ranks: Ranks, learner: Learner, record: JsonObject) -> None:
     """Raise DataError unless this process begins with what the first one begins with."""
-    sha256 = hashlib.sha256()
-    for weights in learner.unet.state_dict().values():
-        sha256.update(weights.float().contiguous().cpu().numpy().tobytes())
-    mine = {"weights": sha256.hexdigest(), "step": learner.step, "run": record}
-    mine = json.loads(json.dumps(mine))
-    theirs = ranks.share("beginning", mine)
+    mine = {"step": learner.step, "run": record}
+    theirs = ranks.share(mine)
     if theirs != mine:
         differs = [name for name in mine if mine[name] != theirs[name]]
         raise DataError(

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ddimctl.errors import DataError, brief
-from ddimctl.files.atomic import JsonObject, open_atomic, storage_errors
+from ddimctl.files.atomic import open_atomic, storage_errors
 from ddimctl.files.untrusted.guards import Refused, check_regular, damaged, reason, refusals
 from ddimctl.files.untrusted.reader import read_torch
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.runtime.transfer import ToHost
 
 KEPT_STATES: Final = 2

@@ -1,6 +1,8 @@
 """One update of a network in training."""
 
 import math
+from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -72,26 +74,26 @@ def _average(run: Run, finite: Tensor) -> None:
 def _backward(run: Run) -> Tensor:
     """Gradients of the mean loss over a batch, in passes; returns that loss, on the device.
 
-    Each process makes grad_accum of the passes, and all get the sum.
+    Each process makes grad_accum of the passes; after the last, all have the mean over the processes.
     """
-    request, model = run.request, run.model
-    part, passes = run.micro_batch, request.grad_accum * run.ranks.count
+    request, model, passes = run.request, run.network, run.request.grad_accum
+    part, unet = run.micro_batch, cast(Any, run.network.unet)
     total = torch.zeros((), device=run.device)
-    for micro in range(request.grad_accum):
-        number = run.ranks.rank * request.grad_accum + micro
+    for micro in range(passes):
+        number = run.ranks.rank * passes + micro
         first = run.learner.step * request.batch_size + number * part
         torch.manual_seed(seed_of(request.seed, first))  # for the network's dropout
         batch = make_batch(request, run.data, model, first, part, run.device)
         x_t = add_noise(batch.x_0, batch.eps, batch.t, model.schedule)
         target = training_target(batch.x_0, batch.eps, batch.t, model.schedule, model.prediction)
-        with autocast(run.device, run.precision):
-            output = model.network(x_t, batch.t, batch.labels)
-        loss = _weighted(run, output.float() - target, batch.t) / passes
-        if micro == request.grad_accum - 1:
-            run.gradients.begin()
-        loss.backward()  # type: ignore[no-untyped-call]
+        waits = run.ranks.count > 1 and micro < passes - 1
+        with run.ranks.errors(), unet.no_sync() if waits else nullcontext():
+            with autocast(run.device, run.precision):
+                output = model.network(x_t, batch.t, batch.labels)
+            loss = _weighted(run, output.float() - target, batch.t) / passes
+            loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
-    run.gradients.finish(total)
+    run.ranks.average(total)
     return total
 
 
