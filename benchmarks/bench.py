@@ -22,11 +22,11 @@ from PIL import Image
 from processes import one_and_many
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddimctl.api.sampling import invert
+from ddimctl.api.sampling import sample as sample_x_0
 from ddimctl.checkpoints import Checkpoint, Provenance, checkpoint_files, load_checkpoint
 from ddimctl.checkpoints.build.architectures import architecture, make_unet
-from ddimctl.diffusion.inversion import invert
 from ddimctl.diffusion.noise import seeded_noise
-from ddimctl.diffusion.sampling import sample as sample_x_0
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.diffusion.timesteps import timesteps
 from ddimctl.files.dataset.datasets import gather, load_dataset, sample_indices

@@ -5,8 +5,6 @@ from pathlib import Path
 import torch
 
 import ddimctl
-from ddimctl.files.pictures.grids import make_grid
-from ddimctl.files.pictures.images import to_uint8
 
 checkpoint = ddimctl.load_checkpoint()
 x_T = ddimctl.seeded_noise(range(8), checkpoint.sample_shape)
@@ -17,5 +15,5 @@ for steps in (5, 10, 20, 50):
     tau = ddimctl.timesteps("linspace", steps, checkpoint.schedule.num_train_timesteps)
     rows.append(ddimctl.sample(checkpoint, x_T, timesteps=tau, labels=labels))
 
-make_grid(to_uint8(torch.cat(rows)), columns=8).save("steps.png")
+ddimctl.make_grid(torch.cat(rows), columns=8).save("steps.png")
 print(Path("steps.png").resolve())

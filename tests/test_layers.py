@@ -16,7 +16,13 @@ ENTRY_POINTS = {"__init__.py", "__main__.py"}  # they hand names on and belong t
 SOURCES = {name: tree for name, tree in TREES.items() if name not in ENTRY_POINTS}
 
 # Each layer imports from those to its right, not from its neighbour; all import errors.
-LAYERS = (("cli",), ("jobs",), ("metrics", "checkpoints"), ("files", "runtime"), ("diffusion",))
+LAYERS = (
+    ("cli", "api"),
+    ("jobs",),
+    ("metrics", "checkpoints"),
+    ("files", "runtime"),
+    ("diffusion",),
+)
 # Inside jobs: a command's folder, and the other commands' folders that it imports from.
 # The modules beside the folders are shared: all import them, and they import no folder.
 JOBS = {
@@ -34,7 +40,7 @@ HOMES = {
     "click": set(),
     "diffusers": {"checkpoints"},
     "huggingface_hub": {"checkpoints"},
-    "PIL": {"files"},
+    "PIL": {"files", "api"},
     "av": {"files"},
     "torch_fidelity": {"metrics"},
     "tensorboard": set(),

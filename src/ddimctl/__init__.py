@@ -5,6 +5,7 @@
     x_T = ddimctl.seeded_noise([0, 1, 2], ckpt.sample_shape)
     x_0 = ddimctl.sample(ckpt, x_T, timesteps=tau)
     back = ddimctl.invert(ckpt, x_0, timesteps=tau)  # .latents, .residuals, .evaluations
+    ddimctl.make_grid(x_0).save("grid.png")
 
 Names are imported when they are first used, so that `import ddimctl` is quick.
 """
@@ -13,15 +14,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ddimctl.checkpoints import load_checkpoint
+    from ddimctl.api.images import make_grid, prepare_image, to_pil
+    from ddimctl.api.latents import interpolate, load_latents, save_latents, seeded_noise, slerp
+    from ddimctl.api.sampling import invert, sample, search_timesteps, trajectory
+    from ddimctl.api.settings import load_checkpoint, make_schedule, timesteps
     from ddimctl.checkpoints.model import Checkpoint
-    from ddimctl.diffusion.inversion import Inversion, invert
-    from ddimctl.diffusion.noise import seeded_noise
-    from ddimctl.diffusion.paths import slerp
-    from ddimctl.diffusion.sampling import sample
-    from ddimctl.diffusion.schedules import Schedule, make_schedule
-    from ddimctl.diffusion.tau_search import search_timesteps
-    from ddimctl.diffusion.timesteps import timesteps
+    from ddimctl.diffusion.inversion import Inversion
+    from ddimctl.diffusion.sampling import Step
+    from ddimctl.diffusion.schedules import Schedule
     from ddimctl.errors import (
         CheckpointError,
         DataError,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Stopped,
         StorageError,
     )
+    from ddimctl.files.latents import LatentFile
 
     __version__: str
 
@@ -42,34 +43,52 @@ __all__ = [
     "DdimctlError",
     "DeviceError",
     "Inversion",
+    "LatentFile",
     "NumericsError",
     "RequestError",
     "Schedule",
+    "Step",
     "Stopped",
     "StorageError",
     "__version__",
+    "interpolate",
     "invert",
     "load_checkpoint",
+    "load_latents",
+    "make_grid",
     "make_schedule",
+    "prepare_image",
     "sample",
+    "save_latents",
     "search_timesteps",
     "seeded_noise",
     "slerp",
     "timesteps",
+    "to_pil",
+    "trajectory",
 ]
 
 _HOMES = {
     "Checkpoint": "ddimctl.checkpoints.model",
     "Inversion": "ddimctl.diffusion.inversion",
+    "LatentFile": "ddimctl.files.latents",
     "Schedule": "ddimctl.diffusion.schedules",
-    "invert": "ddimctl.diffusion.inversion",
-    "load_checkpoint": "ddimctl.checkpoints",
-    "make_schedule": "ddimctl.diffusion.schedules",
-    "sample": "ddimctl.diffusion.sampling",
-    "search_timesteps": "ddimctl.diffusion.tau_search",
-    "seeded_noise": "ddimctl.diffusion.noise",
-    "slerp": "ddimctl.diffusion.paths",
-    "timesteps": "ddimctl.diffusion.timesteps",
+    "Step": "ddimctl.diffusion.sampling",
+    "interpolate": "ddimctl.api.latents",
+    "invert": "ddimctl.api.sampling",
+    "load_checkpoint": "ddimctl.api.settings",
+    "load_latents": "ddimctl.api.latents",
+    "make_grid": "ddimctl.api.images",
+    "make_schedule": "ddimctl.api.settings",
+    "prepare_image": "ddimctl.api.images",
+    "sample": "ddimctl.api.sampling",
+    "save_latents": "ddimctl.api.latents",
+    "search_timesteps": "ddimctl.api.sampling",
+    "seeded_noise": "ddimctl.api.latents",
+    "slerp": "ddimctl.api.latents",
+    "timesteps": "ddimctl.api.settings",
+    "to_pil": "ddimctl.api.images",
+    "trajectory": "ddimctl.api.sampling",
 }
 
 

@@ -1,12 +1,27 @@
 """The errors that ddimctl raises on purpose; the command line turns each into two lines and an exit code."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from reprlib import Repr
 from typing import Final
 
 RESUME: Final = "Run the same command with --resume to continue."
 """The remedy where a run was cut off."""
+
+_FLAG: Final = re.compile(r"--([a-z][a-z-]*)")
+# What Python's callers call it, where that is not the flag itself.
+_IN_PYTHON: Final = {
+    "tau": "timesteps",
+    "class": "labels",
+    "ckpt": "spec",
+    "model-flag": "flags",
+    "precision": "dtype",
+    "out": "path",
+    "yes": "download=True",
+    "allow-nonfinite": "allow_nonfinite=True",
+}
 
 _BRIEF: Final = Repr()
 _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 60
@@ -67,6 +82,21 @@ def brief(value: object) -> str:
         return _BRIEF.repr(value)
     except ValueError:  # Python does not write integers of thousands of digits
         return f"a huge {type(value).__name__}"
+
+
+@contextmanager
+def python_words() -> Iterator[None]:
+    """Within, errors of ours name arguments ("eta") where they would name options ("--eta")."""
+    try:
+        yield
+    except DdimctlError as error:
+        error.cause, error.remedy = map(_in_python, (error.cause, error.remedy))
+        error.args = (f"{error.cause} {error.remedy}".rstrip(),)
+        raise
+
+
+def _in_python(text: str) -> str:
+    return _FLAG.sub(lambda found: _IN_PYTHON.get(found[1], found[1].replace("-", "_")), text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

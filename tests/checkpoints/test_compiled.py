@@ -7,9 +7,9 @@ import peer_files
 import pytest
 import torch
 
+from ddimctl.api.sampling import sample
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.diffusion.noise import seeded_noise
-from ddimctl.diffusion.sampling import sample
 from ddimctl.runtime.device import prepare_for_inference
 
 UNUSUAL = {

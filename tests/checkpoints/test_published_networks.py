@@ -35,7 +35,8 @@ ERMONGROUP = reference_ermongroup.CIFAR10
 
 
 class Published(NamedTuple):
-    """flags: of the training. millions: of parameters, as its paper or README says, or None."""
+    """flags: of the training. millions: of parameters, as its paper or README says (93M: 93 to 94),
+    or None."""
 
     flags: dict[str, Any]
     millions: float | None = None
@@ -84,6 +85,41 @@ OPENAI = {
         GUIDED | {"image_size": 512, "channel_mult": (0.5, 1, 1, 2, 2, 4, 4)}, 559
     ),
 }
+P2: dict[str, Any] = GUIDED | {
+    "num_channels": 128,
+    "num_res_blocks": 1,
+    "attention_resolutions": "16",
+    "class_cond": False,
+}
+DDPM_IP: dict[str, Any] = GUIDED | {
+    "image_size": 64,
+    "num_channels": 192,
+    "num_res_blocks": 3,
+    "channel_mult": (1, 2, 3, 4),
+    "class_cond": False,
+    "use_new_attention_order": True,
+    "noise_schedule": "cosine",
+}
+THIRD_PARTIES = {
+    "P2-weighting": {"ffhq_10m.pt, celebahq_p2.pt": Published(P2, 93.5)},
+    "DDPM-IP": {
+        "cifar10, imagenet32": Published(
+            DDPM_IP
+            | {
+                "image_size": 32,
+                "num_channels": 128,
+                "channel_mult": (1, 2, 2, 2),
+                "attention_resolutions": "16,8",
+                "num_head_channels": 32,
+            }
+        ),
+        "lsun_tower, celeba64": Published(DDPM_IP),
+        "ffhq128": Published(
+            DDPM_IP | {"image_size": 128, "num_channels": 256, "channel_mult": (1, 1, 2, 3, 4)}
+        ),
+    },
+}
+NETWORKS = {"OpenAI": OPENAI, **THIRD_PARTIES}
 HO = {
     "cifar10": Published(ERMONGROUP, 35.7),
     "celeba": Published(ERMONGROUP | {"image_size": 64, "ch_mult": (1, 2, 2, 2, 4)}, 78.7),
@@ -105,14 +141,16 @@ def _check_fits(converted: Converted, weights: dict[str, Tensor], published: Pub
     assert converted.config["sample_size"] == published.flags["image_size"]
 
 
-@pytest.mark.parametrize("name", OPENAI)
-def test_openais_published_networks_need_no_flags(name: str) -> None:
-    published = OPENAI[name]
+@pytest.mark.parametrize(
+    ("by", "name"), [(by, name) for by, networks in NETWORKS.items() for name in networks]
+)
+def test_published_networks_need_no_flags(by: str, name: str) -> None:
+    published = NETWORKS[by][name]
     flags = published.flags
     weights = reference_openai.names_and_shapes(flags)
     converted = openai.convert(weights, Flags(name, {}, {}))
     _check_fits(converted, weights, published)
-    assert "published" in converted.notes[0]
+    assert f"that {by} published: " in converted.notes[0]
 
     told = {
         key: str(flags[key])

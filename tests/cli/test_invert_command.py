@@ -97,13 +97,15 @@ def test_reconstruct_prints_the_table(run_here, tiny_checkpoint, tmp_path):
     for seed in range(3):
         make_image(tmp_path / f"data/{seed}.png", seed)
     command = ("reconstruct", "data", "--ckpt", tiny_checkpoint, "--method", "naive")
-    code, out, err = run_here(*command, "--steps", "2,3", "--limit", 2, "--out", "t")
+    code, out, err = run_here(
+        *command, "--steps", "2,3", "--limit", 2, "--out", "t", "--plot-format", "svg"
+    )
     assert code == 0, err
     lines = out.splitlines()
     assert lines[0].split()[:2] == ["method", "steps"]
     assert [line.split()[:3] for line in lines[1:]] == [["naive", "2", "2"], ["naive", "3", "3"]]
     assert sorted(path.name for path in (tmp_path / "t").iterdir()) == [
-        "plot.png", "table.csv", "table.json",
+        "plot.svg", "table.csv", "table.json", "table.md", "table.tex",
     ]  # fmt: skip
     code, out, err = run_here(*command, "--steps", "1", "--json")
     assert code == 0, err

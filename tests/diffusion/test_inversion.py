@@ -7,11 +7,12 @@ from gaussian import GaussianModel
 from mixture import SHAPE, MixtureModel, image
 
 import ddimctl
+from ddimctl.api.sampling import invert, sample
 from ddimctl.diffusion.float32 import ieee_float32
-from ddimctl.diffusion.inversion import invert, invert_steps
+from ddimctl.diffusion.inversion import invert_steps
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.predictions import make_denoiser
-from ddimctl.diffusion.sampling import sample, trajectory
+from ddimctl.diffusion.sampling import trajectory
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.diffusion.timesteps import KINDS, timesteps
 from ddimctl.errors import DataError, NumericsError, RequestError
@@ -177,7 +178,7 @@ def test_settings_that_cannot_be_are_refused():
     for settings, message in (
         ({"method": "edict"}, "unknown inversion method 'edict'"),
         ({"tolerance": 0.0}, "not above 0"),
-        ({"tolerance": math.nan}, "not above 0"),
+        ({"tolerance": math.nan}, "tolerance must be a finite number"),
     ):
         with pytest.raises(RequestError, match=message):
             invert(MixtureModel(), image(0), timesteps=(0, 999), **settings)

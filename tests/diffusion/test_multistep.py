@@ -6,9 +6,10 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, IPNDMScheduler
 from gaussian import GaussianModel, continuous_schedule
 
+from ddimctl.api.sampling import sample
 from ddimctl.diffusion.multistep import SOLVERS, make_correction
 from ddimctl.diffusion.predictions import make_denoiser
-from ddimctl.diffusion.sampling import sample, trajectory
+from ddimctl.diffusion.sampling import trajectory
 from ddimctl.diffusion.schedules import CLEAN, make_schedule
 from ddimctl.diffusion.timesteps import KINDS, timesteps
 from ddimctl.errors import RequestError

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ddimctl
 from ddimctl.diffusion.noise import seeded_noise
 from ddimctl.diffusion.paths import PATHS, FramePosition, frame_positions, grid, lerp, slerp, tour
 from ddimctl.errors import RequestError
@@ -31,10 +30,6 @@ def turned(a, b, theta):
 
 def angle(a, b):
     return 2 * math.atan2(float((a - b).norm()), float((a + b).norm()))
-
-
-def test_slerp_is_the_public_one():
-    assert ddimctl.slerp is slerp
 
 
 def test_ends_are_the_inputs_bit_for_bit():

@@ -6,13 +6,14 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from gaussian import GaussianModel, continuous_schedule
 
+from ddimctl.api.sampling import sample
 from ddimctl.diffusion.predictions import (
     Prediction,
     clip_prediction,
     convert_prediction,
     make_denoiser,
 )
-from ddimctl.diffusion.sampling import sample, trajectory
+from ddimctl.diffusion.sampling import trajectory
 from ddimctl.diffusion.schedules import CLEAN, make_schedule
 from ddimctl.diffusion.steps import ddim_step, sigma_eta, sigma_large, sigma_learned
 from ddimctl.diffusion.timesteps import KINDS, timesteps
@@ -182,11 +183,11 @@ def test_settings_that_cannot_be_are_refused_with_the_reason():
     for settings, message in (
         ({"eta": 1.5}, "between 0 and 1"),
         ({"eta": -0.1}, "between 0 and 1"),
-        ({"eta": float("nan")}, "between 0 and 1"),
+        ({"eta": float("nan")}, "eta must be a finite number"),
         ({"eta": 0.5, "variance": "large"}, "requires eta = 1"),
         ({"eta": 1.0, "variance": "learned"}, "no learned variance"),
         ({"eta": 1.0, "variance": "huge"}, "unknown variance"),
-        ({"eta": 1.0}, "needs noise"),
+        ({"eta": 1.0}, "adds noise in each step"),
         ({"clip": "hard"}, "unknown clipping"),
         ({"guidance": 2.0}, "null class"),
     ):
@@ -194,11 +195,14 @@ def test_settings_that_cannot_be_are_refused_with_the_reason():
             sample(GaussianModel(), noisy(1, 1, 2, 2), timesteps=(0, 999), **settings)
 
 
+class Overflowing(GaussianModel):
+    def network(self, x, t, labels=None):
+        return torch.full_like(x, math.inf)
+
+
 def test_values_that_are_not_finite_are_refused():
-    x_T = noisy(1, 1, 2, 2)
-    x_T[0, 0, 0, 0] = math.inf
     with pytest.raises(NumericsError, match="not finite"):
-        sample(GaussianModel(), x_T, timesteps=(0, 999))
+        sample(Overflowing(), noisy(1, 1, 2, 2), timesteps=(0, 999))
 
 
 class Labelled(GaussianModel):

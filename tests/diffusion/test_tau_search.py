@@ -4,9 +4,9 @@ import pytest
 import torch
 from gaussian import GaussianModel
 
+from ddimctl.api.sampling import sample
 from ddimctl.diffusion.multistep import SOLVERS
 from ddimctl.diffusion.predictions import make_denoiser
-from ddimctl.diffusion.sampling import sample
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.diffusion.tau_search import (
     FINE,

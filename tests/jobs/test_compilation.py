@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from ddimctl.api.sampling import sample
 from ddimctl.checkpoints import load_checkpoint
 from ddimctl.diffusion.noise import seeded_noise
-from ddimctl.diffusion.sampling import sample
 from ddimctl.errors import DeviceError
 from ddimctl.jobs.sample.job import sample as sample_job
 from ddimctl.runtime import device as devices

@@ -101,7 +101,9 @@ def test_every_cell_is_sampled_scored_and_told(finish, request_for, tmp_path):
     assert tree(out / "cells" / "eta1-S3") == {
         "grid.png", "manifest.json", "score.json", *(f"images/00000{i}.png" for i in range(8)),
     }  # fmt: skip
-    assert {path.name for path in out.iterdir()} == {*FILES, "cells", "reference.safetensors"}
+    assert {path.name for path in out.iterdir()} == {*FILES, "cells", "reference.safetensors"} - {
+        "curve.svg"
+    }
     manifest = json.loads((out / "cells" / "large-S3" / "manifest.json").read_text())
     assert (manifest["settings"]["variance"], manifest["settings"]["steps"]) == ("large", 3)
     assert "scores of each cell use only 8 images" in finished.notices()
@@ -132,6 +134,17 @@ def test_the_report_can_be_read(finish, request_for, tmp_path):
     assert inlined == [(out / name).read_bytes() for name in ("curve.png", "seeds.png")]
     for content in inlined:
         Image.open(io.BytesIO(content)).verify()
+    first = f"η = 0.5 | {' | '.join(table.lines[1][1:])} |"
+    assert f"| {first}\n" in (out / "table.md").read_text()
+    assert (
+        f"$\\eta$ = 0.5 & {' & '.join(table.lines[1][1:])} \\\\" in (out / "table.tex").read_text()
+    )
+
+    again = request_for(rows=(0.0, 0.5), plot_format="svg", resume=True)
+    finish(evaluate, again)
+    curve = (out / "curve.svg").read_bytes()
+    assert "η = 0.5".encode() in curve
+    assert base64.b64encode(curve).decode() in (out / "index.html").read_text()
 
 
 def test_the_same_seeds_are_shown_side_by_side(finish, request_for, tmp_path):

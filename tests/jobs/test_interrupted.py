@@ -224,7 +224,9 @@ def test_a_reconstruction_keeps_its_finished_rows(run, tmp_path, inputs, name, c
     )
     assert ended.code == code, ended.stderr
     assert len((tmp_path / "out/table.csv").read_text().splitlines()) == 2
-    assert sorted(contents(tmp_path / "out")) == ["plot.png", "table.csv", "table.json"]
+    assert sorted(contents(tmp_path / "out")) == [
+        *("plot.png", "table.csv", "table.json", "table.md", "table.tex"),
+    ]
 
 
 @pytest.mark.parametrize(("stream", "code"), [(1, 141), (2, 0)])

@@ -312,6 +312,8 @@ def test_the_table_has_a_row_for_each_method_and_number_of_steps(finish, table_f
     assert stored["rows"] == list(result.rows)
     with Image.open(tmp_path / "table" / "plot.png") as plot:
         assert plot.height > plot.width
+    assert (tmp_path / "table" / "table.md").read_text().count("\n| exact | ") == 2
+    assert (tmp_path / "table" / "table.tex").read_text().count("\nnaive & ") == 2
 
 
 def test_latents_are_decoded_in_other_numbers_of_steps(finish, table_for):

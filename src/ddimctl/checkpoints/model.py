@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from ddimctl.checkpoints.build.network import UNetPatches
 from ddimctl.diffusion.schedules import Schedule
-from ddimctl.errors import RequestError
+from ddimctl.errors import RequestError, python_words
 from ddimctl.files.untrusted.settings import JsonObject
+from ddimctl.runtime.device import memory_errors, resolve_device
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Provenance:
         return record
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint:
     """A network with everything needed to run it.
 
@@ -71,6 +72,28 @@ class Checkpoint:
     background: tuple[int, ...] | None = None
     ignored: JsonObject = field(default_factory=dict)
     patches: UNetPatches = field(default_factory=UNetPatches)
+
+    def __repr__(self) -> str:
+        classes = "" if self.num_classes is None else f"{self.num_classes} classes, "
+        return (
+            f"Checkpoint({self.provenance.name!r}, {'x'.join(map(str, self.sample_shape))}, "
+            f"{self.prediction}, T={self.schedule.num_train_timesteps}, {classes}"
+            f"{self.parameters / 1e6:.1f}M parameters, {self.device})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.unet.parameters()).device
+
+    def to(self, device: str | torch.device) -> "Checkpoint":
+        """This checkpoint, with its network moved (in place) to "cpu", "cuda", "cuda:1" or "auto".
+
+        Raises DeviceError where there is no such device, or too little memory on it.
+        """
+        with python_words(), memory_errors("Use another device."):
+            self.unet.to(resolve_device(str(device)))
+        return self
 
     @property
     def parameters(self) -> int:

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from ddimctl.diffusion.anderson import MEMORY, Iterations, advance, begin
-from ddimctl.diffusion.float32 import ieee_float32
-from ddimctl.diffusion.predictions import MixedDenoiser, Model, make_denoiser
+from ddimctl.diffusion.predictions import MixedDenoiser
 from ddimctl.diffusion.schedules import Schedule
 from ddimctl.diffusion.steps import ddim_step
-from ddimctl.errors import DataError, NumericsError, RequestError
+from ddimctl.errors import RequestError
 
 METHODS: Final = ("exact", "fixed-point", "naive")
 TOLERANCE: Final = 1e-6
@@ -77,42 +76,6 @@ def invert_steps(
     return _invert_by_solving(
         denoise, x_0, tau, levels, labels, on_step, method=method, tolerance=tolerance
     )
-
-
-def invert(
-    model: Model,
-    x_0: Tensor,
-    *,
-    timesteps: Sequence[int],
-    method: str = "exact",
-    tolerance: float = TOLERANCE,
-    labels: Tensor | None = None,
-) -> Inversion:
-    """The latents from which sample(model, ..., eta=0) with the same timesteps makes x_0.
-
-    x_0: (N, C, H, W). labels: (N,), int64, as sample takes them. tolerance: of each step.
-    Raises RequestError for settings that cannot be, DataError when x_0 is not finite,
-    NumericsError when a latent is not.
-    """
-    check_inversion(model.schedule, timesteps, method, tolerance)
-    if not bool(x_0.isfinite().all()):
-        raise DataError("x_0 has values that are not finite.")
-    denoise = make_denoiser(model)
-    with torch.inference_mode(), ieee_float32():
-        found = invert_steps(
-            denoise,
-            x_0,
-            model.schedule,
-            timesteps,
-            method=method,
-            tolerance=tolerance,
-            labels=labels,
-        )
-    if not bool(found.latents.isfinite().all()):
-        raise NumericsError(
-            "the latents have values that are not finite.", "Try method exact, or more steps."
-        )
-    return found._replace(latents=found.latents.float())
 
 
 def _invert_by_euler(

@@ -4,20 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from ddimctl.diffusion.multistep import check_solver, make_correction
-from ddimctl.diffusion.predictions import Denoiser, Model, make_denoiser
+from ddimctl.diffusion.multistep import make_correction
+from ddimctl.diffusion.predictions import Denoiser
 from ddimctl.diffusion.schedules import CLEAN, Schedule
-from ddimctl.diffusion.steps import (
-    check_variance,
-    ddim_step,
-    sigma_eta,
-    sigma_large,
-    sigma_learned,
-)
-from ddimctl.errors import NumericsError, RequestError
+from ddimctl.diffusion.steps import ddim_step, sigma_eta, sigma_large, sigma_learned
+from ddimctl.errors import RequestError
 
 Noise = Callable[[int, Tensor], Tensor]
 """(t, x) -> z: standard normal noise like x for the step that leaves timestep t."""
@@ -70,49 +63,12 @@ def trajectory(
         drawn = None
         if isinstance(scale, Tensor) or scale > 0:
             if noise is None:
-                raise RequestError(f"eta = {eta:g} needs noise.", "Pass noise=, (t, x) -> z.")
+                raise RequestError(
+                    f"eta = {eta:g} adds noise in each step.",
+                    "Pass seeds=, one for each image, or noise=, (t, x) -> z.",
+                )
             drawn = scale * noise(t, x)
         x = ddim_step(found.x_0, found.eps, level_next, sigma, drawn)
         if correct is not None:
             x = x + correct(found, level, level_next)
         yield Step(t, t_next, x, found.x_0)
-
-
-def sample(
-    model: Model,
-    x_T: Tensor,
-    *,
-    timesteps: Sequence[int],
-    eta: float = 0.0,
-    variance: str = "eta",
-    solver: str = "ddim",
-    clip: str = "none",
-    labels: Tensor | None = None,
-    guidance: float = 1.0,
-    noise: Noise | None = None,
-) -> Tensor:
-    """x_0 (N, C, H, W), nominally in [-1, 1], from x_T (N, C, H, W). Settings as trajectory's.
-
-    Raises RequestError for settings that do not fit the model, NumericsError when the result is
-    not finite.
-    """
-    check_variance(variance, eta, model.learned_variance)
-    check_solver(solver, eta, variance)
-    denoise = make_denoiser(model, guidance, clip)
-    x = x_T
-    with torch.inference_mode():
-        for step in trajectory(
-            denoise,
-            x_T,
-            model.schedule,
-            timesteps,
-            eta=eta,
-            variance=variance,
-            solver=solver,
-            noise=noise,
-            labels=labels,
-        ):
-            x = step.x
-    if not bool(x.isfinite().all()):
-        raise NumericsError("the sample has values that are not finite.", "Try precision fp32.")
-    return x

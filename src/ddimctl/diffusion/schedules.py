@@ -24,7 +24,7 @@ def root(value: Level) -> Any:
     return value.clamp(min=0).sqrt() if isinstance(value, Tensor) else math.sqrt(max(value, 0.0))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Schedule:
     """alpha_bar for the T training timesteps.
 
@@ -34,7 +34,13 @@ class Schedule:
 
     alpha_bar: Tensor
     settings: dict[str, Any]
-    _copies: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _copies: dict[torch.device, Tensor] = field(default_factory=dict, init=False)
+
+    def __repr__(self) -> str:
+        ends = f"{self(0):.4g} ... {self(self.num_train_timesteps - 1):.4g}"
+        return (
+            f"Schedule({self.settings.get('kind')}, T={self.num_train_timesteps}, alpha_bar {ends})"
+        )
 
     def at(self, t: Tensor) -> Tensor:
         """alpha_bar at training timesteps t (N,), int64: (N,), float64, on their device.

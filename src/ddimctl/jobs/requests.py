@@ -326,6 +326,8 @@ COLUMNS: Final = flag(
     metavar="N",
     default="nearly square",
 )
+PlotFormat = Literal["png", "svg"]
+PLOT_FORMAT: Final = flag("--plot-format", "File format of the plot.", OUTPUT)
 NO_METADATA: Final = flag("--no-metadata", "Do not store the settings in the images.", OUTPUT)
 
 

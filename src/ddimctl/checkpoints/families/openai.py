@@ -102,7 +102,6 @@ def convert(weights: Mapping[str, Tensor], flags: Flags) -> Converted:
     steps = settings["diffusion_steps"]
     head_channels, heads, heads_up = _heads(flags, settings, shape)
     names = _names(shape)
-    note = f"{flags.file} looks like a network that OpenAI published: assuming {published}."
     first, resolved = shape.widths[0], _DEFAULTS | settings
     return Converted(
         config=_config(shape, size, head_channels),
@@ -119,23 +118,31 @@ def convert(weights: Mapping[str, Tensor], flags: Flags) -> Converted:
             resample_conv=shape.conv_resample,
             timestep_scale=1000 / steps if settings.get("rescale_timesteps") else 1.0,
         ),
-        notes=(note,) if published else (),
+        notes=published,
         settings={key: resolved[key] for key in _SETTINGS if key in resolved},
         source_name=_source_name(names),
     )
 
 
-def _with_published(flags: Flags, settings: JsonObject, shape: Shape) -> tuple[JsonObject, str]:
-    """The settings completed by those of a published network, and the added ones in words."""
+def _with_published(
+    flags: Flags, settings: JsonObject, shape: Shape
+) -> tuple[JsonObject, tuple[str, ...]]:
+    """The settings completed by those of a published network, and a note of the added ones."""
     multipliers = tuple(width / shape.num_channels for width in shape.widths)
     structure = (shape.num_channels, multipliers, shape.num_res_blocks, shape.attention)
     kind = (shape.class_cond, shape.resblock_updown, shape.use_scale_shift_norm)
     usual = shape.in_channels == 3 and shape.learn_sigma and shape.num_classes in (None, 1000)
-    known = PUBLISHED.get((*structure, *kind), {}) if usual else {}
+    known = PUBLISHED.get((*structure, *kind)) if usual else None
+    if known is None:
+        return settings, ()
     left = _HEADS if settings.keys() & _HEADS else set()
-    left = left | ({SIZE} if flags.size is not None else set())
-    added = {key: value for key, value in known.items() if key not in settings and key not in left}
-    return settings | added, ", ".join(f"{key} {value}" for key, value in added.items())
+    left = left | settings.keys() | ({SIZE} if flags.size is not None else set())
+    added = {key: value for key, value in known.flags.items() if key not in left}
+    if not added:
+        return settings, ()
+    words = ", ".join(f"{key} {value}" for key, value in added.items())
+    note = f"{flags.file} looks like a network that {known.by} published: assuming {words}."
+    return settings | added, (note,)
 
 
 def _check_complete(flags: Flags, settings: Mapping[str, Any]) -> None:

@@ -45,7 +45,7 @@ def evaluate(
 ) -> None:
     """Score samples for several values of eta and steps against a data set (the paper's Table 1).
 
-    Writes the samples, table.csv, table.json, curve.png, seeds.png and index.html.
+    Writes the samples, table.csv, .json, .md and .tex, curve.png, seeds.png and index.html.
     With --samples, it scores existing images instead.
     """
     check_target(request.scoring)
@@ -56,7 +56,7 @@ def evaluate(
         _ask_for_checkpoint(request.table.preset)
     from ddimctl.jobs.evaluate.job import evaluate as job
 
-    _show(run_job(job, request), json)
+    _show(run_job(job, request), request.table.plot_format, json)
 
 
 def _score(request: ScoreRequest, json: bool) -> None:
@@ -100,7 +100,7 @@ def _ask_for_checkpoint(preset: str) -> None:
     )
 
 
-def _show(result: "EvaluateResult", json: bool) -> None:
+def _show(result: "EvaluateResult", plot_format: str, json: bool) -> None:
     record: JsonObject = {
         "out": None if result.out is None else str(result.out),
         "settings": result.settings,
@@ -118,4 +118,7 @@ def _show(result: "EvaluateResult", json: bool) -> None:
     if result.settings["tau"] == "auto":
         lines += ["", *listing({"timesteps": result.settings["timesteps"]})]
     print_result(lines, record, json)
-    say("wrote", f"{result.out} (index.html, table.csv, table.json, curve.png, seeds.png, cells)")
+    say(
+        "wrote",
+        f"{result.out} (index.html; table.csv, .json, .md, .tex; curve.{plot_format}, seeds.png, cells)",
+    )

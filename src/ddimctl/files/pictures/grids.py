@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ddimctl.errors import RequestError
 from ddimctl.files.pictures.images import to_pil
+from ddimctl.files.pictures.lettering import Font, draw_text, text_length
 
 GRID_LIMIT: Final = 256
 """A grid shows at most this many images, the first ones; whoever asks for more tells the user."""
@@ -19,8 +20,6 @@ _LIMIT_SIDE: Final = 16000  # and with an explicit scale refused
 _BACKGROUND: Final = (27, 29, 35)
 _INK: Final = (176, 181, 192)
 _SHAPE: Final = 1.4  # the width to height that the default number of columns comes near to
-
-_Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 def make_grid(
@@ -99,18 +98,18 @@ def _arrange(cells: list[Image.Image], columns: int, labels: list[str]) -> Image
         canvas.paste(cell, (x, y), cell if cell.mode == "RGBA" else None)
         if below and index < len(labels):
             text = _shortened(labels[index], width, font)
-            draw.text((x + width / 2, y + height + below / 2), text, _INK, font, anchor="mm")
+            draw_text(draw, (x + width / 2, y + height + below / 2), text, _INK, font, "mm")
     if shared:
         text = _shortened(labels[0], canvas_width - 2 * margin, font)
-        draw.text((margin, margin + line / 2 - gap / 2), text, _INK, font, anchor="lm")
+        draw_text(draw, (margin, margin + line / 2 - gap / 2), text, _INK, font, "lm")
     return canvas
 
 
-def _shortened(text: str, width: int, font: _Font) -> str:
+def _shortened(text: str, width: int, font: Font) -> str:
     """The text, on one line, cut with an ellipsis where it is wider than that many pixels."""
     text = " ".join(text.split())
-    if font.getlength(text) <= width:
+    if text_length(text, font) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
+    while text and text_length(text + "…", font) > width:
         text = text[:-1].rstrip()
     return text + "…" if text else ""

@@ -146,13 +146,13 @@ def read_image_text(source: Path | bytes) -> dict[str, str]:
 
 
 def read_image(
-    source: Path | bytes | BinaryIO,
+    source: Path | bytes | BinaryIO | Image.Image,
     channels: int,
     background: Sequence[int] = (0, 0, 0),
     *,
     name: str | None = None,
 ) -> Image.Image:
-    """Any image file as an upright 8-bit image, RGB (channels = 3) or L (1); the first frame.
+    """Any image, from a file or opened already, as an upright 8-bit image, RGB (channels = 3) or L (1); the first frame.
 
     Transparent pixels show the background (1 or 3 levels). 16 bits are scaled to 8. EXIF that
     cannot be read is passed over.
@@ -214,11 +214,14 @@ def fit_image(
     return canvas
 
 
-def _open(source: Path | bytes | BinaryIO, name: str) -> Image.Image:
-    if isinstance(source, Path):
-        check_plain_file(source)
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    image = Image.open(file, formats=_READABLE)
+def _open(source: Path | bytes | BinaryIO | Image.Image, name: str) -> Image.Image:
+    if isinstance(source, Image.Image):
+        image = source.copy()
+    else:
+        if isinstance(source, Path):
+            check_plain_file(source)
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        image = Image.open(file, formats=_READABLE)
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         image.close()

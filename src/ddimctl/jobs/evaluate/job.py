@@ -136,7 +136,9 @@ def _fill(
         ]
         if work.ranks.first:
             shown = _shown(work.out, cells[: start + len(batch)], request.seeds)
-            write_report(ReportFolder(work.out, settings, preset), rows, shown)
+            write_report(
+                ReportFolder(work.out, settings, preset, request.table.plot_format), rows, shown
+            )
     report(Progress("cells", len(cells), len(cells), "cells"))
     return rows, settings
 

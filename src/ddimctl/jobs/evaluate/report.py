@@ -14,12 +14,16 @@ import torch
 from ddimctl.files.atomic import write_bytes, write_json
 from ddimctl.files.pictures.grids import GRID_LIMIT, make_grid
 from ddimctl.files.pictures.images import encode_image, fit_image, image_pixels, read_image
-from ddimctl.files.pictures.plots import line_plot, stack_plots
+from ddimctl.files.pictures.plots import Plot, encode_plots
+from ddimctl.files.tables import latex_table, markdown_table
 from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.evaluate.paper_tables import Row, is_within_band
 from ddimctl.metrics.measure import METRICS
 
-FILES: Final = ("table.csv", "table.json", "curve.png", "seeds.png", "index.html")
+FILES: Final = (
+    *("table.csv", "table.json", "table.md", "table.tex"),
+    *("curve.png", "curve.svg", "seeds.png", "index.html"),
+)
 SHOWN: Final = 8
 """How many seeds of each cell are shown side by side."""
 
@@ -34,11 +38,15 @@ _LARGEST_SHOWN: Final = 128  # pixels
 
 @dataclass(frozen=True)
 class ReportFolder:
-    """Where it goes; settings: plain values, told with the rows; preset: whose numbers are shown."""
+    """Where it goes; settings: plain values, told with the rows; preset: whose numbers are shown.
+
+    plot_format: of the curve, png or svg.
+    """
 
     out: Path
     settings: JsonObject
     preset: str | None
+    plot_format: str = "png"
 
 
 @dataclass(frozen=True)
@@ -97,17 +105,21 @@ def write_report(
     rows: Sequence[JsonObject],
     shown: Iterable[tuple[Row, int, list[Path]]],
 ) -> None:
-    """Write FILES into the folder, over what is there. shown: row, S, image files of the seeds."""
+    """Write FILES, with the curve in one format, into the folder, over what is there. shown: row, S, image files of the seeds."""
     columns = dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO()
     table = csv.DictWriter(text, list(columns), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    curve, seeds = _curve(rows), _seed_grid(shown, report.settings["size"])
-    page = _page(report, tables(rows), curve, seeds)
+    format, found = report.plot_format, tables(rows)
+    curve, seeds = _curve(rows, format), _seed_grid(shown, report.settings["size"])
+    page = _page(report, found, curve, seeds)
     write_bytes(report.out / "table.csv", text.getvalue().encode())
     write_json(report.out / "table.json", {"settings": report.settings, "rows": list(rows)})
-    write_bytes(report.out / "curve.png", curve)
+    for name, form in (("table.md", markdown_table), ("table.tex", latex_table)):
+        texts = [form(each.title, each.columns, each.lines) for each in found]
+        write_bytes(report.out / name, "\n".join(texts).encode())
+    write_bytes(report.out / f"curve.{format}", curve)
     write_bytes(report.out / "seeds.png", seeds)
     write_bytes(report.out / "index.html", page.encode())
 
@@ -124,20 +136,18 @@ def _cell(row: Mapping[str, Any] | None, metric: str) -> str:
     return text
 
 
-def _curve(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def _curve(rows: Sequence[Mapping[str, Any]], format: str) -> bytes:
     """Each metric against the evaluations that an image costs, a line for each eta."""
     plots = []
     for metric in METRICS:
         series: dict[str, list[tuple[float, float]]] = {}
         for row in rows:
-            # Pillow's font has no Greek
-            name = row["variance"] if row["eta"] is None else f"eta {row['eta']:g}"
             if metric in row:
-                series.setdefault(name, []).append((row["evaluations"], row[metric]))
+                series.setdefault(row_label(row), []).append((row["evaluations"], row[metric]))
         if series:
             points = {name: sorted(found) for name, found in series.items()}
-            plots.append(line_plot(points, "evaluations an image", TITLES[metric], log_x=True))
-    return encode_image(stack_plots(plots))
+            plots.append(Plot(points, "evaluations an image", TITLES[metric], log_x=True))
+    return encode_plots(plots, format)
 
 
 def _seed_grid(shown: Iterable[tuple[Row, int, list[Path]]], size: Sequence[int]) -> bytes:
@@ -147,7 +157,7 @@ def _seed_grid(shown: Iterable[tuple[Row, int, list[Path]]], size: Sequence[int]
     shrink = max(1, -(-max(height, width) // _LARGEST_SHOWN))
     pixels, labels = [], []
     for row, steps, files in cells[: GRID_LIMIT // SHOWN]:
-        name = row if isinstance(row, str) else f"eta {row:g}"
+        name = _LABELS[row] if isinstance(row, str) else f"η = {row:g}"
         labels += [f"{name}, S = {steps}", *[""] * (len(files) - 1)]
         for file in files:
             image = read_image(file, 3)
@@ -194,7 +204,7 @@ def _page(report: ReportFolder, found: Sequence[Table], curve: bytes, seeds: byt
         f"<p>{escape(' '.join(notes))} Lower is better.</p>",
         *(_html_table(table) for table in found),
         "<h2>Score against evaluations</h2>",
-        _html_image(curve, "Score against evaluations, one line for each eta"),
+        _html_image(curve, "Score against evaluations, one line for each eta", report.plot_format),
         "<h2>The same seeds in every cell</h2>",
         "<p>Each column begins with the same x_T.</p>",
         _html_image(seeds, "Samples of the same seeds at every eta and S"),
@@ -248,9 +258,10 @@ def _html_table(table: Table) -> str:
     )
 
 
-def _html_image(content: bytes, text: str) -> str:
+def _html_image(content: bytes, text: str, format: str = "png") -> str:
     data = base64.b64encode(content).decode()
-    return f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'
+    kind = "svg+xml" if format == "svg" else format
+    return f'<img alt="{escape(text)}" src="data:image/{kind};base64,{data}">'
 
 
 def _plain(value: Any) -> str:

@@ -12,6 +12,7 @@ from ddimctl.jobs.requests import (
     DEVICE_NAME,
     MAIN,
     OUTPUT,
+    PLOT_FORMAT,
     SAMPLER,
     SEED,
     SIZE,
@@ -19,6 +20,7 @@ from ddimctl.jobs.requests import (
     DeviceOptions,
     Kind,
     OutputOptions,
+    PlotFormat,
     SolverOptions,
     check_last_seed,
     consecutive_seeds,
@@ -179,6 +181,7 @@ class TableOptions:
             metavar="K",
         ),
     ] = 1
+    plot_format: Annotated[PlotFormat, PLOT_FORMAT] = "png"
 
     def __post_init__(self) -> None:
         if self.preset and self.timesteps:

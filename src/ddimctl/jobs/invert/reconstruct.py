@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ from ddimctl.diffusion.timesteps import timesteps
 from ddimctl.errors import DataError, NumericsError, RequestError
 from ddimctl.files.atomic import write_bytes, write_json
 from ddimctl.files.dataset.datasets import Dataset, gather, load_dataset, sample_indices
-from ddimctl.files.pictures.images import encode_image
-from ddimctl.files.pictures.plots import line_plot, stack_plots
+from ddimctl.files.pictures.plots import Plot, encode_plots
+from ddimctl.files.tables import latex_table, markdown_table
 from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.checkpoint import Model, open_model
 from ddimctl.jobs.events import Notice, Report, counted, ignore
@@ -39,7 +39,19 @@ from ddimctl.jobs.sample.folder import run_folder
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.runtime.device import memory_errors
 
-FILES: Final = ("table.csv", "table.json", "plot.png")
+FILES: Final = ("table.csv", "table.json", "table.md", "table.tex", "plot.png", "plot.svg")
+TITLE: Final = "Reconstruction error"
+_HEADS: Final = {
+    "method": "method",
+    "steps": "steps",
+    "decode_steps": "decoded in",
+    "mse": "MSE",
+    "psnr": "PSNR dB",
+    "worst_level": "worst level",
+    "within_one_level": "within 1 level",
+    "exact_pixels": "pixels exact",
+    "evaluations_per_step": "evals/step",
+}
 _SEED: Final = 0  # of the choice of images
 
 
@@ -54,7 +66,7 @@ class ReconstructResult:
 
 
 def reconstruct(request: ReconstructRequest, report: Report = ignore) -> ReconstructResult:
-    """Invert and decode the images at every S by every method; table.csv, table.json, plot.png.
+    """Invert and decode the images at every S by every method; FILES, with the plot in one format.
 
     The table on disk grows with each finished row. Raises as invert does.
     """
@@ -108,7 +120,7 @@ def _reconstruct(
         rows += _measure(table.tolerance, model, plan, decodes, data, chosen, progress, report)
         done += len(plan.timesteps) * batches
         about = {"checkpoint": checkpoint.provenance.record(), "settings": settings}
-        _write(out, about, rows)
+        _write(out, about, rows, request.output.plot_format)
     return ReconstructResult(out, tuple(rows), len(chosen), settings)
 
 
@@ -212,23 +224,41 @@ def _row(plan: Plan, tau: Sequence[int], found: Sequence[Fidelity], evaluations:
     }
 
 
-def _write(out: Path, head: JsonObject, rows: Sequence[JsonObject]) -> None:
+def table_cells(rows: Sequence[JsonObject]) -> list[list[str]]:
+    """The table as it is shown: its heads, and then a line for each row."""
+    return [list(_HEADS.values()), *([_cell(name, row[name]) for name in _HEADS] for row in rows)]
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if name in ("within_one_level", "exact_pixels"):
+        return f"{100 * value:.1f} %"
+    if name == "mse":
+        return f"{value:.2g}"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _write(out: Path, head: JsonObject, rows: Sequence[JsonObject], plot_format: str) -> None:
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     write_bytes(out / "table.csv", text.getvalue().encode())
     write_json(out / "table.json", head | {"rows": list(rows)})
-    error = line_plot(
+    columns, *lines = table_cells(rows)
+    write_bytes(out / "table.md", markdown_table(TITLE, columns, lines).encode())
+    write_bytes(out / "table.tex", latex_table(TITLE, columns, lines).encode())
+    error = Plot(
         dict(_series(rows, "mse")),
         "steps",
         "error: MSE per dimension, images in [0, 1]",
         log_x=True,
     )
-    cost = line_plot(
+    cost = Plot(
         dict(_series(rows, "evaluations")), "steps", "cost: evaluations an image", log_x=True
     )
-    write_bytes(out / "plot.png", encode_image(stack_plots((error, cost))))
+    write_bytes(out / f"plot.{plot_format}", encode_plots((error, cost), plot_format))
 
 
 def _series(

@@ -14,12 +14,14 @@ from ddimctl.jobs.requests import (
     MAIN,
     OUT,
     OUTPUT,
+    PLOT_FORMAT,
     RESUME,
     SIZE,
     TIMESTEPS_HELP,
     CheckpointOptions,
     ComputeOptions,
     FixedKind,
+    PlotFormat,
     check_steps,
 )
 
@@ -236,6 +238,7 @@ class TableOutputOptions:
     """Where the table goes. out None: the next numbered folder under runs/."""
 
     out: Annotated[Path | None, OUT] = None
+    plot_format: Annotated[PlotFormat, PLOT_FORMAT] = "png"
     force: Annotated[bool, FORCE] = False
     dry_run: Annotated[bool, DRY_RUN] = False
 

@@ -17,7 +17,7 @@ from ddimctl.files.atomic import open_atomic, storage_errors, write_bytes
 from ddimctl.files.dataset.datasets import gather
 from ddimctl.files.pictures.grids import make_grid
 from ddimctl.files.pictures.images import to_uint8
-from ddimctl.files.pictures.plots import line_plot
+from ddimctl.files.pictures.plots import Plot, encode_plots
 from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.train.request import TrainRequest
 from ddimctl.jobs.train.run import Run
@@ -176,8 +176,5 @@ def write_report(out: Path, metrics: list[JsonObject]) -> None:
         title: [(record["step"], record[key]) for record in metrics if record.get(key) is not None]
         for key, title in names.items()
     }
-    with open_atomic(out / "loss.png") as file:
-        plot = line_plot(
-            {title: points for title, points in series.items() if points}, "step", "loss"
-        )
-        plot.save(file, "PNG")
+    plot = Plot({title: points for title, points in series.items() if points}, "step", "loss")
+    write_bytes(out / "loss.png", encode_plots([plot]))
