@@ -30,8 +30,8 @@ SAMPLE = [
 # For a process: it does not wait long for a silent one, but has then to end by itself.
 IMPATIENT = """
 import os, threading
-os.environ["DDIMCTL_PROCESS_TIMEOUT"] = "5"
-late = threading.Timer(25, os._exit, [99])
+os.environ["DDIMCTL_PROCESS_TIMEOUT"] = "10"
+late = threading.Timer(40, os._exit, [99])
 late.daemon = True
 late.start()
 """
@@ -124,8 +124,9 @@ def test_the_first_chooses_the_numbered_folder(forks, tmp_path):
 @DEATHS
 def test_a_dead_process_ends_the_others_and_loses_nothing(sample, tmp_path, whole, dead, fault):
     """Without torchrun, which would end them, too: as on another machine."""
-    preludes = {1 - dead: IMPATIENT, dead: fault_in(STEP, fault, call=8)}
-    kill = {dead: 30} if fault == HANGS else {}
+    preludes, kill = {dead: fault_in(STEP, fault, call=8)}, {}
+    if fault == HANGS:
+        preludes[1 - dead], kill = IMPATIENT, {dead: 45}
     save = "grid,images,latents,samples"
     ended = sample(2, save=save, preludes=preludes, kill_after=kill)
     assert ended[dead].code == -signal.SIGKILL
@@ -295,8 +296,9 @@ def test_a_stopped_training_goes_on_in_another_number_of_processes(train, tmp_pa
 
 @DEATHS
 def test_a_dead_process_ends_a_training_which_goes_on(train, tmp_path, dead, fault):
-    preludes = {1 - dead: IMPATIENT, dead: fault_in(UPDATE, fault, call=4)}
-    kill = {dead: 30} if fault == HANGS else {}
+    preludes, kill = {dead: fault_in(UPDATE, fault, call=4)}, {}
+    if fault == HANGS:
+        preludes[1 - dead], kill = IMPATIENT, {dead: 45}
     ended = train(2, "two", "--grad-accum", 1, preludes=preludes, kill_after=kill)
     assert codes(ended)[dead] == -signal.SIGKILL
     assert codes(ended)[1 - dead] == 1
@@ -313,7 +315,7 @@ def test_a_full_disk_in_the_first_process_ends_all(train, tmp_path):
     ended = train(2, "two", "--grad-accum", 1, preludes={0: prelude})
     assert codes(ended) == [1, 1]
     assert ended[0].stderr.count("error: ") == 1
-    assert "the disk is full" in ended[0].stderr
+    assert "no space is left on the disk" in ended[0].stderr
     assert ended[1].text == ""
 
 
@@ -410,8 +412,9 @@ def test_a_signal_to_one_stops_an_evaluation_and_any_number_goes_on(
 
 @DEATHS
 def test_a_dead_process_ends_an_evaluation_which_goes_on(evaluate, tmp_path, scored, dead, fault):
-    preludes = {1 - dead: IMPATIENT, dead: fault_in(SCORES, fault)}
-    kill = {dead: 30} if fault == HANGS else {}
+    preludes, kill = {dead: fault_in(SCORES, fault)}, {}
+    if fault == HANGS:
+        preludes[1 - dead], kill = IMPATIENT, {dead: 45}
     ended = evaluate(2, preludes=preludes, kill_after=kill)
     assert codes(ended)[dead] == -signal.SIGKILL
     assert codes(ended)[1 - dead] == 1
