@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ _DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHAPE: Final = "a dict with the key 'latents', or a tensor (N, C, H, W)"
 _REMEDY: Final = f"Pass a latent file: {_SHAPE}."
 _LARGEST_METADATA: Final = 2**22  # characters of JSON
+_LONGEST_PROMPT: Final = 10_000  # characters
 _BLOCK: Final = 2**24  # bytes written at once
 
 
@@ -42,9 +44,14 @@ def save_latents(path: Path, latents: Tensor, metadata: Mapping[str, Any]) -> No
     _save(path, LATENTS, latents, metadata)
 
 
-def save_samples(path: Path, samples: Tensor, metadata: Mapping[str, Any]) -> None:
-    """The same for x_0, under the key "samples"."""
-    _save(path, SAMPLES, samples, metadata)
+def save_samples(
+    path: Path,
+    samples: Tensor,
+    metadata: Mapping[str, Any],
+    more: Mapping[str, Tensor] = MappingProxyType({}),
+) -> None:
+    """The same for finished images, under the key "samples". more: other tensors, in a .pt."""
+    _save(path, SAMPLES, samples, metadata, more)
 
 
 def load_latents(path: Path, key: str = LATENTS) -> LatentFile:
@@ -95,7 +102,13 @@ def _plain(values: Any) -> Any:
     return parse_json("".join(chunks), paths=True)
 
 
-def _save(path: Path, key: str, tensor: Tensor, metadata: Mapping[str, Any]) -> None:
+def _save(
+    path: Path,
+    key: str,
+    tensor: Tensor,
+    metadata: Mapping[str, Any],
+    more: Mapping[str, Tensor] = MappingProxyType({}),
+) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise RequestError(
             f"{path}: the suffix is not that of a latent file.", f"Use {' or '.join(SUFFIXES)}."
@@ -108,7 +121,7 @@ def _save(path: Path, key: str, tensor: Tensor, metadata: Mapping[str, Any]) -> 
         tensor = tensor.clone()  # torch.save would write the whole storage of a view
     with open_atomic(path) as file:
         if path.suffix.lower() == ".pt":
-            torch.save({key: tensor, "metadata": json.loads(text)}, file)
+            torch.save({key: tensor, **more, "metadata": json.loads(text)}, file)
         else:
             _write_safetensors(file.write, key, tensor, text)
 
@@ -172,13 +185,19 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _is_prompt(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST_PROMPT
+
+
 # What is used of a stranger's metadata; the rest is carried along unread.
 _KNOWN: Final[Mapping[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("steps", "top"), _is_count),
     **dict.fromkeys(("timesteps", "labels", "seeds"), _are_counts),
-    **dict.fromkeys(("eta", "guidance"), _is_number),
+    **dict.fromkeys(("eta", "guidance", "guidance_rescale"), _is_number),
+    "prompts": lambda value: isinstance(value, list) and all(map(_is_prompt, value)),
+    "negative": _is_prompt,
     **dict.fromkeys(
         ("tau", "variance", "solver", "clip", "precision", "method", "prediction"), _is_text
     ),
-    **dict.fromkeys(("checkpoint", "schedule"), lambda value: isinstance(value, dict)),
+    **dict.fromkeys(("checkpoint", "schedule", "codec"), lambda value: isinstance(value, dict)),
 }

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from ddimctl.checkpoints import Checkpoint, load_checkpoint
+from ddimctl.checkpoints.lora import parse_lora
 from ddimctl.checkpoints.load import BUNDLED, BUNDLED_NAME, VARIABLE, is_hub_id, local_path
 from ddimctl.errors import RequestError, StorageError
 from ddimctl.files.atomic import write_json
@@ -35,6 +36,8 @@ class FoundCheckpoint(NamedTuple):
     spec: str | None
     revision: str | None = None
     flags: Mapping[str, str] = {}
+    vae: str | None = None
+    lora: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,26 +119,37 @@ def open_checkpoint(
         size=size or recorded_size,
         flags=recorded | dict(options.model_flags),
         allow_nonfinite=options.allow_nonfinite,
+        vae=options.vae or source.vae,
+        lora=options.lora or source.lora,
         device=device,
         dtype=PRECISIONS[precision],
         download=record is None or download,
     )
     if record is not None:
         verify(checkpoint, record, latent_metadata)
-    remember(checkpoint, spec)
+    remember(checkpoint, spec, options.vae, options.lora)
     prepare_for_inference(checkpoint.unet, compiled=compiled)
     if compiled:
         compile_for_inference(checkpoint.unet, device)
     return checkpoint
 
 
-def remember(checkpoint: Checkpoint, spec: str | None) -> None:
-    """Note in the user's cache that this folder holds the checkpoint of this hash and name."""
+def remember(
+    checkpoint: Checkpoint, spec: str | None, vae: str | None = None, lora: Sequence[str] = ()
+) -> None:
+    """Note in the user's cache that this folder, with this autoencoder and these LoRA files, holds the
+    checkpoint of this hash and name."""
     path = BUNDLED if spec is None else local_path(spec)
     if path == BUNDLED or not path.exists() or not checkpoint.provenance.sha256:
         return
     index = _read_index()
     entry = dict.fromkeys(_keys(checkpoint.provenance.record()), str(path.resolve()))
+    sha256 = checkpoint.provenance.sha256
+    if vae is not None:
+        entry[f"{sha256} vae"] = str(Path(vae).resolve()) if Path(vae).exists() else vae
+    if lora:
+        files = [(path.resolve(), scale) for path, scale in map(parse_lora, lora)]
+        entry[f"{sha256} lora"] = json.dumps([f"{path}:{scale!r}" for path, scale in files])
     if index | entry != index:
         try:
             write_json(_index_path(), dict(list((index | entry).items())[-_KEPT:]))
@@ -157,7 +171,9 @@ def find_checkpoint(record: Mapping[str, Any]) -> FoundCheckpoint:
     if place := here[0] or bundled or here[1]:
         flags = record.get("flags")
         flags = flags if isinstance(flags, dict) else {}
-        return FoundCheckpoint(place, flags={str(key): str(value) for key, value in flags.items()})
+        lora = _texts(index.get(f"{sha256} lora", "[]"))
+        flags = {str(key): str(value) for key, value in flags.items()}
+        return FoundCheckpoint(place, flags=flags, vae=index.get(f"{sha256} vae"), lora=lora)
     revision = record.get("revision")
     if isinstance(name, str) and isinstance(revision, str) and is_hub_id(name):
         return FoundCheckpoint(name, revision)
@@ -201,6 +217,14 @@ def _size(text: str) -> tuple[int, int] | None:
     if len(sides) != 2 or not all(side.isdecimal() and len(side) <= 5 for side in sides):
         return None
     return int(sides[0]), int(sides[1])
+
+
+def _texts(listed: str) -> tuple[str, ...]:
+    try:
+        found = json.loads(listed)
+    except (ValueError, RecursionError):
+        return ()
+    return tuple(map(str, found)) if isinstance(found, list) else ()
 
 
 def _index_path() -> Path:

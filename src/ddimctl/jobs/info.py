@@ -7,6 +7,7 @@ from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.checkpoint_requests import InfoRequest
 from ddimctl.jobs.events import Report, ignore
 from ddimctl.jobs.requests import CheckpointFileOptions, TrainedSize
+from ddimctl.jobs.sample.plan import TEXT_GUIDANCE
 
 
 def info(request: InfoRequest, report: Report = ignore) -> JsonObject:
@@ -26,13 +27,15 @@ def load_as_asked(
         size=trained.size,
         flags=dict(files.model_flags),
         allow_nonfinite=files.allow_nonfinite,
+        vae=files.vae,
+        lora=files.lora,
     )
 
 
 def describe(checkpoint: Checkpoint) -> JsonObject:
     """JSON values, by topic; None where the checkpoint has no such thing."""
     provenance, schedule = checkpoint.provenance, checkpoint.schedule
-    channels, height, width = checkpoint.sample_shape
+    channels, height, width = checkpoint.picture_shape
     config: Any = checkpoint.unet.config
     has_classes = checkpoint.num_classes is not None
     return {
@@ -45,7 +48,7 @@ def describe(checkpoint: Checkpoint) -> JsonObject:
         "channels": channels,
         "height": height,
         "width": width,
-        "size_divisor": checkpoint.size_divisor,
+        "size_divisor": checkpoint.picture_divisor,
         "prediction": checkpoint.prediction,
         "learned_variance": checkpoint.learned_variance,
         "schedule": {
@@ -69,6 +72,21 @@ def describe(checkpoint: Checkpoint) -> JsonObject:
             "attention": ["yes" if "Attn" in kind else "no" for kind in config.down_block_types],
             **checkpoint.patches.settings(),
         },
+        **_latent_parts(checkpoint),
         "flags": dict(provenance.flags),
         "notes": list(provenance.notes),
     }
+
+
+def _latent_parts(checkpoint: Checkpoint) -> JsonObject:
+    """What latent and text checkpoints have besides; nothing for others."""
+    parts: JsonObject = {}
+    if (codec := checkpoint.codec) is not None:
+        parts["autoencoder"] = {**codec.settings, "factor": codec.factor}
+        parts["latent_size"] = list(checkpoint.sample_shape)
+    if (conditioner := checkpoint.conditioner) is not None:
+        parts["text_encoders"] = [type(encoder).__name__ for encoder in conditioner.encoders]
+        parts["default_guidance"] = TEXT_GUIDANCE
+    if checkpoint.provenance.parts:
+        parts["parts"] = dict(checkpoint.provenance.parts)
+    return parts

@@ -1,6 +1,7 @@
 """Texts of options into values: pure functions of (text, flag) that raise RequestError alone."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,8 @@ MAX_SEED: Final = 2**63 - 1
 MAX_IMAGES: Final = 1_000_000
 MAX_SIDE: Final = 16_384
 MAX_CLASS: Final = 255  # characters: names are those of folders
+MAX_PROMPT: Final = 10_000  # characters
+MAX_PROMPT_FILE: Final = 10_000_000
 MAX_TAU_BYTES: Final = 1_000_000
 COLOURS: Final = {"black": (0, 0, 0), "white": (255, 255, 255)}
 
@@ -164,6 +167,44 @@ def parse_fraction(text: str, option: str) -> float:
     if share >= 1:
         raise RequestError(f"{option}: {brief(text)} is not a share below 1.", "Write 0.02 or 2%.")
     return share
+
+
+def parse_texts(texts: Sequence[str], option: str) -> tuple[str, ...]:
+    """The texts, as they are."""
+    return tuple(texts)
+
+
+def parse_prompts(texts: Sequence[str], option: str = "--prompt") -> tuple[str, ...]:
+    """The prompts, as they are."""
+    return tuple(parse_prompt(text, option) for text in texts)
+
+
+def parse_prompt(text: str, option: str = "--negative") -> str:
+    """The text, if it is one that files and terminals can hold."""
+    if len(text) > MAX_PROMPT or any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        raise RequestError(
+            f"{option}: {brief(text)} is no prompt.",
+            f"A prompt is one line of at most {MAX_PROMPT:,} characters.",
+        )
+    return text
+
+
+def read_prompts(path: Path, option: str = "--prompts") -> tuple[str, ...]:
+    """The prompts of a UTF-8 file, one on each line. Raises RequestError naming a bad line."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            lines = file.read(MAX_PROMPT_FILE).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise RequestError(f"{option} {path} cannot be read: {reason}.") from error
+    if not lines:
+        raise RequestError(f"{option} {path} is empty.", "Write one prompt on each line.")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise RequestError(f"{option} {path}: line {number} is blank.", "Remove it.")
+    return tuple(
+        parse_prompt(line, f"{option} {path}, line {n}") for n, line in enumerate(lines, 1)
+    )
 
 
 def parse_flags(texts: Sequence[str], option: str = "--model-flag") -> tuple[tuple[str, str], ...]:

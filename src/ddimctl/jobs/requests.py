@@ -71,6 +71,26 @@ class CheckpointFileOptions:
             CHECKPOINT,
         ),
     ] = "auto"
+    vae: Annotated[
+        str | None,
+        flag(
+            "--vae",
+            "Autoencoder to use instead of the checkpoint's own: a folder or a hub id.",
+            CHECKPOINT,
+            metavar="VAE",
+        ),
+    ] = None
+    lora: Annotated[
+        tuple[str, ...],
+        flag(
+            "--lora",
+            "LoRA file to add to the weights, with its scale; may be repeated.",
+            CHECKPOINT,
+            metavar="FILE[:SCALE]",
+            parse=parse.parse_texts,
+            repeat=True,
+        ),
+    ] = ()
     model_flags: Annotated[
         tuple[tuple[str, str], ...],
         flag(
@@ -119,6 +139,45 @@ NUM: Final = flag(
     metavar="N",
     default=str(DEFAULT_COUNT),
 )
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """What images show, for checkpoints that take text. prompts: image i gets one by its seed."""
+
+    prompts: Annotated[
+        tuple[str, ...],
+        flag(
+            "--prompt",
+            "Text that the image shows; with several, the seed chooses. May be repeated.",
+            MAIN,
+            metavar="TEXT",
+            parse=parse.parse_prompts,
+            repeat=True,
+        ),
+    ] = ()
+    prompt_file: Annotated[
+        Path | None,
+        flag(
+            "--prompts", "File of prompts, one per line.", IMAGES, check=reachable, metavar="FILE"
+        ),
+    ] = None
+    negative: Annotated[
+        str | None,
+        flag(
+            "--negative",
+            "Text that guidance leads away from.",
+            IMAGES,
+            metavar="TEXT",
+            parse=parse.parse_prompt,
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.prompts and self.prompt_file is not None:
+            raise RequestError(
+                "--prompt and --prompts name prompts twice.", "Leave one of them out."
+            )
 
 
 @dataclass(frozen=True)
@@ -199,6 +258,18 @@ TIMESTEPS_HELP: Final = (
 )
 
 
+GUIDANCE_RESCALE: Final = flag(
+    "--guidance-rescale",
+    "Share in which guided predictions get the deviation of unguided ones (0 to 1).",
+    SAMPLER,
+    low=0,
+    high=1,
+    check=finite,
+    metavar="X",
+    default="0",
+)
+
+
 @dataclass(frozen=True)
 class SolverOptions:
     """Of any deterministic sampling."""
@@ -214,6 +285,7 @@ class SolverOptions:
             default="1",
         ),
     ] = None
+    guidance_rescale: Annotated[float | None, GUIDANCE_RESCALE] = None
     solver: Annotated[
         Solver | None,
         flag(

@@ -31,6 +31,7 @@ class Input:
     caption: str
     source: Tensor | Path | int
     label: int | None = None
+    prompt: str | None = None
     latent_metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -54,10 +55,13 @@ def _read_latents(path: Path) -> list[Input]:
     labels = metadata.get("labels") or [None] * len(latents)
     if len(labels) != len(latents):
         raise DataError(f"{path}: its labels are not one class index for each latent.")
+    prompts = metadata.get("prompts") or [None] * len(latents)
+    if len(prompts) != len(latents):
+        raise DataError(f"{path}: its prompts are not one for each latent.")
     numbers = [f" #{i}" for i in range(len(latents))] if len(latents) > 1 else [""]
     return [
-        Input(str(path) + number, path.stem + number, latent, label, metadata)
-        for number, latent, label in zip(numbers, latents, labels, strict=True)
+        Input(str(path) + number, path.stem + number, latent, label, prompt, metadata)
+        for number, latent, label, prompt in zip(numbers, latents, labels, prompts, strict=True)
     ]
 
 

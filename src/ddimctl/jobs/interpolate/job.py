@@ -26,6 +26,7 @@ from ddimctl.jobs.interpolate.inputs import (
     differences,
     read_inputs,
 )
+from ddimctl.jobs.interpolate.prompts import frame_prompts, prompts_of, repeated
 from ddimctl.jobs.interpolate.request import InterpolateRequest
 from ddimctl.jobs.invert.cached_latents import check_invertible, image_latents
 from ddimctl.jobs.invert.request import DEFAULT_STEPS
@@ -36,7 +37,13 @@ from ddimctl.jobs.sample.batches import default_batch_size
 from ddimctl.jobs.sample.folder import RunFolder, run_folder
 from ddimctl.jobs.sample.manifest import latent_sha256, read_manifest
 from ddimctl.jobs.sample.outputs import FRAMES, Layout
-from ddimctl.jobs.sample.plan import Plan, SamplerSettings, image_shape, make_plan, resolve_sampler
+from ddimctl.jobs.sample.plan import (
+    Plan,
+    image_shape,
+    make_plan,
+    pixels_per_latent,
+    resolve_sampler,
+)
 from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.jobs.sample.sampler import decode
 from ddimctl.runtime.device import memory_errors
@@ -78,6 +85,7 @@ def _interpolate(
     output, tour = request.output, request.tour
     recorded = read_manifest(out, FRAMES, output)
     inputs = read_inputs(request.files, request.ends.seeds)
+    inputs = repeated(inputs, prompts_of(request.prompt))
     captions = tuple(i.caption for i in inputs)
     if tour.grid is None:
         paths.frame_positions(len(inputs), tour.count, tour.loop)
@@ -96,14 +104,7 @@ def _interpolate(
         download=request.ends.yes,
         exact=_has_images(inputs),
     )
-    plan = _plan(
-        request,
-        resolve_sampler(options, metadata, model.checkpoint),
-        inputs,
-        model,
-        recorded,
-        report,
-    )
+    model, plan = _plan(request, options, inputs, metadata, model, recorded, report)
     if _has_images(inputs):
         check_invertible(plan, model.checkpoint)
     if output.dry_run or out is None:
@@ -141,7 +142,10 @@ def _sampler_options(
     is_set = isinstance(options.timesteps, tuple) or "timesteps" in metadata or "steps" in metadata
     if _has_images(inputs) and not is_set:
         steps = steps or DEFAULT_STEPS
-    return SamplerOptions(**{**vars(options), "steps": steps}, eta=0.0, variance="eta")
+    own = {**vars(options), "steps": steps}
+    if _has_images(inputs) and "guidance" not in metadata:
+        own["guidance"] = 1.0 if options.guidance is None else options.guidance
+    return SamplerOptions(**own, eta=0.0, variance="eta")
 
 
 def _outputs(request: InterpolateRequest) -> OutputSettings:
@@ -167,30 +171,44 @@ def _has_images(inputs: Sequence[Input]) -> bool:
 
 def _plan(
     request: InterpolateRequest,
-    sampler: SamplerSettings,
+    options: SamplerOptions,
     inputs: Sequence[Input],
+    metadata: JsonObject,
     model: Model,
     recorded: JsonObject | None,
     report: Report,
-) -> Plan:
-    """How the frames are decoded, still without their x_T."""
-    checkpoint, count = model.checkpoint, request.tour.count
+) -> tuple[Model, Plan]:
+    """How the frames are decoded, still without their x_T; and the model with their prompts."""
+    count, factor = request.tour.count, pixels_per_latent(model.checkpoint)
     latent = next((i.source[None] for i in inputs if isinstance(i.source, Tensor)), None)
-    shape = image_shape(request.ends.size, checkpoint, latent)
-    label = common_label(inputs, request.ends.classes, checkpoint)
+    shape = image_shape(request.ends.size, model.checkpoint, latent)
+    size = (shape[1] * factor, shape[2] * factor)
+    text = frame_prompts(
+        model.checkpoint, request.prompt, inputs, metadata, request.tour, size, report
+    )
+    checkpoint, labels = text.checkpoint, text.labels
+    model = replace(model, checkpoint=checkpoint)
+    if labels is None:
+        label = common_label(inputs, request.ends.classes, checkpoint)
+        labels = None if label is None else (label,) * count
+    sampler = resolve_sampler(options, metadata, checkpoint)
     batch_size = recorded["settings"].get("batch_size") if recorded else request.device.batch_size
     search = Search(batch_size, request.output.dry_run, recorded)
     sampler = find_timesteps(sampler, model, shape, search, report)
-    return make_plan(
+    plan = make_plan(
         sampler,
         shape,
         range(count),
-        None if label is None else [label] * count,
+        labels,
         precision=model.precision,
         batch_size=batch_size
         or default_batch_size(checkpoint, shape, model.device, sampler.guidance),
         method=request.tour.path,
+        factor=factor,
+        prompts=text.prompts,
+        negative=text.negative,
     )
+    return model, plan
 
 
 def _latents(

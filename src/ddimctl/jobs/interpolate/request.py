@@ -18,6 +18,7 @@ from ddimctl.jobs.requests import (
     CheckpointOptions,
     DeviceOptions,
     OutputOptions,
+    PromptOptions,
     StepOptions,
 )
 
@@ -140,6 +141,7 @@ class InterpolateRequest:
     ] = ()
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     ends: EndOptions = field(default_factory=EndOptions)
+    prompt: PromptOptions = field(default_factory=PromptOptions)
     tour: TourOptions = field(default_factory=TourOptions)
     sampler: StepOptions = field(default_factory=StepOptions)
     output: FrameOutputOptions = field(default_factory=FrameOutputOptions)

@@ -17,6 +17,7 @@ from ddimctl.files.cache import make_room, mark_used
 from ddimctl.files.dataset.datasets import user_cache
 from ddimctl.files.latents import load_latents, save_latents
 from ddimctl.files.pictures.images import from_uint8
+from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.checkpoint import Model
 from ddimctl.jobs.events import Notice, Report
 from ddimctl.jobs.invert.input_images import fit_input_image
@@ -38,7 +39,7 @@ class Inverted(NamedTuple):
 def check_invertible(plan: Plan, checkpoint: Checkpoint) -> None:
     """Raise RequestError unless the plan's decoding can be inverted exactly."""
     settings = plan.record()
-    for option, plain in (("solver", "ddim"), ("guidance", 1.0), ("clip", "none")):
+    for option, plain in (("solver", "ddim"), ("clip", "none")):
         if settings[option] != plain:
             raise RequestError(
                 f"images cannot be inverted with {option} {settings[option]}.",
@@ -58,7 +59,7 @@ def image_latents(
     Raises DataError naming an image that cannot be read, NumericsError.
     """
     checkpoint = model.checkpoint
-    fitted = [fit_input_image(path, checkpoint, plan.shape[1:], "crop") for path in images]
+    fitted = [fit_input_image(path, checkpoint, plan.image_size, "crop") for path in images]
     files = [_cache_path(image.pixels, plan, checkpoint) for image in fitted]
     inverted = [_cached(file, plan) for file in files]
     missing = [i for i, found in enumerate(inverted) if found is None]
@@ -66,7 +67,8 @@ def image_latents(
     total = -(-len(missing) // size) * steps
     for number, start in enumerate(range(0, len(missing), size)):
         group = missing[start : start + size]
-        x_0 = from_uint8(torch.stack([fitted[i].pixels for i in group])).to(model.device)
+        pixels = from_uint8(torch.stack([fitted[i].pixels for i in group])).to(model.device)
+        x_0 = checkpoint.encode(pixels)
         progress = Steps(number * steps, total, {"pictures": f"{start}/{len(missing)}"})
         exact = replace(plan, method=METHOD)
         trip = round_trip(checkpoint, exact, x_0, TOLERANCE, report, progress)
@@ -76,7 +78,8 @@ def image_latents(
                     f"{images[i]}: its latent, or what that decodes to, is not finite.",
                     "Leave the image out, or take more --steps.",
                 )
-        errors = [found.worst_level for found in fidelity(x_0, trip.decoded)]
+        target, back = checkpoint.decode(x_0), checkpoint.decode(trip.decoded)
+        errors = [found.worst_level for found in fidelity(target, back)]
         for i, latent, error in zip(group, trip.latents.cpu(), errors, strict=True):
             inverted[i] = Inverted(latent, error)
             _keep(files[i], latent, error)
@@ -105,12 +108,17 @@ def _cache_path(pixels: Tensor, plan: Plan, checkpoint: Checkpoint) -> Path | No
         "schedule": checkpoint.schedule.settings,
         "prediction": checkpoint.prediction,
         "timesteps": list(plan.timesteps),
-        "label": plan.labels and plan.labels[0],
+        **({"label": plan.labels and plan.labels[0]} if plan.prompts is None else _text_of(plan)),
+        **({} if plan.sampler.guidance == 1 else {"guidance": plan.sampler.guidance}),
         "method": METHOD,
         "tolerance": TOLERANCE,
     }
     name = sha256_hex(json.dumps(depends, sort_keys=True).encode())
     return user_cache() / "inversions" / f"{name}.pt"
+
+
+def _text_of(plan: Plan) -> JsonObject:
+    return {"prompt": plan.prompts and plan.prompts[0], "negative": plan.negative}
 
 
 def _cached(file: Path | None, plan: Plan) -> Inverted | None:

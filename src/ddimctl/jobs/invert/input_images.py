@@ -82,7 +82,7 @@ def find_inputs(given: Sequence[Path]) -> list[InputImage]:
 def fit_input_image(path: Path, checkpoint: Checkpoint, size: tuple[int, int], fit: str) -> Fitted:
     """Read an image and fit it to (H, W). Raises DataError naming it."""
     background = checkpoint.background or (0, 0, 0)
-    image = read_image(path, checkpoint.sample_shape[0], background)
+    image = read_image(path, checkpoint.picture_shape[0], background)
     fitted = fit_image(image, size, fit, background)
     return Fitted(image_pixels(fitted), (image.height, image.width), fit)
 

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,6 +39,7 @@ from ddimctl.jobs.invert.round_trip import (
     RoundTrip,
     Steps,
     fidelity,
+    input_text,
     inversion_plan,
     round_trip,
 )
@@ -97,7 +98,9 @@ def _invert(
     )
     # those of a resumed run are in the same groups
     batch_size = request.device.batch_size or recorded_batch_size(recorded)
-    plan = inversion_plan(request.images, inversion, model, len(inputs), batch_size)
+    text = input_text(request.prompt, request.images, model.checkpoint, len(inputs), report)
+    model = replace(model, checkpoint=text.checkpoint)
+    plan = inversion_plan(request.images, inversion, model, text, len(inputs), batch_size)
     recorder = Recorder(out, plan, model.checkpoint, inversion.tolerance)
     run = _Run(request, inputs, recorder, matching(recorded, recorder, force=output.force))
     if output.dry_run:
@@ -163,7 +166,8 @@ def _invert_all(run: _Run, device: torch.device, stop: StopRequest, report: Repo
         readable = _read(run, batch, report)
         finished = [_finished(run, image, fitted) for image, fitted in readable]
         if None in finished:
-            x_0 = from_uint8(torch.stack([fitted.pixels for _, fitted in readable])).to(device)
+            images = from_uint8(torch.stack([fitted.pixels for _, fitted in readable])).to(device)
+            x_0 = recorder.checkpoint.encode(images)
             progress = Steps(number * steps, total, run.facts())
             try:
                 with stop.at_once():
@@ -174,7 +178,7 @@ def _invert_all(run: _Run, device: torch.device, stop: StopRequest, report: Repo
                 if not stop:
                     raise
                 _stop(run, stop)
-            _store(run, readable, finished, x_0, trip, report)
+            _store(run, readable, finished, (images, x_0), trip, report)
         else:
             for (image, fitted), figures in zip(readable, finished, strict=True):
                 _note(run, image, fitted, figures or {})
@@ -195,7 +199,7 @@ def _read(
     run: _Run, images: Sequence[InputImage], report: Report
 ) -> list[tuple[InputImage, Fitted]]:
     """Those of the input images that can be read, fitted; the others go to run.failed."""
-    size, fit = run.recorder.plan.shape[1:], run.request.images.fit
+    size, fit = run.recorder.plan.image_size, run.request.images.fit
     readable = []
     for image in images:
         try:
@@ -227,15 +231,21 @@ def _store(
     run: _Run,
     readable: Sequence[tuple[InputImage, Fitted]],
     finished: Sequence[JsonObject | None],
-    x_0: Tensor,
+    inverted: tuple[Tensor, Tensor],
     trip: RoundTrip,
     report: Report,
 ) -> None:
-    """Write the two files of each input image that is not done, and note all in run.records."""
+    """Write the two files of each input image that is not done, and note all in run.records.
+
+    inverted: the images, and the x_0 that they are in the network's space.
+    """
     plan, out = run.recorder.plan, run.recorder.out
     make_folder(out)
     odd, finite = is_atypical(trip.latents), trip.finite.tolist()
-    decoded, found = to_uint8(trip.decoded).cpu(), fidelity(x_0, trip.decoded)
+    checkpoint, (originals, x_0) = run.recorder.checkpoint, inverted
+    target, back = checkpoint.decode(x_0), checkpoint.decode(trip.decoded)
+    decoded, found = to_uint8(back).cpu(), fidelity(target, back)
+    coded = fidelity(originals, target) if checkpoint.codec is not None else None
     for i, (image, fitted) in enumerate(readable):
         if (figures := finished[i]) is not None:
             _note(run, image, fitted, figures)
@@ -248,6 +258,8 @@ def _store(
         latents = trip.latents[i : i + 1].cpu()
         paths = input_image_paths(out, image)
         figures = figures_of(found[i], trip, i, bool(odd[i]))
+        if coded is not None:
+            figures["autoencoder"] = asdict(coded[i])
         metadata = run.recorder.metadata(image, fitted, figures)
         save_latents(Path(paths["latents"]), latents, metadata)
         settings = image_text(_of_one(plan, latents), run.recorder.checkpoint, 0)
@@ -263,4 +275,6 @@ def _store(
 def _of_one(plan: Plan, latents: Tensor) -> Plan:
     """The plan of decoding one image's latents (1, C, H, W)."""
     labels = None if plan.labels is None else plan.labels[:1]
-    return replace(plan, names=(0,), seeds=(0,), labels=labels, x_T=latents, batch_size=1)
+    prompts = None if plan.prompts is None else plan.prompts[:1]
+    own = replace(plan, labels=labels, prompts=prompts)
+    return replace(own, names=(0,), seeds=(0,), x_T=latents, batch_size=1)

@@ -31,10 +31,11 @@ from ddimctl.jobs.invert.round_trip import (
     Steps,
     decode_latents,
     fidelity,
+    input_text,
     inversion_plan,
     round_trip,
 )
-from ddimctl.jobs.requests import OutputOptions
+from ddimctl.jobs.requests import OutputOptions, PromptOptions
 from ddimctl.jobs.sample.folder import run_folder
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.runtime.device import memory_errors
@@ -90,15 +91,18 @@ def _reconstruct(
         size=request.images.size,
         exact="exact" in table.methods,
     )
-    checkpoint = model.checkpoint
-    data = _load(request, checkpoint, report)
+    data = _load(request, model.checkpoint, report)
     chosen = _choose(data, table)
     images = replace(request.images, size=data.sample_shape[1:])
+    text = input_text(PromptOptions(), images, model.checkpoint, len(chosen), report)
+    checkpoint = text.checkpoint
+    model = replace(model, checkpoint=checkpoint)
     plans = [
         inversion_plan(
             images,
-            InversionOptions(S, table.timesteps, method, table.tolerance),
+            InversionOptions(S, table.timesteps, method=method, tolerance=table.tolerance),
             model,
+            text,
             len(chosen),
             request.device.batch_size,
         )
@@ -134,7 +138,7 @@ def _check_room(out: Path | None, force: bool) -> None:
 
 
 def _load(request: ReconstructRequest, checkpoint: Checkpoint, report: Report) -> Dataset:
-    channels, *native = checkpoint.sample_shape
+    channels, *native = checkpoint.picture_shape
     height, width = request.images.size or native
     data = load_dataset(
         request.data,
@@ -188,7 +192,8 @@ def _measure(
     found: list[list[Fidelity]] = [[] for _ in taus]
     evaluations, checkpoint = 0, model.checkpoint
     for number, batch in enumerate(torch.split(chosen, plan.batch_size)):
-        x_0 = gather(data.pixels, batch, device=model.device)
+        x_0 = checkpoint.encode(gather(data.pixels, batch, device=model.device))
+        target = checkpoint.decode(x_0)
         own = replace(progress, before=progress.before + number * len(plan.timesteps))
         trip = round_trip(checkpoint, plan, x_0, tolerance, report, own)
         evaluations += int(trip.evaluations.sum())
@@ -202,7 +207,7 @@ def _measure(
                     "not finite.",
                     "Try --method exact, or more --steps.",
                 )
-            fidelities += fidelity(x_0, decoded)
+            fidelities += fidelity(target, checkpoint.decode(decoded))
     return [_row(plan, tau, each, evaluations) for tau, each in zip(taus, found, strict=True)]
 
 

@@ -37,11 +37,15 @@ def figures_of(found: Fidelity, trip: RoundTrip, i: int, atypical: bool) -> Json
 def sentence(figures: JsonObject) -> str:
     """The figures in words."""
     psnr = "exact" if figures["psnr"] is None else f"PSNR {figures['psnr']:.1f} dB"
+    coded = figures.get("autoencoder")
+    lost = (
+        "" if coded is None else f"; the autoencoder alone loses PSNR {coded['psnr'] or 0:.1f} dB"
+    )
     return (
         f"MSE {figures['mse']:.2g}, {psnr}, worst level {figures['worst_level']} of 255, "
         f"{100 * figures['exact_pixels']:.4g} % of pixels exact, "
         f"{figures['evaluations']} evaluations, latent mean {figures['latent_mean']:.3f}, "
-        f"deviation {figures['latent_std']:.3f}"
+        f"deviation {figures['latent_std']:.3f}{lost}"
     )
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, get_args
 
 from ddimctl.jobs import parse
-from ddimctl.jobs.option import above_zero, argument, flag, reachable
+from ddimctl.jobs.option import above_zero, argument, finite, flag, reachable
 from ddimctl.jobs.requests import (
     DEVICE,
     DRY_RUN,
     FORCE,
+    GUIDANCE_RESCALE,
     IMAGES,
     MAIN,
     OUT,
@@ -22,6 +23,7 @@ from ddimctl.jobs.requests import (
     ComputeOptions,
     FixedKind,
     PlotFormat,
+    PromptOptions,
     check_steps,
 )
 
@@ -110,6 +112,18 @@ class InversionOptions:
             words=get_args(FixedKind),
         ),
     ] = None
+    guidance: Annotated[
+        float | None,
+        flag(
+            "--guidance",
+            "Guidance scale; decode with the same one. More than 1 spoils edits.",
+            INVERSION,
+            check=finite,
+            metavar="W",
+            default="1",
+        ),
+    ] = None
+    guidance_rescale: Annotated[float | None, GUIDANCE_RESCALE] = None
     method: Annotated[
         Method,
         flag(
@@ -155,6 +169,7 @@ class InvertRequest:
     ]
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     images: InputImageOptions = field(default_factory=InputImageOptions)
+    prompt: PromptOptions = field(default_factory=PromptOptions)
     inversion: InversionOptions = field(default_factory=InversionOptions)
     output: InversionOutputOptions = field(default_factory=InversionOutputOptions)
     device: InversionDeviceOptions = field(default_factory=InversionDeviceOptions)

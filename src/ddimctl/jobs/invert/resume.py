@@ -31,7 +31,9 @@ class Recorder:
     def settings(self) -> JsonObject:
         """What is the same for all input images of the run, apart from what `inversion` says."""
         labels = None if self.plan.labels is None else self.plan.labels[:1]
-        return latents_metadata(replace(self.plan, labels=labels), self.checkpoint)
+        prompts = None if self.plan.prompts is None else self.plan.prompts[:1]
+        own = replace(self.plan, labels=labels, prompts=prompts)
+        return latents_metadata(own, self.checkpoint)
 
     def metadata(self, image: InputImage, fitted: Fitted, figures: Mapping[str, Any]) -> JsonObject:
         """Of an input image's latents."""

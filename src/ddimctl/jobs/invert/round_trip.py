@@ -11,14 +11,14 @@ from torch import Tensor
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.float32 import ieee_float32
 from ddimctl.diffusion.inversion import Inversion, check_inversion, invert_steps
-from ddimctl.diffusion.predictions import make_denoiser
+from ddimctl.diffusion.predictions import MixedDenoiser, make_denoiser
 from ddimctl.diffusion.sampling import trajectory
 from ddimctl.errors import RequestError
 from ddimctl.files.pictures.images import to_uint8
 from ddimctl.jobs.checkpoint import Model
 from ddimctl.jobs.events import Notice, Progress, Report
 from ddimctl.jobs.invert.request import DEFAULT_STEPS, DatasetImageOptions, InversionOptions
-from ddimctl.jobs.requests import SamplerOptions
+from ddimctl.jobs.requests import PromptOptions, SamplerOptions
 from ddimctl.jobs.sample.batches import (
     Group,
     Smaller,
@@ -32,8 +32,10 @@ from ddimctl.jobs.sample.plan import (
     image_labels,
     image_shape,
     make_plan,
+    pixels_per_latent,
     resolve_sampler,
 )
+from ddimctl.jobs.sample.prompts import Prompted, prompted
 from ddimctl.runtime.device import free_memory
 
 HALF_A_LEVEL: Final = 1 / 255  # of x_0, whose 255 levels span [-1, 1]
@@ -41,7 +43,7 @@ _TIGHTER: Final = 0.01  # of the tolerance, for a second attempt
 
 
 class RoundTrip(NamedTuple):
-    """latents and decoded: (N, C, H, W), float32. residuals (N, S), float64: as Inversion's.
+    """latents: of x_T; decoded: x_0 again; both (N, C, H, W), float32. residuals (N, S), float64: as Inversion's.
     evaluations: (N,), int64, of the inversion, both attempts where there were two."""
 
     latents: Tensor
@@ -76,17 +78,23 @@ def inversion_plan(
     images: DatasetImageOptions,
     inversion: InversionOptions,
     model: Model,
+    text: Prompted,
     count: int,
     batch_size: int | None,
 ) -> Plan:
-    """How `count` images are inverted, and their latents decoded: without noise, clipping or
-    guidance, as --class or the null class.
+    """How `count` images are inverted, and their latents decoded: without noise or clipping, as
+    --class or the null class, or by their one prompt.
 
     Raises RequestError for settings that contradict each other or cannot be inverted.
     """
-    checkpoint = model.checkpoint
+    checkpoint = text.checkpoint
     steps = inversion.steps or (None if isinstance(inversion.timesteps, tuple) else DEFAULT_STEPS)
-    options = SamplerOptions(steps=steps, timesteps=inversion.timesteps)
+    options = SamplerOptions(
+        steps=steps,
+        timesteps=inversion.timesteps,
+        guidance=1.0 if inversion.guidance is None else inversion.guidance,
+        guidance_rescale=inversion.guidance_rescale,
+    )
     sampler = resolve_sampler(options, {}, checkpoint)
     if sampler.timesteps is None:
         raise RequestError(
@@ -99,12 +107,31 @@ def inversion_plan(
         sampler,
         shape,
         range(count),
-        _one_label(images.classes, checkpoint, count),
+        text.labels if text.labels else _one_label(images.classes, checkpoint, count),
         precision=model.precision,
         batch_size=batch_size
         or default_batch_size(checkpoint, shape, model.device, sampler.guidance),
         method=inversion.method,
+        factor=pixels_per_latent(checkpoint),
+        prompts=text.prompts,
+        negative=text.negative,
     )
+
+
+def input_text(
+    options: PromptOptions,
+    images: DatasetImageOptions,
+    checkpoint: Checkpoint,
+    count: int,
+    report: Report,
+) -> Prompted:
+    """The one prompt of all input images, "" where none is named; none for other checkpoints."""
+    if len(options.prompts) > 1 or options.prompt_file is not None:
+        raise RequestError("--prompt: all images are inverted by one prompt.", "Name one.")
+    if checkpoint.conditioner is not None and not options.prompts:
+        report(Notice("no --prompt: the images are inverted by an empty one."))
+    size = images.size or checkpoint.picture_shape[1:]
+    return prompted(checkpoint, options, {}, range(count), size, report, otherwise="")
 
 
 def _one_label(
@@ -188,9 +215,10 @@ def _round_trip(
     with ieee_float32():
         inversion = _invert(checkpoint, plan, x_0, tolerance, on_step)
         decoded = decode_latents(checkpoint, plan, inversion.latents)
+        target = checkpoint.decode(x_0)
         first = (inversion.latents, decoded, inversion.residuals)
         evaluations = inversion.evaluations.sum(1)
-        off = (decoded - x_0).abs().flatten(1).amax(1) > HALF_A_LEVEL
+        off = _largest_error(checkpoint, decoded, target) > HALF_A_LEVEL
         off &= (inversion.residuals <= tolerance).all(1)
         if plan.method != "exact" or not bool(off.any()):
             return RoundTrip(*first, evaluations)
@@ -199,7 +227,7 @@ def _round_trip(
         decoded_again = decode_latents(checkpoint, plan, again.latents)
     second = (again.latents, decoded_again, again.residuals)
     error, error_again = (
-        (y - x_0[rows]).abs().flatten(1).amax(1) for y in (decoded[rows], decoded_again)
+        _largest_error(checkpoint, y, target[rows]) for y in (decoded[rows], decoded_again)
     )
     nearer = error_again < error
     latents, decoded, residuals = (
@@ -210,6 +238,11 @@ def _round_trip(
     return RoundTrip(latents, decoded, residuals, evaluations)
 
 
+def _largest_error(checkpoint: Checkpoint, x_0: Tensor, images: Tensor) -> Tensor:
+    """(N,): by how much an image, of [-1, 1], that x_0 decodes to is off at most."""
+    return (checkpoint.decode(x_0) - images).abs().flatten(1).amax(1)
+
+
 def decode_latents(
     checkpoint: Checkpoint, plan: Plan, latents: Tensor, timesteps: Sequence[int] | None = None
 ) -> Tensor:
@@ -217,7 +250,7 @@ def decode_latents(
 
     What is not finite stays so.
     """
-    x, denoise = latents, make_denoiser(checkpoint)
+    x, denoise = latents, _denoiser(checkpoint, plan)
     labels = _labels(plan, latents)
     with torch.inference_mode(), ieee_float32():
         for step in trajectory(
@@ -256,7 +289,7 @@ def _invert(
     """As invert_steps does, to latents in float32."""
     with torch.inference_mode():
         found = invert_steps(
-            make_denoiser(checkpoint),
+            _denoiser(checkpoint, plan),
             x_0,
             checkpoint.schedule,
             plan.timesteps,
@@ -266,6 +299,11 @@ def _invert(
             on_step=on_step,
         )
     return found._replace(latents=found.latents.float())
+
+
+def _denoiser(checkpoint: Checkpoint, plan: Plan) -> MixedDenoiser:
+    sampler = plan.sampler
+    return make_denoiser(checkpoint, sampler.guidance, guidance_rescale=sampler.guidance_rescale)
 
 
 def _labels(plan: Plan, like: Tensor) -> Tensor | None:

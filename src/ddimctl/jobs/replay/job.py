@@ -19,7 +19,7 @@ from ddimctl.jobs.checkpoint import open_model
 from ddimctl.jobs.events import Report, ignore, notify
 from ddimctl.jobs.replay.record import OldImage, Record, read_record
 from ddimctl.jobs.replay.request import ReplayRequest
-from ddimctl.jobs.requests import CheckpointOptions, DeviceOptions, OutputOptions, SamplerOptions
+from ddimctl.jobs.requests import CheckpointOptions, PromptOptions, DeviceOptions, OutputOptions, SamplerOptions
 from ddimctl.jobs.sample.folder import RunFolder, run_folder
 from ddimctl.jobs.sample.manifest import (
     load_manifest,
@@ -34,8 +34,10 @@ from ddimctl.jobs.sample.plan import (
     image_labels,
     image_shape,
     make_plan,
+    pixels_per_latent,
     resolve_sampler,
 )
+from ddimctl.jobs.sample.prompts import prompted
 from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.jobs.sample.sampler import decode
 from ddimctl.runtime.device import (
@@ -108,8 +110,8 @@ def _replay(
         size=record.size,
         download=request.yes,
     )
-    checkpoint, device = model.checkpoint, model.device
-    plan = _plan(record, checkpoint, model.precision)
+    device = model.device
+    checkpoint, plan = _plan(record, model.checkpoint, model.precision, report)
     changes = _changes(record, checkpoint, device)
     notify(report, changes)
     outputs = OutputSettings(
@@ -122,7 +124,7 @@ def _replay(
     if recorded is None:
         run = replace(run, recorded=_begin(record, run, plan, checkpoint, device))
     made = decode(run, plan, checkpoint, device, report)
-    images = tuple(_compare(record.images, out, plan.shape[0]))
+    images = tuple(_compare(record.images, out, checkpoint.picture_shape[0]))
     return ReplayResult(out, made, images, tuple(changes), time.monotonic() - started)
 
 
@@ -133,21 +135,30 @@ def _device(name: str, record: Record) -> str:
     return "cpu" if (record.environment or {}).get("device") == "cpu" else "auto"
 
 
-def _plan(record: Record, checkpoint: Checkpoint, precision: str) -> Plan:
-    """The recorded settings as a plan; seeds are drawn again."""
+def _plan(
+    record: Record, checkpoint: Checkpoint, precision: str, report: Report
+) -> tuple[Checkpoint, Plan]:
+    """The recorded settings as a plan, and the checkpoint with its prompts; seeds are drawn again."""
     count, metadata = len(record.images), record.latent_metadata
     recorded = metadata.get("seeds")
     seeds = recorded if recorded and len(recorded) == count else range(count)
-    return make_plan(
+    shape = image_shape(record.size, checkpoint, record.latents)
+    text = prompted(checkpoint, PromptOptions(), metadata, range(count), record.size, report)
+    checkpoint = text.checkpoint
+    plan = make_plan(
         resolve_sampler(SamplerOptions(), metadata, checkpoint),
-        image_shape(record.size, checkpoint, record.latents),
+        shape,
         seeds,
-        image_labels(None, metadata, checkpoint, seeds),
+        text.labels or image_labels(None, metadata, checkpoint, seeds),
         precision=precision,
         batch_size=record.batch_size or 1,
         x_T=record.latents,
         method=str(metadata.get("method", "unknown")),
+        factor=pixels_per_latent(checkpoint),
+        prompts=text.prompts,
+        negative=text.negative,
     )
+    return checkpoint, plan
 
 
 def _begin(

@@ -158,6 +158,9 @@ def _of_each(path: Path, images: list[JsonObject]) -> JsonObject:
         if not all(type(value) is int and 0 <= value < 2**63 for value in values):
             raise DataError(f"{path} has an image with an impossible {name}.")
         found[plural] = values
+    prompts = [image.get("prompt") for image in images]
+    if any(prompt is not None for prompt in prompts):
+        found |= plain_metadata(path, {"prompts": prompts})
     return found | ({"method": "seeds"} if "seeds" in found else {})
 
 

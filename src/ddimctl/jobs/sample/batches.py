@@ -121,7 +121,9 @@ def default_batch_size(
         return enough
     unet: Any = checkpoint.unet
     needed = bytes_per_image(unet.config, shape) * (1 if guidance == 1 else 2)
-    room = free // 2 // needed
+    if (codec := checkpoint.codec) is not None:  # which decodes one image at a time
+        free -= codec.memory(shape[1] * codec.factor, shape[2] * codec.factor)
+    room = max(free, 0) // 2 // needed
     return enough if room >= enough else 1 << max(0, room.bit_length() - 1)
 
 
@@ -149,7 +151,8 @@ def bytes_per_image(config: Mapping[str, Any], shape: tuple[int, int, int]) -> i
     config: the network's, with block_out_channels and layers_per_block.
     """
     widths: Sequence[int] = config["block_out_channels"]
-    layers: int = config["layers_per_block"]
+    layers = config["layers_per_block"]
+    layers = layers if isinstance(layers, int) else max(layers)
     area = shape[1] * shape[2]
     maps = [width * (area >> 2 * level) for level, width in enumerate(widths)]
     kept = maps[0] + layers * sum(maps)

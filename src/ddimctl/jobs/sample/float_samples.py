@@ -6,6 +6,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ddimctl.checkpoints import Checkpoint
 from ddimctl.files.atomic import storage_errors, sync_files
 from ddimctl.files.latents import save_latents
 from ddimctl.files.mapped import is_mapped, mapped_tensor
@@ -17,15 +18,27 @@ _ROWS: Final = 64  # images whose x_T is drawn at once
 
 
 class FloatSamples:
-    """x_0 (N, C, H, W), float32, in files that appear when they are asked for; a resume needs them."""
+    """Images (N, C, H, W), float32, in files that appear when they are asked for; a resume needs them.
 
-    def __init__(self, paths: OutputPaths, plan: Plan) -> None:
-        self._paths, self._shape = paths, (plan.count, *plan.shape)
+    With an autoencoder also the x_0 that they were decoded from.
+    """
+
+    def __init__(self, paths: OutputPaths, plan: Plan, checkpoint: Checkpoint) -> None:
+        self._paths = paths
+        self._shape = (plan.count, checkpoint.picture_shape[0], *plan.image_size)
+        self._latent_shape = None if checkpoint.codec is None else (plan.count, *plan.shape)
 
     @cached_property
     def values(self) -> Tensor:
         """(N, C, H, W), zeros where there is none yet."""
         return mapped_tensor(self._paths.samples_part, self._shape)
+
+    @cached_property
+    def latents(self) -> Tensor | None:
+        """(N, c, h, w), zeros where there is none yet; None without an autoencoder."""
+        if self._latent_shape is None:
+            return None
+        return mapped_tensor(self._paths.x_0_part, self._latent_shape)
 
     @cached_property
     def done(self) -> Tensor:
@@ -35,19 +48,25 @@ class FloatSamples:
     @property
     def whole(self) -> bool:
         """Whether both files are there and of this run's size."""
-        return is_mapped(self._paths.samples_part, self._shape) and is_mapped(
-            self._paths.samples_done, self._shape[:1], torch.uint8
+        paths = self._paths
+        return (
+            is_mapped(paths.samples_part, self._shape)
+            and is_mapped(paths.samples_done, self._shape[:1], torch.uint8)
+            and (self._latent_shape is None or is_mapped(paths.x_0_part, self._latent_shape))
         )
 
     def make(self) -> None:
         """Make the files, before several processes use them."""
-        _ = self.values, self.done
+        _ = self.values, self.latents, self.done
 
-    def keep(self, images: range, x: Tensor) -> None:
-        """Store the samples (n, C, H, W) of some images."""
+    def keep(self, images: range, samples: Tensor, x_0: Tensor | None) -> None:
+        """Store the samples (n, C, H, W) of some images, and the x_0 that they were decoded from."""
         rows = slice(images.start, images.stop)
-        self.values[rows] = x
+        self.values[rows] = samples
         sync_files([self._paths.samples_part])
+        if self.latents is not None and x_0 is not None:
+            self.latents[rows] = x_0
+            sync_files([self._paths.x_0_part])
         self.done[rows] = 1
 
     def has(self, i: int) -> bool:

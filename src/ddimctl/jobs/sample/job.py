@@ -1,7 +1,7 @@
 """Sampling: seeds or latents in, a folder of images out."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ddimctl.diffusion.inversion import METHODS
@@ -24,8 +24,10 @@ from ddimctl.jobs.sample.plan import (
     image_shape,
     latent_seeds,
     make_plan,
+    pixels_per_latent,
     resolve_sampler,
 )
+from ddimctl.jobs.sample.prompts import prompted
 from ddimctl.jobs.sample.request import SampleRequest
 from ddimctl.jobs.sample.sampler import decode
 from ddimctl.jobs.sample.store import SAVES
@@ -83,7 +85,7 @@ def _sample(request: SampleRequest, out: Path | None, ranks: Ranks, report: Repo
         size=images.size,
         download=images.yes,
     )
-    plan = _plan(request, latents, model, recorded, ranks, report)
+    model, plan = _plan(request, latents, model, recorded, ranks, report)
     if plan.method in METHODS and plan.sampler.solver != "ddim":
         report(Notice("the latents were inverted for --solver ddim; another solver is inexact."))
     if output.dry_run or out is None:
@@ -100,28 +102,49 @@ def _plan(
     recorded: JsonObject | None,
     ranks: Ranks,
     report: Report,
-) -> Plan:
+) -> tuple[Model, Plan]:
+    """The plan, and the model with what its prompts are encoded to."""
     images, checkpoint = request.images, model.checkpoint
     metadata = latents.metadata if latents else {}
     # a resumed run has the same batches, whatever this machine would choose
     batch_size = recorded["settings"]["batch_size"] if recorded else request.device.batch_size
     shape = image_shape(images.size, checkpoint, latents.latents if latents else None)
+    factor = pixels_per_latent(checkpoint)
+    seeds = latent_seeds(latents) if latents else images.all_seeds
+    text = prompted(
+        checkpoint,
+        request.prompt,
+        metadata,
+        range(len(seeds)) if latents else seeds,
+        (shape[1] * factor, shape[2] * factor),
+        report,
+    )
+    checkpoint, labels = text.checkpoint, text.labels
+    model = replace(model, checkpoint=checkpoint)
+    if labels is None:
+        labels = image_labels(
+            images.classes, metadata, checkpoint, seeds, by_place=latents is not None
+        )
+    elif images.classes:
+        raise RequestError("--class: this checkpoint takes prompts.", "Use --prompt.")
     search = Search(batch_size, request.output.dry_run, recorded, ranks)
     settings = resolve_sampler(request.sampler, metadata, checkpoint)
     sampler = find_timesteps(settings, model, shape, search, report)
-    seeds = latent_seeds(latents) if latents else images.all_seeds
     plan = make_plan(
         sampler,
         shape,
         seeds,
-        image_labels(images.classes, metadata, checkpoint, seeds, by_place=latents is not None),
+        labels,
         precision=model.precision,
         batch_size=batch_size
         or default_batch_size(checkpoint, shape, model.device, sampler.guidance),
         x_T=latents.latents if latents else None,
         method=str(metadata.get("method", "unknown")) if latents else SEEDED,
+        factor=factor,
+        prompts=text.prompts,
+        negative=text.negative,
     )
-    return plan.in_batches(ranks.share(plan.batch_size))
+    return model, plan.in_batches(ranks.share(plan.batch_size))
 
 
 def _least_space(request: SampleRequest, latents: LatentFile | None) -> int:

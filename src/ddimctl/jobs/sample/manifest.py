@@ -127,7 +127,9 @@ def image_record(plan: Plan, checkpoint: Checkpoint, layout: Layout, i: int) -> 
     record |= layout.records[i] if layout.records else {}
     if plan.x_T is not None:
         record["latent_sha256"] = latent_sha256(plan.x_T[i])
-    if plan.labels is not None:
+    if plan.prompts is not None:
+        record["prompt"] = plan.prompts[i]
+    elif plan.labels is not None:
         record |= {"label": plan.labels[i], "class": checkpoint.class_name(plan.labels[i])}
     return record
 
@@ -179,8 +181,12 @@ def latents_metadata(plan: Plan, checkpoint: Checkpoint) -> JsonObject:
         **({"seeds": list(plan.seeds)} if plan.is_seeded else {}),
         **{key: value for key, value in plan.record().items() if key not in ("size", "batch_size")},
     }
-    if plan.labels is not None:
+    if plan.prompts is not None:
+        metadata["prompts"] = list(plan.prompts)
+    elif plan.labels is not None:
         metadata["labels"] = list(plan.labels)
+    if checkpoint.codec is not None:
+        metadata["codec"] = dict(checkpoint.codec.settings)
     if checkpoint.background is not None:
         metadata["background"] = list(checkpoint.background)
     return metadata
@@ -198,7 +204,9 @@ def image_text(plan: Plan, checkpoint: Checkpoint, i: int | None) -> JsonObject:
         text["seed"] = plan.seeds[i]
     else:
         text["latent_sha256"] = latent_sha256(plan.x_T[i])
-    if plan.labels is not None:
+    if plan.prompts is not None:
+        text["prompt"] = plan.prompts[i]
+    elif plan.labels is not None:
         text["label"] = plan.labels[i]
     return text
 

@@ -77,6 +77,11 @@ class OutputPaths:
         return self.out / ".samples.part"
 
     @property
+    def x_0_part(self) -> Path:
+        """The x_0 that samples are decoded from, while they are made."""
+        return self.out / ".x_0.part"
+
+    @property
     def samples_done(self) -> Path:
         """A byte for each image: whether its samples are in samples_part."""
         return self.out / ".samples.done"
@@ -96,7 +101,7 @@ class OutputPaths:
 
     def remove_parts(self) -> None:
         """Take away what was half done."""
-        _remove([self.samples_part, self.samples_done, self.latents_part])
+        _remove([self.samples_part, self.x_0_part, self.samples_done, self.latents_part])
         self.remove_smaller_parts()
 
     def remove_smaller_parts(self) -> None:

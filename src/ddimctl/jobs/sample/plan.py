@@ -23,6 +23,8 @@ from ddimctl.runtime.transfer import to_device
 Shape = tuple[int, int, int]
 
 DEFAULT_STEPS: Final = 20
+TEXT_GUIDANCE: Final = 7.5
+"""The usual guidance scale of checkpoints that take text."""
 SEEDED: Final = "seeds"
 _LABEL_STREAM: Final = -2  # where seeded_noise has timesteps: the stream that labels are drawn from
 
@@ -42,6 +44,7 @@ class SamplerSettings:
     solver: str
     clip: str
     guidance: float
+    guidance_rescale: float = 0.0
 
     def record(self) -> JsonObject:
         """Plain values, named as in manifests, latents and images of every version."""
@@ -55,6 +58,7 @@ class SamplerSettings:
             "solver": self.solver,
             "clip": self.clip,
             "guidance": self.guidance,
+            **({"guidance_rescale": self.guidance_rescale} if self.guidance_rescale else {}),
         }
 
 
@@ -62,10 +66,12 @@ class SamplerSettings:
 class Plan:
     """A sampling run with nothing left to decide.
 
-    shape: (C, H, W).  names: one number per image, its file's name.
+    shape: (C, H, W) of x_T.  factor: how many pixels of an image are one of it.  names: one number per image, its file's name.
     seeds: one per image, for its noise.  labels: one per image, or None.
     x_T: (N, C, H, W) when latents are decoded, else None (drawn from the seeds).
     method: how the x_T came about, SEEDED or what a latent file says.
+    prompts: one per image, whose rows of the checkpoint's table are the labels.  negative: the text
+    that guidance leads away from; None is the checkpoint's own.
     """
 
     sampler: SamplerSettings
@@ -77,11 +83,19 @@ class Plan:
     labels: tuple[int, ...] | None
     x_T: Tensor | None = None
     method: str = SEEDED
+    factor: int = 1
+    prompts: tuple[str, ...] | None = None
+    negative: str | None = None
 
     @property
     def timesteps(self) -> tuple[int, ...]:
         """The visited timesteps, ascending; none while --tau auto has yet to find them."""
         return self.sampler.timesteps or ()
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of the images in pixels."""
+        return self.shape[1] * self.factor, self.shape[2] * self.factor
 
     @property
     def count(self) -> int:
@@ -96,9 +110,10 @@ class Plan:
     def record(self) -> JsonObject:
         """What decides the images, as plain values: for manifests, latents and images."""
         return self.sampler.record() | {
-            "size": list(self.shape[1:]),
+            "size": list(self.image_size),
             "precision": self.precision,
             "batch_size": self.batch_size,
+            **({} if self.negative is None else {"negative": self.negative}),
         }
 
     def subject(self, i: int) -> str:
@@ -126,6 +141,9 @@ def make_plan(
     batch_size: int,
     x_T: Tensor | None = None,
     method: str = SEEDED,
+    factor: int = 1,
+    prompts: tuple[str, ...] | None = None,
+    negative: str | None = None,
 ) -> Plan:
     """A plan for one image per seed; images are named by their seeds where these differ."""
     names = seeds if len(set(seeds)) == len(seeds) else range(len(seeds))
@@ -139,6 +157,9 @@ def make_plan(
         None if labels is None else tuple(labels),
         x_T,
         method,
+        factor,
+        prompts,
+        negative,
     )
 
 
@@ -158,22 +179,28 @@ def resolve_sampler(
     clip = _first(options.clip, metadata.get("clip"), "none")
     if clip not in CLIPS:
         raise RequestError(f"unknown clipping '{clip}'.", f"Choose one of {', '.join(CLIPS)}.")
-    kind, steps, visited = _timesteps(options, metadata, checkpoint.schedule.num_train_timesteps)
+    kind, steps, visited = _timesteps(options, metadata, checkpoint)
     start = visited[-1] if visited else checkpoint.schedule.num_train_timesteps - 1
     _check_zero_snr(checkpoint, start)
     _check_latents_fit(metadata, checkpoint, start)
-    guidance = float(_first(options.guidance, metadata.get("guidance"), 1.0))
+    usual = 1.0 if checkpoint.conditioner is None else TEXT_GUIDANCE
+    guidance = float(_first(options.guidance, metadata.get("guidance"), usual))
     _check_guidance(guidance, checkpoint)
-    return SamplerSettings(steps, kind, visited, eta, variance, solver, clip, guidance)
+    rescale = float(_first(options.guidance_rescale, metadata.get("guidance_rescale"), 0.0))
+    if clip != "none" and checkpoint.codec is not None:
+        raise RequestError(
+            "--clip: latents of an autoencoder are not bounded by [-1, 1].", "Leave --clip out."
+        )
+    return SamplerSettings(steps, kind, visited, eta, variance, solver, clip, guidance, rescale)
 
 
 def _timesteps(
-    options: SamplerOptions, metadata: Mapping[str, Any], num_train_timesteps: int
+    options: SamplerOptions, metadata: Mapping[str, Any], checkpoint: Checkpoint
 ) -> tuple[str, int, tuple[int, ...] | None]:
     """(kind, S, timesteps): an explicit list sets S; a kind or S of the options replaces the
     latents' list. The timesteps of --tau auto, which end at T - 1, are yet to be found.
     """
-    wanted = options.timesteps
+    wanted, num_train_timesteps = options.timesteps, checkpoint.schedule.num_train_timesteps
     if wanted is None and options.steps is None and "timesteps" in metadata:
         own = explicit_timesteps(metadata["timesteps"], num_train_timesteps)
         return metadata.get("tau", "explicit"), len(own), own
@@ -184,6 +211,11 @@ def _timesteps(
         kind = "linspace"
     steps = options.steps or metadata.get("steps", DEFAULT_STEPS)
     if kind == AUTO:
+        if checkpoint.codec is not None:
+            raise RequestError(
+                "--tau auto is for networks of pixels; this one works on an autoencoder's latents.",
+                "Use --tau linspace.",
+            )
         check_search(steps, num_train_timesteps)
         return kind, steps, None
     return kind, steps, timesteps(kind, steps, num_train_timesteps)
@@ -213,17 +245,24 @@ def _check_latents_fit(metadata: Mapping[str, Any], checkpoint: Checkpoint, star
             f"the latents are at timestep {start_timestep}, but the list of timesteps ends at {start}.",
             f"{instead}, or use a list that ends at {start_timestep}.",
         )
+    codec = None if checkpoint.codec is None else dict(checkpoint.codec.settings)
+    if "top" in metadata and metadata.get("codec") != codec:
+        raise RequestError(
+            "the latents are of another autoencoder than the checkpoint's.",
+            "Name the checkpoint that they belong to with --ckpt, and its --vae.",
+        )
 
 
 def image_shape(
     size: tuple[int, int] | None, checkpoint: Checkpoint, latents: Tensor | None = None
 ) -> Shape:
-    """(C, H, W): the latents' (N, C, H, W), else the size asked for, else the checkpoint's own.
+    """(C, H, W) of x_T: the latents' (N, C, H, W), else the size asked for, else the checkpoint's own.
 
-    Raises RequestError where these contradict each other.
+    size: (H, W) of the images, in pixels. Raises RequestError where these contradict each other.
     """
-    channels, *native = checkpoint.sample_shape
-    height, width = size or native
+    channels, *_ = checkpoint.sample_shape
+    factor = pixels_per_latent(checkpoint)
+    height, width = size or checkpoint.picture_shape[1:]
     if latents is not None:
         found = tuple(latents.shape[1:])
         if found[0] != channels:
@@ -231,20 +270,26 @@ def image_shape(
                 f"the latents have {found[0]} channels, but the checkpoint has {channels}.",
                 "Name the checkpoint that they belong to with --ckpt.",
             )
-        if size is not None and size != found[1:]:
+        own = (found[1] * factor, found[2] * factor)
+        if size is not None and size != own:
             raise RequestError(
                 f"--size {size[0]}x{size[1]} contradicts the latents, "
-                f"which are {found[1]}x{found[2]}.",
+                f"which are of images of {own[0]}x{own[1]}.",
                 "Leave --size out.",
             )
-        height, width = found[1:]
-    divisor = checkpoint.size_divisor
+        height, width = own
+    divisor = checkpoint.picture_divisor
     if height % divisor or width % divisor:
         raise RequestError(
             f"size {height}x{width} does not fit this checkpoint.",
             f"Both sides must be multiples of {divisor}.",
         )
-    return channels, height, width
+    return channels, height // factor, width // factor
+
+
+def pixels_per_latent(checkpoint: Checkpoint) -> int:
+    """How many pixels of an image, along a side, are one number of what the network sees."""
+    return 1 if checkpoint.codec is None else checkpoint.codec.factor
 
 
 def latent_seeds(latents: LatentFile) -> tuple[int, ...]:

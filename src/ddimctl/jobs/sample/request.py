@@ -7,6 +7,7 @@ from ddimctl.jobs.requests import (
     DeviceOptions,
     ImageOptions,
     ImageOutputOptions,
+    PromptOptions,
     SamplerOptions,
 )
 
@@ -17,6 +18,7 @@ class SampleRequest:
 
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     images: ImageOptions = field(default_factory=ImageOptions)
+    prompt: PromptOptions = field(default_factory=PromptOptions)
     sampler: SamplerOptions = field(default_factory=SamplerOptions)
     output: ImageOutputOptions = field(default_factory=ImageOutputOptions)
     device: DeviceOptions = field(default_factory=DeviceOptions)

@@ -237,7 +237,7 @@ def _walk(
     # fp32 is what latents were inverted in
     with torch.inference_mode(), ieee_float32(), compile_errors():
         steps = trajectory(
-            make_denoiser(checkpoint, sampler.guidance, sampler.clip),
+            make_denoiser(checkpoint, sampler.guidance, sampler.clip, sampler.guidance_rescale),
             plan.start(padded, device),
             checkpoint.schedule,
             plan.timesteps,
@@ -251,8 +251,12 @@ def _walk(
             x, x_0 = step.x[:n], step.x_0[: store.shown(images, index)]
             bad = ~x.isfinite().flatten(1).all(1)
             left = torch.where((left < 0) & bad, step.t, left)
-            finished = (to_uint8(x), x) if step.t_next == CLEAN else ()
-            yield _Walked(group, index, ToHost(left, to_uint8(x_0), *finished))
+            finished: tuple[Tensor, ...] = ()
+            if step.t_next == CLEAN:
+                image = checkpoint.decode(x)
+                finished = (to_uint8(image), image, *([] if checkpoint.codec is None else [x]))
+            frames = checkpoint.decode(x_0) if len(x_0) else x_0
+            yield _Walked(group, index, ToHost(left, to_uint8(frames), *finished))
 
 
 def _check_finite(left: Tensor, plan: Plan, images: range) -> None:

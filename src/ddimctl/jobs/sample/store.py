@@ -85,7 +85,7 @@ class SampleStore:
         self._smaller = read_smaller((run.recorded or {}).get("smaller_batches", [])) or []
         self._stretch: range | None = None  # the images of this process, if there are others
         self._digests: dict[int, str] = {}
-        self._samples, self._kept = FloatSamples(paths, plan), Kept()
+        self._samples, self._kept = FloatSamples(paths, plan, checkpoint), Kept()
         if not ranks.first:
             return
         if paths.smaller_parts():  # of processes that died with their run
@@ -168,11 +168,13 @@ class SampleStore:
         """Remember the pixels (k, H, W, C) of the x_0 predicted in a step, of the k images shown."""
         self._kept.keep_step(images, index, pixels)
 
-    def keep(self, images: range, pixels: Tensor, x: Tensor) -> None:
-        """Store a group's finished samples x (n, C, H, W) and their pixels (n, H, W, C), both on the
-        CPU; encoding happens elsewhere."""
+    def keep(
+        self, images: range, pixels: Tensor, samples: Tensor, x_0: Tensor | None = None
+    ) -> None:
+        """Store a group's finished samples (n, C, H, W), their pixels (n, H, W, C), and the x_0 that
+        an autoencoder decoded them from, all on the CPU; encoding happens elsewhere."""
         if "samples" in self._outputs.save:
-            self._samples.keep(images, x)
+            self._samples.keep(images, samples, x_0)
         for i, levels in zip(images, pixels, strict=True):
             if i < GRID_LIMIT:
                 self._kept.pixels[i] = levels
@@ -208,7 +210,8 @@ class SampleStore:
         if "latents" in save:
             write_latents(self.paths, plan, metadata)
         if "samples" in save:
-            save_samples(self.paths.of("samples"), self._samples.values, metadata)
+            more = {} if self._samples.latents is None else {"x_0": self._samples.latents}
+            save_samples(self.paths.of("samples"), self._samples.values, metadata, more)
         images = [self._finished_record(i) for i in range(plan.count)]
         write_json(self.paths.of("manifest"), self._manifest(images))
         self.paths.remove_parts()
@@ -285,7 +288,7 @@ class SampleStore:
             return self._kept.pixels[i]
         if "images" not in self._outputs.save:
             return to_uint8(self._samples.values[i : i + 1])[0]
-        return image_pixels(read_image(self._image_path(i), self._plan.shape[0]))
+        return image_pixels(read_image(self._image_path(i), self._checkpoint.picture_shape[0]))
 
     def _text(self, i: int | None) -> dict[str, str] | None:
         """The text chunk of an image: one JSON object under the program's name."""
@@ -307,7 +310,8 @@ def _begin_run(run: RunFolder, plan: Plan, checkpoint: Checkpoint, device: str) 
     begun = make_manifest(run.outputs, plan, checkpoint, run.layout, device)
     if run.recorded is not None:
         check_same_run(run.recorded, begun, run.layout)
-    needed = bytes_needed(save, plan.count, plan.shape)
+    shape = (checkpoint.picture_shape[0], *plan.image_size)
+    needed = bytes_needed(save, plan.count, shape)
     check_writable(paths.out, needed - paths.bytes_taken())
     if run.recorded is None:
         paths.remove_parts()
