@@ -27,6 +27,17 @@ class Said(NamedTuple):
     config: str = ""
 
 
+class Network(NamedTuple):
+    """One network of a pipeline: its config and weights in diffusers' or transformers' words.
+
+    theirs: from a weight's name there to its name in the file, for messages.
+    """
+
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    theirs: Callable[[str], str] = str
+
+
 class Converted(NamedTuple):
     """A UNet2DModel's config and weights, and what more there is to know.
 

@@ -100,7 +100,7 @@ def convert(weights: Mapping[str, Tensor], said: Said) -> Converted:
     size = training_size(said, told, len(shape.widths))
     steps = told["diffusion_steps"]
     head_channels, heads, heads_up = _heads(said, told, shape)
-    names = _names(shape)
+    names = Names(block_names(shape), _LEAVES)
     note = f"{said.name} is taken for a network that OpenAI published: {published}."
     first = shape.widths[0]
     return Converted(
@@ -209,7 +209,8 @@ def _config(shape: Shape, size: tuple[int, int], head_channels: int | None) -> d
     }
 
 
-def _names(shape: Shape) -> Names:
+def block_names(shape: Shape) -> dict[str, str]:
+    """The modules of such a network, theirs to diffusers'."""
     blocks = dict(_ENDS)
     top, each = len(shape.widths) - 1, shape.num_res_blocks + 1
     for i in range(top + 1):
@@ -228,7 +229,7 @@ def _names(shape: Shape) -> Names:
         last = 2 if top - i in shape.attention else 1
         plain = "" if shape.resblock_updown else ".conv"
         blocks[f"output_blocks.{theirs + each - 1}.{last}{plain}"] = f"{ours}.upsamplers.0{plain}"
-    return Names(blocks, _LEAVES)
+    return blocks
 
 
 def _theirs(names: Names) -> Callable[[str], str]:
