@@ -26,7 +26,7 @@ from ddimctl.checkpoints.families.ldm_parts import (
     convert_vae,
     vae_factor,
 )
-from ddimctl.checkpoints.families.ldm_unet import PREFIX, convert_unet, untold
+from ddimctl.checkpoints.families.ldm_unet import PREFIX, convert_unet
 from ddimctl.checkpoints.source import folder_source, read_json
 from ddimctl.diffusion.schedules import Schedule, from_betas, make_schedule
 from ddimctl.errors import CheckpointError, RequestError, brief
@@ -45,7 +45,10 @@ _OTHERS: Final = (  # the most specific first
     ("noise_augmentor.", "a Stable Diffusion unCLIP, which works from the embedding of an image"),
     ("embedder.", "a Stable Diffusion unCLIP, which works from the embedding of an image"),
     (_REFINER, "the SDXL refiner, which goes on from the images of another network"),
-    ("cond_stage_model.transformer.token_emb.", "a latent diffusion model with a BERT text encoder"),
+    (
+        "cond_stage_model.transformer.token_emb.",
+        "a latent diffusion model with a BERT text encoder",
+    ),
     ("cond_stage_model.embedding.", "a class-conditional latent diffusion model in one file"),
 )
 _END, _EXCLAMATION = "<|endoftext|>", "!"
@@ -286,6 +289,3 @@ def _schedule(weights: Mapping[str, Tensor], said: Said, *, zero_snr: bool) -> S
             f"{said.name} is damaged: alphas_cumprod does not fall from 1 to 0.",
             "Get the file again.",
         ) from error
-
-
-__all__ = ["CONFIG", "MARK", "NAME", "Encoder", "Pipeline", "convert", "settings_beside", "untold"]

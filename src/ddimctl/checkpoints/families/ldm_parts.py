@@ -8,7 +8,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from ddimctl.checkpoints.families.common import Names, Network, Said, side, wrong
-from ddimctl.checkpoints.families.ldm_unet import groups, untold
+from ddimctl.checkpoints.families.ldm_unet import count, groups, untold
 from ddimctl.errors import CheckpointError
 
 VAE_PREFIX: Final = "first_stage_model."
@@ -61,9 +61,9 @@ def convert_vae(
         )
     widths = tuple(
         side(weights, f"encoder.down.{i}.block.0.conv1.weight", 0, said)
-        for i in range(_count(weights, r"encoder\.down\.(\d{1,2})\."))
+        for i in range(count(weights, r"encoder\.down\.(\d{1,2})\."))
     )
-    layers = _count(weights, r"encoder\.down\.0\.block\.(\d{1,2})\.")
+    layers = count(weights, r"encoder\.down\.0\.block\.(\d{1,2})\.")
     names = _vae_names(len(widths), layers)
     config = {
         "_class_name": "AutoencoderKL",
@@ -90,7 +90,7 @@ def convert_vae(
 
 def vae_factor(weights: Mapping[str, Tensor]) -> int:
     """Pixels per latent along a side."""
-    return int(2 ** max(0, _count(weights, r"encoder\.down\.(\d{1,2})\.") - 1))
+    return int(2 ** max(0, count(weights, r"encoder\.down\.(\d{1,2})\.") - 1))
 
 
 def _vae_names(levels: int, layers: int) -> Names:
@@ -116,11 +116,6 @@ def _as_linear(tensor: Tensor) -> Tensor:
     return tensor[:, :, 0, 0] if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) else tensor
 
 
-def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """How many different numbers the names have at that place."""
-    return len({found[1] for key in weights if (found := re.match(pattern, key))})
-
-
 def convert_clip(weights: Mapping[str, Tensor], said: Said, told: Mapping[str, Any]) -> Network:
     """The CLIPTextModel of weights by transformers' names (with or without `text_model.`).
 
@@ -142,7 +137,7 @@ def convert_open_clip(
 
     told: text_num_heads and text_layers, where they are known. Raises as convert_unet.
     """
-    there = _count(weights, r"transformer\.resblocks\.(\d{1,3})\.")
+    there = count(weights, r"transformer\.resblocks\.(\d{1,3})\.")
     usual = there if projected or there == 23 else there - 1  # some files have dropped it already
     layers = usual if projected else told.get("text_layers", usual)
     found: dict[str, Tensor] = {}
@@ -163,9 +158,7 @@ def convert_open_clip(
     return Network(config, found)
 
 
-def _layer_weight(
-    ours: str, leaf: str, tensor: Tensor, key: str, said: Said
-) -> dict[str, Tensor]:
+def _layer_weight(ours: str, leaf: str, tensor: Tensor, key: str, said: Said) -> dict[str, Tensor]:
     if leaf in ("attn.in_proj_weight", "attn.in_proj_bias"):
         if not len(tensor.shape) or tensor.shape[0] % 3:
             shape = tuple(tensor.shape)
@@ -194,7 +187,7 @@ def _text_config(
         "hidden_act": act,
         "hidden_size": width,
         "intermediate_size": side(weights, f"{_LAYERS}0.mlp.fc1.weight", 0, said),
-        "num_hidden_layers": _count(weights, re.escape(_LAYERS) + r"(\d{1,3})\."),
+        "num_hidden_layers": count(weights, re.escape(_LAYERS) + r"(\d{1,3})\."),
         "num_attention_heads": heads,
         "max_position_embeddings": side(
             weights, f"{embeddings}.position_embedding.weight", 0, said

@@ -79,20 +79,46 @@ def convert_unet(
     attention = _attention(weights, shape, said)
     names = _names(weights, shape)
     return Network(
-        _config(weights, shape, attention, said, told, size)
-        | _added(weights, said, pooled),
+        _config(weights, shape, attention, said, told, size) | _added(weights, said, pooled),
         {names.of(key): tensor for key, tensor in weights.items()},
         lambda key: PREFIX + names.inverted().of(key),
     )
 
 
 def _names(weights: Mapping[str, Tensor], shape: Shape) -> Names:
-    inside = {
-        found[1]: found[1]
-        for key in weights
-        if (found := re.search(r"\.(transformer_blocks\..+)\.[^.]+$", key))
-    }
-    return Names(block_names(shape) | _ADDED, _LEAVES | inside)
+    return Names(block_names(shape) | _ADDED, _leaves(weights))
+
+
+def compvis_names(weights: Mapping[str, Tensor]) -> Names:
+    """From the names of a UNet2DConditionModel's weights to CompVis'."""
+    levels = count(weights, r"down_blocks\.(\d{1,3})\.")
+    attention = tuple(
+        i for i in range(levels) if f"down_blocks.{i}.attentions.0.norm.weight" in weights
+    )
+    shape = Shape(
+        num_channels=0,
+        widths=(0,) * levels,
+        num_res_blocks=count(weights, r"down_blocks\.0\.resnets\.(\d{1,3})\."),
+        attention=attention,
+        use_scale_shift_norm=False,
+        resblock_updown=False,
+        conv_resample=True,
+        in_channels=0,
+        learn_sigma=False,
+        num_classes=None,
+    )
+    return _names(weights, shape).inverted()
+
+
+def _leaves(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """The names within blocks; what is in a transformer has the same in both."""
+    inside = (re.search(r"\.(transformer_blocks\..+)\.[^.]+$", key) for key in weights)
+    return _LEAVES | {found[1]: found[1] for found in inside if found}
+
+
+def count(weights: Mapping[str, Tensor], pattern: str) -> int:
+    """How many different numbers the names have at that place."""
+    return len({found[1] for key in weights if (found := re.match(pattern, key))})
 
 
 def _attention(weights: Mapping[str, Tensor], shape: Shape, said: Said) -> _Attention:
@@ -115,8 +141,7 @@ def _attention(weights: Mapping[str, Tensor], shape: Shape, said: Said) -> _Atte
 
 def _depth(weights: Mapping[str, Tensor], module: str) -> int:
     """How many transformer blocks an attention module has."""
-    start = f"{module}transformer_blocks."
-    return len({key[len(start) :].partition(".")[0] for key in weights if key.startswith(start)})
+    return count(weights, re.escape(module) + r"transformer_blocks\.(\d{1,3})\.")
 
 
 def _config(
@@ -130,7 +155,9 @@ def _config(
     levels = range(len(shape.widths))
     depths = [max(1, depth) for depth in attention.depths]
     if attention.depths[-1] not in (0, attention.mid):
-        raise CheckpointError(f"{said.name}: the middle of its UNet is not as deep as its last level.")
+        raise CheckpointError(
+            f"{said.name}: the middle of its UNet is not as deep as its last level."
+        )
     depths[-1] = attention.mid
     kinds = ["CrossAttn{}Block2D" if depth else "{}Block2D" for depth in attention.depths]
     heads = _heads(said, told, shape, attention)
@@ -161,9 +188,7 @@ def groups(said: Said, told: Mapping[str, Any], key: str, widths: tuple[int, ...
     return count
 
 
-def _heads(
-    said: Said, told: Mapping[str, Any], shape: Shape, attention: _Attention
-) -> list[int]:
+def _heads(said: Said, told: Mapping[str, Any], shape: Shape, attention: _Attention) -> list[int]:
     """The number of heads by level, which diffusers calls attention_head_dim."""
     used = {shape.widths[i] for i, depth in enumerate(attention.depths) if depth}
     used.add(shape.widths[-1])
