@@ -49,13 +49,14 @@ _ENDS: Final = {
     ".lora_mid.weight": "mid",
     ".alpha": "alpha",
 }
-_OTHER_KINDS: Final = (
+_OTHER_KINDS: Final = (  # | is the end of a name
     (".hada_", "LoHa"),
     (".lokr_", "LoKr"),
     (".dora_scale", "DoRA"),
     ("lora_magnitude_vector", "DoRA"),
     (".oft_", "OFT"),
-    (".diff", "full weight differences"),
+    (".diff|", "full weight differences"),
+    (".diff_b|", "full weight differences"),
     (".on_input", "IA3"),
     ("bundle_emb.", "LoRA with textual inversion embeddings"),
 )
@@ -144,8 +145,10 @@ def read_pairs(
 
 def _place(key: str, name: str) -> tuple[str, str, str]:
     """(part, layer with underscores, what) of a tensor's name."""
-    if kind := next((kind for mark, kind in _OTHER_KINDS if mark in key), ""):
-        raise CheckpointError(f"{name} is a {kind}, which is not supported.", "Pass a plain LoRA.")
+    if kind := next((kind for mark, kind in _OTHER_KINDS if mark in f"{key}|"), ""):
+        raise CheckpointError(
+            f"{name} is of the kind {kind}, which is not supported.", "Pass a plain LoRA."
+        )
     start = next((start for start in _PREFIXES if key.startswith(start)), None)
     end = next((end for end in _ENDS if key.endswith(end)), None)
     if start is None or end is None:
@@ -175,7 +178,9 @@ def _alpha(
 ) -> tuple[float | None, bool]:
     """(alpha or None, whether it is divided by the root of the rank)."""
     if told.get(f"{part}.use_dora"):
-        raise CheckpointError(f"{name} is a DoRA, which is not supported.", "Pass a plain LoRA.")
+        raise CheckpointError(
+            f"{name} is of the kind DoRA, which is not supported.", "Pass a plain LoRA."
+        )
     value: Any = told.get(f"{part}.lora_alpha")
     patterns = told.get(f"{part}.alpha_pattern")
     for pattern, special in patterns.items() if isinstance(patterns, dict) else ():

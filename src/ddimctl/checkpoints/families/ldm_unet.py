@@ -74,7 +74,10 @@ def convert_unet(
         remedy = "Pass a checkpoint that starts from noise alone."
         raise CheckpointError(f"{said.name} is {_OTHER_INPUTS[taken]}.", remedy)
     if "time_embed.cond_proj.weight" in weights:
-        raise CheckpointError(f"{said.name} is a latent consistency model, which cannot be run.")
+        raise CheckpointError(
+            f"{said.name} is a latent consistency model, which cannot be run.",
+            "Pass the checkpoint that it was made from.",
+        )
     shape = read_shape(weights, said)
     attention = _attention(weights, shape, said)
     names = _names(weights, shape)
@@ -156,7 +159,8 @@ def _config(
     depths = [max(1, depth) for depth in attention.depths]
     if attention.depths[-1] not in (0, attention.mid):
         raise CheckpointError(
-            f"{said.name}: the middle of its UNet is not as deep as its last level."
+            f"{said.name}: the middle of its UNet is not as deep as its last level.",
+            "Pass the diffusers folder of this checkpoint.",
         )
     depths[-1] = attention.mid
     kinds = ["CrossAttn{}Block2D" if depth else "{}Block2D" for depth in attention.depths]
