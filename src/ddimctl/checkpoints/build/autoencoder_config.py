@@ -54,7 +54,7 @@ def check_autoencoder_config(config: Mapping[str, Any], where: str) -> None:
     kind = config.get("_class_name")
     if kind not in AUTOENCODERS:
         raise CheckpointError(
-            f"{where}: the autoencoder is a {str(kind):.60}, which cannot be run.",
+            f"{where}: the autoencoder is a {kind!s:.60}, which cannot be run.",
             f"Known are {', '.join(AUTOENCODERS)}; name another one with --vae.",
         )
     if config.get("latents_mean") is not None or config.get("latents_std") is not None:
