@@ -36,6 +36,7 @@ def load_checkpoint(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     download: bool = True,
+    vae: str | Path | None = None,
 ) -> Checkpoint:
     """The checkpoint that spec names: a folder, a file of one of the families, a hub id (owner/name;
     an existing path is a path), the text "bundled" for the one in this package ("./bundled" is a
@@ -46,6 +47,7 @@ def load_checkpoint(
     where the files do not say it.  flags: what else they do not say, by the names of the family's
     own settings.  allow_nonfinite: take weights that are NaN or infinite.  dtype: of the weights,
     else float32.  download: whether a hub id may be fetched; if not, it must be in the cache.
+    vae: a folder or hub id with an autoencoder that takes the place of the checkpoint's own.
 
     Raises CheckpointError when there is none, or it cannot be run; RequestError for bad options.
     """
@@ -59,6 +61,7 @@ def load_checkpoint(
         allow_nonfinite=allow_nonfinite,
         device=torch.device(device),
         dtype=dtype or torch.float32,
+        vae=None if vae is None else _find_vae(vae, download=download),
     )
     found = _find(spec, revision, download=download)
     if isinstance(found, Path):
@@ -100,6 +103,19 @@ def _find(spec: str | Path | None, revision: str | None, *, download: bool) -> S
     if not download:
         return cached_source(str(spec), revision, NOT_ASKED)
     return hub_source(str(spec), revision)
+
+
+def _find_vae(spec: str | Path, *, download: bool) -> Source:
+    """The tree of files that holds an autoencoder. Raises CheckpointError."""
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return folder_source(path)
+    found = _find(spec, None, download=download)
+    if isinstance(found, Path):
+        raise CheckpointError(
+            f"--vae {found.name} is a file.", "Pass a folder of diffusers, or a hub id."
+        )
+    return found
 
 
 def local_path(spec: str | Path) -> Path:
