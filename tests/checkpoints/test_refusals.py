@@ -125,7 +125,9 @@ def _reconstruct_persistent_obj(meta: dict[str, str]) -> None:
 @pytest.mark.parametrize("form", ["safetensors", "torch", "legacy"])
 def test_single_files_are_named_by_the_weights_in_them(tmp_path: Path, form: str) -> None:
     for keys, reason in (
-        ("model.diffusion_model.input_blocks.0.0.weight", "latent diffusion"),
+        ("model.diffusion_model.input_blocks.0.0.weight", "has no text encoder"),
+        ("model.diffusion_model.joint_blocks.0.x.weight", "Stable Diffusion 3"),
+        ("lora_unet_conv_in.lora_down.weight", "pass it with --lora"),
         ("double_blocks.0.img_attn.qkv.weight", "Flux"),
         ("blocks.0.adaLN_modulation.1.weight", "DiT"),
         ("down_blocks.0.attentions.0.attn2.to_k.weight", "text embeddings"),

@@ -11,7 +11,7 @@ from ddimctl.files.untrusted.zip_members import stored_members
 
 SUPPORTED: Final = (
     "Pass a diffusers folder of a UNet2DModel, Stable Diffusion or latent diffusion, a file of "
-    "ermongroup/ddim or OpenAI, or a hub id such as google/ddpm-cifar10-32."
+    "Stable Diffusion, ermongroup/ddim or OpenAI, or a hub id such as google/ddpm-cifar10-32."
 )
 # What to do with a file of this kind that was to be a checkpoint.
 _REMEDIES: Final = {
@@ -22,20 +22,24 @@ _REMEDIES: Final = {
 }
 _EXCERPT: Final = 4 * 2**20
 
+_LORA: Final = "a LoRA, which changes another checkpoint: pass it with --lora"
 # Names of weights or of pickled classes that tell a family, the most specific first.
 _MARKS: Final = (
     (
         b"_reconstruct_persistent_obj",
         "an EDM or StyleGAN pickle (NVlabs), which runs code when read",
     ),
-    (b"model.diffusion_model.", "a Stable Diffusion or other latent diffusion checkpoint"),
-    (b"first_stage_model.", "a Stable Diffusion or other latent diffusion checkpoint"),
     (b"double_blocks.", "a Flux transformer"),
     (b"joint_blocks.", "a Stable Diffusion 3 transformer"),
+    *((mark, _LORA) for mark in (b"lora_A.weight", b"lora_down.weight", b"lora.down.weight")),
+    (b"model.diffusion_model.", "a Stable Diffusion or other latent diffusion checkpoint"),
+    (b"first_stage_model.", "a Stable Diffusion or other latent diffusion checkpoint"),
     (b"attn2.to_k.", "a UNet that takes text embeddings (Stable Diffusion and its kin)"),
     (b"adaLN_modulation.", "a diffusion transformer (DiT or its kin)"),
     (b"down_blocks.0.resnets.0.", "the weights of a diffusers UNet without their config.json"),
 )
+
+_LATENT: Final = b"model.diffusion_model.input_blocks.0.0.weight"  # of the files that can be run
 
 _PARTS: Final = (
     ("transformer", "its network is a transformer, not a UNet"),
@@ -94,7 +98,9 @@ def check_content(path: Path, where: str) -> str:
 def refuse_foreign(path: Path) -> None:
     """Raise CheckpointError for a file that is no weight file, or one of a network of another kind."""
     kind = check_content(path, path.name)
-    if kind not in ("torch", "legacy", "safetensors") or _mark(path, kind):
+    if kind not in ("torch", "legacy", "safetensors"):
+        refuse_file(path)
+    if _LATENT not in _excerpt(path, kind) and _mark(path, kind):
         refuse_file(path)
 
 

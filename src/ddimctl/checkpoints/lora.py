@@ -242,6 +242,15 @@ def fuse(lora: Lora, part: str, weights: Mapping[str, Tensor]) -> dict[str, Tens
     return {**weights, **changed}
 
 
+def fuse_all(
+    loras: Iterable[Lora], part: str, weights: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """fuse with one after the other."""
+    for lora in loras:
+        weights = fuse(lora, part, weights)
+    return weights
+
+
 def check_parts(lora: Lora, parts: Iterable[str]) -> None:
     """Raise CheckpointError where the LoRA changes a part that the pipeline does not have."""
     if rest := sorted(lora.pairs.keys() - set(parts)):

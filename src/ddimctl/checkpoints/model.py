@@ -20,13 +20,14 @@ class Provenance:
     """Where a checkpoint came from: what manifests, latents and `ddimctl info` record.
 
     name:     hub id, or the file's or folder's own name; never a path.
-    family:   "diffusers", "ermongroup" or "openai".
+    family:   "diffusers", "ermongroup", "openai" or "ldm" (a single file of Stable Diffusion).
     weights:  "ema" or "raw" where it is known, else "unknown".
     revision: the hub's commit hash, or None.
     sha256:   of the weight files' bytes, hexadecimal; empty for a network that is in no file.
     flags:    what was settled of the network beside its weights, by the names of --model-flag (and
               size), wherever it came from: said again, it gives the same network.
-    parts:    names of what took the place of the checkpoint's own parts, by part ("vae").
+    parts:    names of what took the place of the checkpoint's own parts, by part ("vae"), or was
+              added to them ("lora").
     notes:    sentences that the user should see once (assumed settings, ignored ones).
     """
 

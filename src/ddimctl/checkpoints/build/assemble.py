@@ -13,6 +13,7 @@ from ddimctl.checkpoints.build.weights import assign_weights, check_finite
 from ddimctl.checkpoints.codec import Codec
 from ddimctl.checkpoints.conditioner import Conditioner
 from ddimctl.checkpoints.identify import SUPPORTED
+from ddimctl.checkpoints.lora import Lora
 from ddimctl.checkpoints.model import Checkpoint, Provenance
 from ddimctl.checkpoints.sidecar import Sidecar
 from ddimctl.checkpoints.source import Source
@@ -34,6 +35,14 @@ class Options:
     device: torch.device = torch.device("cpu")  # noqa: RUF009, immutable
     dtype: torch.dtype = torch.float32
     vae: Source | None = None
+    loras: tuple[Lora, ...] = ()
+
+    @property
+    def replaced(self) -> dict[str, str]:
+        """As Provenance.parts."""
+        parts = {} if self.vae is None else {"vae": self.vae.name}
+        named = ", ".join(f"{lora.name}:{lora.weight:g}" for lora in self.loras)
+        return parts | ({"lora": named} if named else {})
 
     def in_float32(self) -> "Options":
         """The same for an autoencoder, which works in float32 beside any network."""

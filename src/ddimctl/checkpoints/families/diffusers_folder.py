@@ -32,6 +32,7 @@ from ddimctl.checkpoints.identify import (
     refuse_parts,
     refuse_pipeline,
 )
+from ddimctl.checkpoints.lora import PARTS, check_parts, fuse_all, fused_sha256
 from ddimctl.checkpoints.model import Checkpoint, Provenance
 from ddimctl.checkpoints.sidecar import Sidecar, read_sidecar
 from ddimctl.checkpoints.source import Source, read_json
@@ -73,13 +74,15 @@ def load_diffusers(source: Source, options: Options) -> Checkpoint:
     diffusion = _read_diffusion(source, index)
     files = find_weights(source, chosen.prefix, options.variant)
     beside = _find_beside(source, index, config, options)
+    for lora in options.loras:
+        check_parts(lora, PARTS[: 1 + len(beside.encoders)])
     largest = max((each.files for each in beside.all), key=size_of, default=())
     check_room((*files, *largest), source.name)
 
     with ThreadPoolExecutor(1) as pool:  # the hash is ready by the time that diffusers is imported
         sha256 = pool.submit(sha256_of, (*files, *chain(*(each.files for each in beside.all))))
         built = build_unet(config, (sidecar or Sidecar()).patches, where)
-        weights = read_weights(files, source.name)
+        weights = fuse_all(options.loras, "unet", read_weights(files, source.name))
         fill(built, weights, options, source.name, CONFIG_REMEDY)
         parts = _read_beside(source, index, config, beside, options)
         digest = sha256.result()
@@ -93,10 +96,10 @@ def load_diffusers(source: Source, options: Options) -> Checkpoint:
         name=source.name,
         family="diffusers",
         weights=chosen.weights,
-        sha256=digest,
+        sha256=fused_sha256(digest, options.loras),
         revision=source.revision,
         notes=tuple(filter(None, notes)),
-        parts={} if options.vae is None else {"vae": options.vae.name},
+        parts=options.replaced,
     )
     return assemble(built, diffusion, sidecar or Sidecar(), provenance, where, parts)
 
@@ -143,7 +146,9 @@ def _read_beside(
 ) -> Parts:
     return Parts(
         read_autoencoder(beside.autoencoder, options) if beside.autoencoder else None,
-        make_conditioner(source, index, config, beside.encoders) if beside.encoders else None,
+        make_conditioner(source, index, config, beside.encoders, options.loras)
+        if beside.encoders
+        else None,
     )
 
 

@@ -24,7 +24,6 @@ from ddimctl.checkpoints.families.ldm_parts import (
     convert_clip,
     convert_open_clip,
     convert_vae,
-    vae_factor,
 )
 from ddimctl.checkpoints.families.ldm_unet import PREFIX, convert_unet
 from ddimctl.checkpoints.source import folder_source, read_json
@@ -51,6 +50,7 @@ _OTHERS: Final = (  # the most specific first
     ),
     ("cond_stage_model.embedding.", "a class-conditional latent diffusion model in one file"),
 )
+_VAE_LEVELS: Final = 4
 _END, _EXCLAMATION = "<|endoftext|>", "!"
 _SETTINGS: Final = {
     SIZE: int,
@@ -82,7 +82,7 @@ class Pipeline(NamedTuple):
 
     kind: str
     unet: Network
-    vae: Network
+    vae: Network | None
     text: tuple[Encoder, ...]
     diffusion: Diffusion
     weights: str
@@ -128,10 +128,13 @@ def _head_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"num_head_channels": channels.pop()} if len(channels) == 1 else {}
 
 
-def convert(weights: Mapping[str, Tensor], said: Said, wanted: str = "auto") -> Pipeline:
+def convert(
+    weights: Mapping[str, Tensor], said: Said, wanted: str = "auto", *, own_vae: bool = True
+) -> Pipeline:
     """The networks in a file's weights, in diffusers' and transformers' words.
 
-    wanted: "auto" (EMA where there is), "ema" or "raw". Raises CheckpointError for a checkpoint
+    wanted: "auto" (EMA where there is), "ema" or "raw". own_vae: False leaves the autoencoder out,
+    for another with as many levels as Stable Diffusion's. Raises CheckpointError for a checkpoint
     that cannot be run, RequestError for what must be said of it, and was not, or is wrong.
     """
     kind = _kind(weights, said)
@@ -139,20 +142,22 @@ def convert(weights: Mapping[str, Tensor], said: Said, wanted: str = "auto") -> 
     zero_snr = "ztsnr" in weights  # marks that people put into files of SDXL
     prediction = _prediction(weights, said, told, kind)
     text = _text_encoders(weights, said, told, kind)
-    vae_weights = _below(weights, VAE_PREFIX)
-    scaling = _scaling_factor(weights, told, kind)
-    vae = convert_vae(vae_weights, said, told, scaling)
-    factor = vae_factor(vae_weights)
-    pixels = _size(said, told, kind, prediction, len(vae.config["block_out_channels"]))
+    vae, levels = None, _VAE_LEVELS
+    if own_vae:
+        scaling = _scaling_factor(weights, told, kind)
+        vae = convert_vae(_below(weights, VAE_PREFIX), said, told, scaling)
+        levels = len(vae.config["block_out_channels"])
+    height, width = _size(said, told, kind, prediction, levels)
+    factor = 2 ** (levels - 1)
     unet_weights, which, notes = _choose(weights, wanted, said.name)
     unet = convert_unet(
         unet_weights,
         said,
         told,
-        (pixels[0] // factor, pixels[1] // factor),
+        (height // factor, width // factor),
         text[1].network.config["projection_dim"] if kind == "sdxl" else None,
     )
-    if unet.config["in_channels"] != vae.config["latent_channels"]:
+    if vae and unet.config["in_channels"] != vae.config["latent_channels"]:
         raise CheckpointError(
             f"{said.name}: its UNet has {unet.config['in_channels']} channels, its autoencoder "
             f"{vae.config['latent_channels']}.",

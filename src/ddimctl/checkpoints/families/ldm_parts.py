@@ -88,11 +88,6 @@ def convert_vae(
     return Network(config, found, lambda key: VAE_PREFIX + back.of(key))
 
 
-def vae_factor(weights: Mapping[str, Tensor]) -> int:
-    """Pixels per latent along a side."""
-    return int(2 ** max(0, count(weights, r"encoder\.down\.(\d{1,2})\.") - 1))
-
-
 def _vae_names(levels: int, layers: int) -> Names:
     blocks = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
     for half, way in (("encoder", "down"), ("decoder", "up")):

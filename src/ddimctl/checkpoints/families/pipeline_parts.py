@@ -1,6 +1,6 @@
 """What a diffusers pipeline folder holds beside its UNet: the autoencoder and the text encoders."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,6 +18,7 @@ from ddimctl.checkpoints.build.weights import (
 from ddimctl.checkpoints.codec import Codec, make_codec
 from ddimctl.checkpoints.conditioner import Conditioner
 from ddimctl.checkpoints.identify import class_of
+from ddimctl.checkpoints.lora import Lora, fuse_all
 from ddimctl.checkpoints.source import Source, read_json
 from ddimctl.errors import CheckpointError
 
@@ -77,13 +78,14 @@ def make_conditioner(
     index: Mapping[str, Any] | None,
     unet_config: Mapping[str, Any],
     found: list[Found],
+    loras: Sequence[Lora] = (),
 ) -> Conditioner:
     """The conditioner of these text encoders, which are read when a prompt is encoded.
 
     Raises CheckpointError where the UNet needs other ones.
     """
     pooled = unet_config.get("addition_embed_type") == "text_time"
-    encoders = tuple(_encoder(source, index, each) for each in found)
+    encoders = tuple(_encoder(source, index, each, loras) for each in found)
     if pooled and [each.kind for each in encoders[1:]] != ["CLIPTextModelWithProjection"]:
         what = "the refiner of SDXL" if len(encoders) == 1 else "of a kind that is not known here"
         raise CheckpointError(f"{source.name} is {what}: it has not the two text encoders of SDXL.")
@@ -95,13 +97,15 @@ def make_conditioner(
     return Conditioner(encoders, pooled, pooled and bool(force_zeros))
 
 
-def _encoder(source: Source, index: Mapping[str, Any] | None, found: Found) -> TextEncoder:
+def _encoder(
+    source: Source, index: Mapping[str, Any] | None, found: Found, loras: Sequence[Lora]
+) -> TextEncoder:
     part = found.where.split("/")[-2]
     return TextEncoder(
         found.where.removesuffix("/config.json"),
         _kind(index, part, found.config),
         found.config,
-        lambda: read_weights(found.files, found.name, UNUSED),
+        lambda: fuse_all(loras, part, read_weights(found.files, found.name, UNUSED)),
         find_vocabulary(source, part.replace("text_encoder", "tokenizer")),
     )
 
