@@ -33,6 +33,7 @@ HOMES = {
     "rich": {"cli"},
     "click": set(),
     "diffusers": {"checkpoints"},
+    "transformers": {"checkpoints"},
     "huggingface_hub": {"checkpoints"},
     "PIL": {"files"},
     "av": {"files"},

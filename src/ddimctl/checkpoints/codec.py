@@ -61,7 +61,7 @@ class Codec:
     def memory(self, height: int, width: int) -> int:
         """Bytes that decoding one image of height x width pixels takes, about."""
         config: Any = self.model.config
-        return _MAPS * height * width * config.block_out_channels[:2][-1] * 4
+        return _MAPS * height * width * int(config.block_out_channels[:2][-1]) * 4
 
     @property
     def _device(self) -> torch.device:
@@ -91,12 +91,16 @@ class Codec:
         model: Any = self.model
         found = model.encode(image)
         latent: Tensor = found.latents if "latents" in found else found.latent_dist.mean
-        return (latent - self._shift) * self.settings["scaling_factor"]
+        return (latent - self._shift) * self._scale
 
     def _decode(self, latent: Tensor) -> Tensor:
         model: Any = self.model
-        image: Tensor = model.decode(latent / self.settings["scaling_factor"] + self._shift)[0]
+        image: Tensor = model.decode(latent / self._scale + self._shift)[0]
         return image
+
+    @property
+    def _scale(self) -> float:
+        return float(self.settings["scaling_factor"])
 
     @property
     def _shift(self) -> float:

@@ -1,6 +1,6 @@
 """Which checkpoints cannot be run, by the names in their files, and what a single file is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -201,7 +201,7 @@ def _refuse(name: str, kind: str, why: str) -> NoReturn:
     raise CheckpointError(f"{name} ({kind}) cannot be run: {why}.", SUPPORTED)
 
 
-def class_of(index: dict[str, Any], part: str) -> str:
+def class_of(index: Mapping[str, Any], part: str) -> str:
     """The class in {"unet": ["diffusers", "UNet2DModel"]}; empty where the part is absent."""
     entry = index.get(part)
     if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):

@@ -110,7 +110,7 @@ class TextEncoder:
 
     @property
     def _length(self) -> int:
-        return min(self._vocabulary.length, self.config.get("max_position_embeddings", LENGTH))
+        return min(self._vocabulary.length, int(self.config.get("max_position_embeddings", LENGTH)))
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
