@@ -84,18 +84,25 @@ def clip_prediction(found: Prediction, x: Tensor, alpha_bar: Level, clip: str) -
 
 
 def make_denoiser(
-    model: Model, guidance: float = 1.0, clip: str = "none"
+    model: Model, guidance: float = 1.0, clip: str = "none", guidance_rescale: float = 0.0
 ) -> Callable[[Tensor, int | Tensor, Tensor | None], Prediction]:
     """A Denoiser for the model, which is a MixedDenoiser, too.
 
     guidance: W of classifier-free guidance, null + W (class - null) in the space the network
     predicts in (Ho and Salimans 2022); 1 is the plain class-conditional network.
+    guidance_rescale: from 0 to 1, how far each image's guided prediction is brought back to the
+    standard deviation of the class's own (Lin et al. 2024, section 3.4).
 
-    Raises RequestError for an unknown clip, guidance without a null class, and (when called with one
+    Raises RequestError for an unknown clip, guidance without a null class, a guidance_rescale out of
+    its range, and (when called with one
     t) for an eps-network asked at alpha_bar = 0, where x_0 is not determined.
     """
     if clip not in CLIPS:
         raise RequestError(f"unknown clipping '{clip}'.", f"Choose one of {', '.join(CLIPS)}.")
+    if not 0 <= guidance_rescale <= 1:
+        raise RequestError(
+            f"guidance_rescale is {guidance_rescale:g}.", "Choose a number from 0 to 1."
+        )
     null_class = model.null_class
     if guidance != 1.0 and null_class is None:
         raise RequestError(
@@ -117,7 +124,7 @@ def make_denoiser(
         if guidance == 1.0:
             output = model.network(x, times, labels)
         else:
-            output = _guided(model, x, times, labels, guidance)
+            output = _guided(model, x, times, labels, guidance, guidance_rescale)
         # and with it the next x: to a compiler another order in memory is another shape
         output = output.contiguous()
         variance = None
@@ -130,13 +137,30 @@ def make_denoiser(
 
 
 def _guided(
-    model: Model, x: Tensor, times: Tensor, labels: Tensor | None, guidance: float
+    model: Model,
+    x: Tensor,
+    times: Tensor,
+    labels: Tensor | None,
+    guidance: float,
+    rescale: float,
 ) -> Tensor:
     if labels is None:
-        raise RequestError("guidance needs class labels.", "Pass a class with --class.")
+        raise RequestError(
+            "guidance needs class labels.", "Pass a class with --class, or a prompt with --prompt."
+        )
     both = torch.cat((labels, torch.full_like(labels, model.null_class or 0)))
     given, null = model.network(torch.cat((x, x)), torch.cat((times, times)), both).chunk(2)
-    guided: Tensor = null + guidance * (given - null)
-    if model.learned_variance:  # guidance is about the mean; the variance stays the class's own
-        guided = torch.cat((guided.chunk(2, dim=1)[0], given.chunk(2, dim=1)[1]), dim=1)
-    return guided
+    if not model.learned_variance:
+        return _rescaled(null + guidance * (given - null), given, rescale)
+    # guidance is about the mean; the variance stays the class's own
+    (given, variance), null = given.chunk(2, dim=1), null.chunk(2, dim=1)[0]
+    return torch.cat((_rescaled(null + guidance * (given - null), given, rescale), variance), dim=1)
+
+
+def _rescaled(guided: Tensor, given: Tensor, rescale: float) -> Tensor:
+    """Lin et al. 2024, eq. 15 and 16, with the standard deviation over (C, H, W) of each image."""
+    if rescale == 0:
+        return guided
+    dims = list(range(1, guided.ndim))
+    ratio = given.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+    return rescale * (guided * ratio) + (1 - rescale) * guided

@@ -13,12 +13,13 @@ from torch import Tensor
 from ddimctl.checkpoints.build.assemble import Options, assemble, check_wanted, fill
 from ddimctl.checkpoints.build.network import build_unet
 from ddimctl.checkpoints.build.weights import check_room, read_file, sha256_of
-from ddimctl.checkpoints.families import ermongroup, openai
+from ddimctl.checkpoints.families import ermongroup, ldm_file, openai
 from ddimctl.checkpoints.families.common import SIZE, Flags
+from ddimctl.checkpoints.families.ldm_checkpoint import load_ldm
 from ddimctl.checkpoints.identify import refuse_file, refuse_foreign
 from ddimctl.checkpoints.model import Checkpoint, Provenance
 from ddimctl.checkpoints.sidecar import Sidecar
-from ddimctl.errors import CheckpointError
+from ddimctl.errors import CheckpointError, RequestError
 from ddimctl.files.untrusted.guards import refusals
 from ddimctl.files.untrusted.settings import read_yaml
 
@@ -50,7 +51,12 @@ def load_file(path: Path, options: Options) -> Checkpoint:
     check_room([path], name)
     with ThreadPoolExecutor(1) as pool:
         sha256 = pool.submit(sha256_of, [path])
-        found = _choose(read_file(path, name), options.weights, name)
+        content = read_file(path, name)
+        raw, _ = _parts(content)
+        if raw is not None and ldm_file.MARK in raw:
+            return load_ldm(path, raw, options, sha256.result)
+        _refuse_parts(options, name)
+        found = _choose(content, options.weights, name)
         family = next((module for module in FAMILIES if module.MARK in found.weights), None)
         if family is None:
             refuse_file(path)
@@ -76,6 +82,14 @@ def load_file(path: Path, options: Options) -> Checkpoint:
     )
     sidecar = Sidecar(patches=converted.patches, weights=found.kind)
     return assemble(built, converted.diffusion, sidecar, provenance, name)
+
+
+def _refuse_parts(options: Options, name: str) -> None:
+    if options.replaced:
+        raise RequestError(
+            f"{name} is a network of images, which has no {' and no '.join(options.replaced)}.",
+            "Leave out --vae and --lora.",
+        )
 
 
 def _resolved_flags(settings: Mapping[str, Any], sample_size: Any) -> dict[str, str]:
