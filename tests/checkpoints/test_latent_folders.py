@@ -315,7 +315,10 @@ def test_damaged_text_encoders_and_tokenizers_are_refused(tmp_path: Path) -> Non
     gone = "text_model.final_layer_norm.weight"
     for number, (spoilt, reason) in enumerate(
         (
-            ({key: value for key, value in weights.items() if key != gone}, "1 weights are missing"),
+            (
+                {key: value for key, value in weights.items() if key != gone},
+                "1 weights are missing",
+            ),
             (weights | {"text_model.more.weight": torch.zeros(2)}, "unknown to it"),
             (weights | {gone: torch.zeros(3)}, "do not fit"),
             (weights | {gone: torch.full((32,), torch.nan)}, "NaN"),

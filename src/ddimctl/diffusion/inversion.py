@@ -87,17 +87,20 @@ def invert(
     method: str = "exact",
     tolerance: float = TOLERANCE,
     labels: Tensor | None = None,
+    guidance: float = 1.0,
+    guidance_rescale: float = 0.0,
 ) -> Inversion:
     """The latents from which sample(model, ..., eta=0) with the same timesteps makes x_0.
 
-    x_0: (N, C, H, W). labels: (N,), int64, as sample takes them. tolerance: of each step.
+    x_0: (N, C, H, W). labels: (N,), int64, guidance and guidance_rescale: as sample takes them.
+    tolerance: of each step.
     Raises RequestError for settings that cannot be, DataError when x_0 is not finite,
     NumericsError when a latent is not.
     """
     check_inversion(model.schedule, timesteps, method, tolerance)
     if not bool(x_0.isfinite().all()):
         raise DataError("x_0 has values that are not finite.")
-    denoise = make_denoiser(model)
+    denoise = make_denoiser(model, guidance, guidance_rescale=guidance_rescale)
     with torch.inference_mode(), ieee_float32():
         found = invert_steps(
             denoise,

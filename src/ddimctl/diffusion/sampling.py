@@ -89,16 +89,18 @@ def sample(
     clip: str = "none",
     labels: Tensor | None = None,
     guidance: float = 1.0,
+    guidance_rescale: float = 0.0,
     noise: Noise | None = None,
 ) -> Tensor:
-    """x_0 (N, C, H, W), nominally in [-1, 1], from x_T (N, C, H, W). Settings as trajectory's.
+    """x_0 (N, C, H, W), nominally in [-1, 1], from x_T (N, C, H, W). Settings as trajectory's and
+    make_denoiser's.
 
     Raises RequestError for settings that do not fit the model, NumericsError when the result is
     not finite.
     """
     check_variance(variance, eta, model.learned_variance)
     check_solver(solver, eta, variance)
-    denoise = make_denoiser(model, guidance, clip)
+    denoise = make_denoiser(model, guidance, clip, guidance_rescale)
     x = x_T
     with torch.inference_mode():
         for step in trajectory(

@@ -123,6 +123,10 @@ def sampler_note(name: str, ignored: dict[str, Any]) -> str:
         for key in ("clip_sample", "thresholding", "timestep_spacing")
         if ignored.get(key) not in (None, False, "linspace")
     }
+    if ignored.get("set_alpha_to_one") is False:  # the last step goes to alpha_bar[0], not to 1
+        told["set_alpha_to_one"] = False
+    if ignored.get("steps_offset"):
+        told["steps_offset"] = ignored["steps_offset"]
     if not told:
         return ""
     settings = ", ".join(f"{key} = {value}" for key, value in told.items())

@@ -43,8 +43,16 @@ def find_autoencoder(source: Source, variant: str | None, *, alone: bool = False
     for prefix in prefixes:
         config = read_json(source, f"{prefix}config.json")
         if config is not None:
-            return _found(source, prefix, config, variant, STEMS)
+            found = _found(source, prefix, config, variant, STEMS)
+            return found._replace(note=" ".join(filter(None, (found.note, _scale_note(found)))))
     return None
+
+
+def _scale_note(found: Found) -> str:
+    """What to know of an autoencoder whose file does not say its scale; "" where there is nothing."""
+    if found.config.get("_class_name") != "VQModel" or "scaling_factor" in found.config:
+        return ""
+    return f"{found.where} says no scaling_factor: assumed 1."
 
 
 def read_autoencoder(found: Found, options: Options) -> Codec:
