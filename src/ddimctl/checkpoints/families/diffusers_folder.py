@@ -22,9 +22,11 @@ from ddimctl.checkpoints.build.weights import (
 from ddimctl.checkpoints.families.pipeline_parts import (
     Found,
     find_autoencoder,
+    find_class_embedder,
     find_text_encoders,
     make_conditioner,
     read_autoencoder,
+    read_class_embedder,
 )
 from ddimctl.checkpoints.identify import (
     SUPPORTED,
@@ -105,11 +107,13 @@ class _Beside(NamedTuple):
     """The parts of a latent checkpoint beside its UNet; of others, none."""
 
     encoders: list[Found]
+    classes: Found | None
     autoencoder: Found | None
 
     @property
     def all(self) -> list[Found]:
-        return [*self.encoders, *([self.autoencoder] if self.autoencoder else [])]
+        others = (self.classes, self.autoencoder)
+        return [*self.encoders, *(each for each in others if each is not None)]
 
 
 def _find_beside(
@@ -124,14 +128,15 @@ def _find_beside(
         autoencoder = find_autoencoder(source, options.variant)
     encoders = find_text_encoders(source, index, options.variant)
     attends = takes_embeddings(config)
-    if attends and not encoders:
+    classes = None if encoders or not attends else find_class_embedder(source, options.variant)
+    if attends and not encoders and not classes:
         raise CheckpointError(
             f"{source.name} has no text encoder, whose embeddings its UNet needs.",
             "Pass the folder of the whole pipeline.",
         )
     if attends and autoencoder is None:
         raise CheckpointError(f"{source.name} has no autoencoder.", _NAME_VAE)
-    return _Beside(encoders if attends else [], autoencoder)
+    return _Beside(encoders if attends else [], classes, autoencoder)
 
 
 def _read_beside(
@@ -144,6 +149,7 @@ def _read_beside(
     return Parts(
         read_autoencoder(beside.autoencoder, options) if beside.autoencoder else None,
         make_conditioner(source, index, config, beside.encoders) if beside.encoders else None,
+        read_class_embedder(beside.classes) if beside.classes else None,
     )
 
 

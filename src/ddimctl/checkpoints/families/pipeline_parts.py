@@ -1,4 +1,5 @@
-"""What a diffusers pipeline folder holds beside its UNet: the autoencoder and the text encoders."""
+"""What a diffusers pipeline folder holds beside its UNet: the autoencoder, and the text encoders or
+the embeddings of classes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from ddimctl.checkpoints.build.tokens import find_vocabulary
 from ddimctl.checkpoints.build.weights import (
     STEMS,
     TEXT_STEMS,
+    check_finite,
     find_weights,
     look_for_weights,
     read_weights,
@@ -19,10 +21,12 @@ from ddimctl.checkpoints.codec import Codec, make_codec
 from ddimctl.checkpoints.conditioner import Conditioner
 from ddimctl.checkpoints.identify import class_of
 from ddimctl.checkpoints.source import Source, read_json
+from ddimctl.checkpoints.table import Table, class_table
 from ddimctl.errors import CheckpointError
 
 _CONFIG_REMEDY: Final = "Use the config.json that belongs to these weights."
 _VAES: Final = ("vae", "vqvae")
+_CLASSES: Final = "class_embedder/"
 
 
 class Found(NamedTuple):
@@ -101,6 +105,23 @@ def make_conditioner(
         )
     force_zeros = (index or {}).get("force_zeros_for_empty_prompt", True)
     return Conditioner(encoders, pooled, pooled and bool(force_zeros))
+
+
+def find_class_embedder(source: Source, variant: str | None) -> Found | None:
+    """The ClassEmbedder of a class-conditional pipeline folder, or None where it has none."""
+    if not look_for_weights(source, _CLASSES, None, STEMS):
+        return None
+    return _found(source, _CLASSES, {}, variant, STEMS)
+
+
+def read_class_embedder(found: Found) -> Table:
+    """Its table. Raises CheckpointError for weights that are no table."""
+    weights = read_weights(found.files, found.name)
+    table = weights.get("embedding.weight")
+    if table is None or table.ndim != 2 or len(table) < 2 or len(weights) != 1:
+        raise CheckpointError(f"{found.name} is not one table of embeddings, embedding.weight.")
+    check_finite(weights, found.name)
+    return class_table(table)
 
 
 def _encoder(source: Source, index: Mapping[str, Any] | None, found: Found) -> TextEncoder:
