@@ -105,12 +105,12 @@ PEAK = """
 import warnings
 from pathlib import Path
 from ddimctl.errors import DataError
-from ddimctl.files.pictures.images import read_image_text, read_picture
+from ddimctl.files.pictures.images import read_image_text, read_image
 from ddimctl.files.latents import load_latents
 warnings.simplefilter("ignore")
 before = peak()
 for path in sorted(Path(sys.argv[1]).iterdir()):
-    readers = [lambda path: read_picture(path, 3), read_image_text]
+    readers = [lambda path: read_image(path, 3), read_image_text]
     for read in [load_latents] if path.suffix == ".pt" else readers:
         try:
             read(path)

@@ -358,7 +358,7 @@ def decoded(monkeypatch) -> list[bytes]:
         calls.append(data)
         return read(data, *rest, **names)
 
-    monkeypatch.setattr(dataset_cache, "read_picture", counting)
+    monkeypatch.setattr(dataset_cache, "read_image", counting)
     return calls
 
 
@@ -499,7 +499,7 @@ def test_without_cache_and_memory_the_remedy_is_another_cache(tmp_path, folder, 
 
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setattr(dataset_cache.io, "BytesIO", Full)
-    monkeypatch.setattr(dataset_cache, "read_picture", lambda *_, **__: make_image())
+    monkeypatch.setattr(dataset_cache, "read_image", lambda *_, **__: make_image())
     with pytest.raises(StorageError) as raised:
         load(folder, cache_dir=tmp_path / "file")
     assert "DDIMCTL_CACHE" in raised.value.remedy

@@ -27,10 +27,10 @@ def test_default_grids_are_not_tall_and_at_most_a_fifth_empty() -> None:
 
 def test_every_image_is_there_enlarged_pixel_for_pixel() -> None:
     pixels = torch.randint(0, 256, (6, 4, 4, 3), dtype=torch.uint8)
-    image = make_grid(pixels, columns=3, scale=2)
-    assert image.mode == "RGB"
+    grid = make_grid(pixels, columns=3, scale=2)
+    assert grid.mode == "RGB"
     for image in pixels:
-        assert holds(image, image.repeat_interleave(2, 0).repeat_interleave(2, 1))
+        assert holds(grid, image.repeat_interleave(2, 0).repeat_interleave(2, 1))
 
 
 def test_images_go_row_by_row() -> None:

@@ -307,7 +307,7 @@ def test_the_table_has_a_row_for_each_method_and_number_of_steps(finish, table_f
     assert naive["evaluations_per_step"] == 1
     lines = (tmp_path / "table" / "table.csv").read_text().splitlines()
     assert len(lines) == 5
-    assert lines[0].startswith("method,steps,decode_steps,images,mse")
+    assert lines[0].startswith("method,steps,decode_steps,pictures,mse")
     stored = json.loads((tmp_path / "table" / "table.json").read_text())
     assert stored["rows"] == list(result.rows)
     with Image.open(tmp_path / "table" / "plot.png") as plot:

@@ -52,9 +52,9 @@ def test_thousands_of_damaged_zips(tmp_path, method):
 
 PEAK = """
 from pathlib import Path
-from ddimctl.files.pictures.images import read_picture
+from ddimctl.files.pictures.images import read_image
 before = peak()
-read_picture(Path(sys.argv[1]), 3)
+read_image(Path(sys.argv[1]), 3)
 print(int(peak() - before))
 """
 

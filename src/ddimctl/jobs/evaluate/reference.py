@@ -121,7 +121,7 @@ def measure_samples(
 ) -> Summary:
     """Measure the first `count` images of a run by name, exactly so many, while they are read.
 
-    The summary is as measure_pictures' to the bit. Raises DataError, also for one that is damaged.
+    The summary is as measure_images' to the bit. Raises DataError, also for one that is damaged.
     """
     assert how.size is not None
     images = stream_images(
@@ -201,7 +201,7 @@ def few_images(count: int, what: str, report: Report) -> None:
 
 
 def make_reference(request: ReferenceRequest, report: Report = ignore) -> tuple[Path, Measured]:
-    """Measure a data set once, for `evaluate --reference`. Raises as measure_pictures does."""
+    """Measure a data set once, for `evaluate --reference`. Raises as measure_images does."""
     device = resolve_device(request.device)
     out = request.out or _reference_of(request.data)
     check_reference_name(out)

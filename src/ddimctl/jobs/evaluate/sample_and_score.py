@@ -67,7 +67,7 @@ def open_target(work: Work, report: Report) -> Measured:
     """What the samples are compared with: a reference file, or the data.
 
     The data's is kept, and used again by a resumed run. The first process measures, the others
-    read what it kept. Raises as measure_pictures and open_reference do.
+    read what it kept. Raises as measure_images and open_reference do.
     """
     ranks, kept = work.ranks.part("target"), work.out / REFERENCE
     data, reference = work.request.scoring.data, work.request.scoring.reference

@@ -68,6 +68,6 @@ def write_images(
 
 
 def read_images(path: Path) -> tuple[dict[int, Tensor], dict[int, list[Tensor]]]:
-    """What write_pictures wrote."""
+    """What write_images wrote."""
     found = torch.load(path, weights_only=True)
     return found["pixels"], found["frames"]
