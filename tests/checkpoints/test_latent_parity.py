@@ -8,9 +8,13 @@ import torch
 from latent_cases import DATA, NAMES, TEXT, case
 from torch import Tensor
 
-from ddimctl.checkpoints import Checkpoint
+from ddimctl.checkpoints import Checkpoint, load_checkpoint
+from ddimctl.diffusion.inversion import invert
 from ddimctl.diffusion.predictions import make_denoiser
-from ddimctl.diffusion.sampling import trajectory
+from ddimctl.diffusion.sampling import sample, trajectory
+from ddimctl.diffusion.schedules import make_schedule
+from ddimctl.diffusion.timesteps import timesteps
+from ddimctl.runtime.device import prepare_for_inference
 
 
 def run_names(name: str) -> list[str]:
@@ -120,6 +124,32 @@ def test_whole_runs_are_the_peers(name: str, run: str) -> None:
         assert gap(checkpoint.decode(last.x), tensors[f"runs/{run}/decoded"]) < 1e-3
 
 
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_networks_made_ready_for_inference_compute_the_same(name: str) -> None:
+    pytest.importorskip("transformers", reason="prompts need transformers")
+    _, settings, tensors = case(name)
+    checkpoint = load_checkpoint(DATA / name)
+    prepare_for_inference(checkpoint.unet)
+    ready = checkpoint.with_prompts(settings["prompts"][:2], None, (64, 64))
+    for t in (1, 501):
+        with torch.inference_mode():
+            found = ready.network(tensors["x_T"], torch.full((2,), t), torch.tensor([0, 1]))
+        assert gap(found, tensors[f"unet/t{t}"]) < 1e-4
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_an_image_comes_back_from_its_latent_under_guidance(guidance: float) -> None:
+    pytest.importorskip("transformers", reason="prompts need transformers")
+    checkpoint, _, tensors = case("sd1")
+    ready = checkpoint.with_prompts(["a red fox"], "blurry")
+    z, labels = checkpoint.encode(tensors["vae/image"]), torch.zeros(2, dtype=torch.int64)
+    tau = timesteps("linspace", 50, 1000)
+    found = invert(ready, z, timesteps=tau, labels=labels, guidance=guidance)
+    back = sample(ready, found.latents, timesteps=tau, labels=labels, guidance=guidance)
+    assert gap(back, z) < 1e-4
+    assert gap(checkpoint.decode(back), checkpoint.decode(z)) < 1e-3
+
+
 def test_guidance_rescale_is_off_at_0_and_wholly_on_at_1() -> None:
     class Model:
         schedule, prediction, learned_variance, null_class = None, "eps", False, 1
@@ -127,8 +157,6 @@ def test_guidance_rescale_is_off_at_0_and_wholly_on_at_1() -> None:
 
         def network(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
             return self.outputs[: len(x)]
-
-    from ddimctl.diffusion.schedules import make_schedule
 
     model = Model()
     model.schedule = make_schedule()

@@ -261,18 +261,18 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_cannot_be_run_is_refused_by_name(name: str) -> None:
-    make, flags = WRONG[name]
-    with pytest.raises(CheckpointError, match=flags) as caught:
+    make, message = WRONG[name]
+    with pytest.raises(CheckpointError, match=message) as caught:
         converted(make(), TINY)
     assert "\n" not in str(caught.value)
     assert caught.value.remedy
 
 
 @pytest.mark.parametrize(
-    ("flags", "flags"),
+    ("flags", "message"),
     [
-        ({}, "do not tell its text_num_heads"),
-        ({"text_num_heads": "4"}, "do not tell its vae_norm_num_groups"),
+        ({}, "do not show its text_num_heads"),
+        ({"text_num_heads": "4"}, "do not show its vae_norm_num_groups"),
         (TINY | {"norm_num_groups": "5"}, "cannot be split into 5 groups"),
         (TINY | {"num_heads": "5"}, "do not fit num_heads 5"),
         (TINY | {"num_head_channels": "0"}, "do not fit num_head_channels 0"),
@@ -282,13 +282,13 @@ def test_what_cannot_be_run_is_refused_by_name(name: str) -> None:
         (TINY | {"image_size": "60"}, "do not fit the 4 levels"),
     ],
 )
-def test_flags_that_are_missing_or_wrong(flags: dict[str, str], flags: str) -> None:
-    with pytest.raises(RequestError, match=flags):
+def test_flags_that_are_missing_or_wrong(flags: dict[str, str], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         converted(single(), flags)
 
 
 def test_sd2_must_be_told_what_it_predicts() -> None:
-    with pytest.raises(RequestError, match="do not tell whether it predicts v") as caught:
+    with pytest.raises(RequestError, match="do not show whether it predicts v") as caught:
         converted(sd2())
     assert "--model-flag prediction=v" in caught.value.remedy
 

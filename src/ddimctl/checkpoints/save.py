@@ -11,6 +11,7 @@ from ddimctl.checkpoints.build.scheduler_config import scheduler_config
 from ddimctl.checkpoints.build.weights import STEM
 from ddimctl.checkpoints.model import Checkpoint
 from ddimctl.checkpoints.sidecar import NAME, Sidecar, sidecar_bytes
+from ddimctl.errors import RequestError
 from ddimctl.files.untrusted.settings import JsonObject
 
 
@@ -23,8 +24,14 @@ def checkpoint_files(
     """Relative names and contents of a folder that load_checkpoint and diffusers' DDIMPipeline read.
 
     checkpoint: its unet a UNet2DModel. training: plain values about the run, for ddimctl.json.
-    dtype: of the weights in the file. The same checkpoint gives the same bytes.
+    dtype: of the weights in the file. The same checkpoint gives the same bytes. Raises RequestError
+    for a latent checkpoint, which has more parts than these files hold.
     """
+    if checkpoint.codec is not None or checkpoint.conditioner is not None:
+        raise RequestError(
+            f"{checkpoint.provenance.name} works on latents, and only networks of pixels are saved.",
+            "Use its own files.",
+        )
     unet: Any = checkpoint.unet
     config = json.loads(unet.to_json_string())
     version = {"_diffusers_version": config["_diffusers_version"]}

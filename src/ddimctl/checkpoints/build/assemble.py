@@ -112,8 +112,10 @@ def assemble(
     attends = parts.conditioner is not None or parts.table is not None
     check_parts(config, parts, where)
     num_classes, null_class = _classes(config, sidecar, where)
-    if parts.table is not None:
-        num_classes = null_class = len(parts.table) - 1
+    table = parts.table
+    if table is not None:
+        table = table.near(next(built.unet.parameters()).device)
+        num_classes = null_class = len(table) - 1
     return Checkpoint(
         unet=built.unet,
         schedule=diffusion.schedule,
@@ -131,7 +133,7 @@ def assemble(
         patches=sidecar.patches,
         codec=parts.codec,
         conditioner=parts.conditioner,
-        table=parts.table,
+        table=table,
     )
 
 

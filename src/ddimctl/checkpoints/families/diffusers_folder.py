@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from ddimctl.checkpoints.build.assemble import Options, Parts, assemble, check_wanted, fill
 from ddimctl.checkpoints.build.network import build_unet, takes_embeddings
@@ -22,9 +22,11 @@ from ddimctl.checkpoints.build.weights import (
 from ddimctl.checkpoints.families.pipeline_parts import (
     Found,
     find_autoencoder,
+    find_class_embedder,
     find_text_encoders,
     make_conditioner,
     read_autoencoder,
+    read_class_embedder,
 )
 from ddimctl.checkpoints.identify import (
     SUPPORTED,
@@ -109,15 +111,17 @@ class _Beside(NamedTuple):
     """The parts of a latent checkpoint beside its UNet; of others, none."""
 
     encoders: list[Found]
+    classes: Found | None
     autoencoder: Found | None
 
     @property
     def all(self) -> list[Found]:
-        return [*self.encoders, *([self.autoencoder] if self.autoencoder else [])]
+        others = (self.classes, self.autoencoder)
+        return [*self.encoders, *(each for each in others if each is not None)]
 
 
 def _find_beside(
-    source: Source, index: dict[str, Any] | None, config: dict[str, Any], options: Options
+    source: Source, index: JsonObject | None, config: JsonObject, options: Options
 ) -> _Beside:
     """Raises CheckpointError where a part that the UNet needs is not there, or cannot be run."""
     if options.vae is not None:
@@ -128,20 +132,21 @@ def _find_beside(
         autoencoder = find_autoencoder(source, options.variant)
     encoders = find_text_encoders(source, index, options.variant)
     attends = takes_embeddings(config)
-    if attends and not encoders:
+    classes = None if encoders or not attends else find_class_embedder(source, options.variant)
+    if attends and not encoders and not classes:
         raise CheckpointError(
             f"{source.name} has no text encoder, whose embeddings its UNet needs.",
             "Pass the folder of the whole pipeline.",
         )
     if attends and autoencoder is None:
         raise CheckpointError(f"{source.name} has no autoencoder.", _PASS_VAE)
-    return _Beside(encoders if attends else [], autoencoder)
+    return _Beside(encoders if attends else [], classes, autoencoder)
 
 
 def _read_beside(
     source: Source,
-    index: dict[str, Any] | None,
-    config: dict[str, Any],
+    index: JsonObject | None,
+    config: JsonObject,
     beside: _Beside,
     options: Options,
 ) -> Parts:
@@ -150,6 +155,7 @@ def _read_beside(
         make_conditioner(source, index, config, beside.encoders, options.loras)
         if beside.encoders
         else None,
+        read_class_embedder(beside.classes) if beside.classes else None,
     )
 
 

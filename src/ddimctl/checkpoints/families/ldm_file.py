@@ -225,7 +225,7 @@ def _choose(
 def _prediction(
     weights: Mapping[str, Tensor], flags: Flags, settings: Mapping[str, Any], kind: str
 ) -> str:
-    """eps or v; Stable Diffusion 2's files do not tell which."""
+    """eps or v; Stable Diffusion 2's files do not show which."""
     usual = "v" if "v_pred" in weights else "" if kind == "sd2" else "eps"
     prediction = str(settings.get("prediction", usual))
     if not prediction:

@@ -1,4 +1,5 @@
-"""What a diffusers pipeline folder holds beside its UNet: the autoencoder and the text encoders."""
+"""What a diffusers pipeline folder holds beside its UNet: the autoencoder, and the text encoders or
+the embeddings of classes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from ddimctl.checkpoints.build.tokens import find_vocabulary
 from ddimctl.checkpoints.build.weights import (
     STEMS,
     TEXT_STEMS,
+    check_finite,
     find_weights,
     look_for_weights,
     read_weights,
@@ -20,10 +22,12 @@ from ddimctl.checkpoints.conditioner import Conditioner
 from ddimctl.checkpoints.identify import class_of
 from ddimctl.checkpoints.lora import Lora, fuse_all
 from ddimctl.checkpoints.source import Source, read_json
+from ddimctl.checkpoints.table import Table, class_table
 from ddimctl.errors import CheckpointError
 
 _CONFIG_REMEDY: Final = "Use the config.json that belongs to these weights."
 _VAES: Final = ("vae", "vqvae")
+_CLASSES: Final = "class_embedder/"
 
 
 class Found(NamedTuple):
@@ -44,8 +48,16 @@ def find_autoencoder(source: Source, variant: str | None, *, alone: bool = False
     for prefix in prefixes:
         config = read_json(source, f"{prefix}config.json")
         if config is not None:
-            return _found(source, prefix, config, variant, STEMS)
+            found = _found(source, prefix, config, variant, STEMS)
+            return found._replace(note=" ".join(filter(None, (found.note, _scale_note(found)))))
     return None
+
+
+def _scale_note(found: Found) -> str:
+    """What to know of an autoencoder whose file does not say its scale; "" where there is nothing."""
+    if found.config.get("_class_name") != "VQModel" or "scaling_factor" in found.config:
+        return ""
+    return f"{found.where} says no scaling_factor: assumed 1."
 
 
 def read_autoencoder(found: Found, options: Options) -> Codec:
@@ -95,6 +107,23 @@ def make_conditioner(
         )
     force_zeros = (index or {}).get("force_zeros_for_empty_prompt", True)
     return Conditioner(encoders, pooled, pooled and bool(force_zeros))
+
+
+def find_class_embedder(source: Source, variant: str | None) -> Found | None:
+    """The ClassEmbedder of a class-conditional pipeline folder, or None where it has none."""
+    if not look_for_weights(source, _CLASSES, None, STEMS):
+        return None
+    return _found(source, _CLASSES, {}, variant, STEMS)
+
+
+def read_class_embedder(found: Found) -> Table:
+    """Its table. Raises CheckpointError for weights that are no table."""
+    weights = read_weights(found.files, found.name)
+    table = weights.get("embedding.weight")
+    if table is None or table.ndim != 2 or len(table) < 2 or len(weights) != 1:
+        raise CheckpointError(f"{found.name} is not one table of embeddings, embedding.weight.")
+    check_finite(weights, found.name)
+    return class_table(table)
 
 
 def _encoder(
