@@ -4,13 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from ddimctl.checkpoints.build.lucidrains_unet import CLASS_NAME as LUCIDRAINS
 from ddimctl.errors import CheckpointError
 from ddimctl.files.untrusted.content import check_kind, sniff
 from ddimctl.files.untrusted.guards import Refused, refusals
 from ddimctl.files.untrusted.zip_members import stored_members
 
 SUPPORTED: Final = (
-    "Pass a diffusers folder of a UNet2DModel, a file of ermongroup/ddim or OpenAI, "
+    "Pass a diffusers folder of a UNet2DModel, a file of ermongroup/ddim, OpenAI or lucidrains, "
     "or a hub id such as google/ddpm-cifar10-32."
 )
 # What to do with a file of this kind that was to be a checkpoint.
@@ -31,6 +32,7 @@ _MARKS: Final = (
     (b"model.diffusion_model.", "a Stable Diffusion or other latent diffusion checkpoint"),
     (b"first_stage_model.", "a Stable Diffusion or other latent diffusion checkpoint"),
     (b"double_blocks.", "a Flux transformer"),
+    (b"to_time_emb.", "a Karras UNet of lucidrains' (denoising-diffusion-pytorch)"),
     (b"joint_blocks.", "a Stable Diffusion 3 transformer"),
     (b"attn2.to_k.", "a UNet that takes text embeddings (Stable Diffusion and its kin)"),
     (b"adaLN_modulation.", "a diffusion transformer (DiT or its kin)"),
@@ -109,7 +111,7 @@ def refuse_pipeline(name: str, index: dict[str, Any]) -> None:
     if why := scheduler_refusal(scheduler):
         _refuse(name, kind, why)
     unet = _class_of(index, "unet")
-    if unet not in ("", "UNet2DModel"):
+    if unet not in ("", "UNet2DModel", LUCIDRAINS):
         _refuse(name, kind, f"its network is a {unet}")
     if not unet:
         _refuse(name, kind, "it has no UNet")
@@ -131,7 +133,7 @@ def refuse_network(where: str, config: dict[str, Any]) -> None:
         kind = kind or "an unknown model"
     if kind == "UNet2DConditionModel":
         _refuse(where, kind, "it takes text embeddings (Stable Diffusion and its kin)")
-    if kind not in (None, "UNet2DModel"):
+    if kind not in (None, "UNet2DModel", LUCIDRAINS):
         _refuse(where, str(kind), "only UNet2DModel can be run")
     if config.get("time_embedding_type") == "fourier":
         _refuse(where, "a score network", "it is of the variance-exploding kind (NCSN++)")

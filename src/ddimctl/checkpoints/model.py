@@ -17,7 +17,7 @@ class Provenance:
     """Where a checkpoint came from: what manifests, latents and `ddimctl info` record.
 
     name:     hub id, or the file's or folder's own name; never a path.
-    family:   "diffusers", "ermongroup" or "openai".
+    family:   "diffusers", "ermongroup", "openai" or "lucidrains".
     weights:  "ema" or "raw" where it is known, else "unknown".
     revision: the hub's commit hash, or None.
     sha256:   of the weight files' bytes, hexadecimal; empty for a network that is in no file.
@@ -77,16 +77,24 @@ class Checkpoint:
         """The number of weights."""
         return sum(weight.numel() for weight in self.unet.parameters())
 
+    @property
+    def self_conditioned(self) -> bool:
+        """Whether the network takes its own last prediction of x_0, too."""
+        config: Any = getattr(self.unet, "config", None)
+        return bool(getattr(config, "self_condition", False))
+
     def class_name(self, label: int) -> str:
         """The class's name, or its number where classes have none."""
         if label == self.null_class and label >= len(self.class_names):
             return "none"
         return self.class_names[label] if self.class_names else str(label)
 
-    def network(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def network(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, x_0: Tensor | None = None
+    ) -> Tensor:
         """The raw output, at least float32: (N, C or 2C, H, W) for x (N, C, H, W), t (N,), labels (N,).
 
-        labels: None is the null class. Raises RequestError where a class is needed and none given.
+        labels: None is the null class.  x_0: the last prediction, where self_conditioned. Raises RequestError where a class is needed and none given.
         """
         if labels is None and self.num_classes is not None:
             if self.null_class is None:
@@ -95,6 +103,9 @@ class Checkpoint:
         dtype = next(self.unet.parameters()).dtype
         if self.patches.timestep_scale != 1:
             t = t * self.patches.timestep_scale
-        output: Tensor = self.unet(x.to(dtype), t, class_labels=labels, return_dict=False)[0]
+        more = {"x_self_cond": x_0} if self.self_conditioned else {}
+        output: Tensor = self.unet(x.to(dtype), t, class_labels=labels, return_dict=False, **more)[
+            0
+        ]
         # a copy, since in CUDA graphs the next call writes over the output
         return output.to(torch.promote_types(x.dtype, torch.float32), copy=True)

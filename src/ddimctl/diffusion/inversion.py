@@ -34,10 +34,15 @@ class Inversion(NamedTuple):
     evaluations: Tensor
 
 
-def check_inversion(
-    schedule: Schedule, timesteps: Sequence[int], method: str, tolerance: float
-) -> None:
+def check_inversion(model: Model, timesteps: Sequence[int], method: str, tolerance: float) -> None:
     """Raise RequestError for settings that no image can be inverted with."""
+    if model.self_conditioned:
+        raise RequestError(
+            "a self-conditioned network takes the x_0 that it predicted in the step before, which a "
+            "walk from the image up to its noise does not know.",
+            "Invert with a network without self-conditioning.",
+        )
+    schedule = model.schedule
     if method not in METHODS:
         raise RequestError(
             f"unknown method '{method}' of inversion.", f"Choose one of {', '.join(METHODS)}."
@@ -94,7 +99,7 @@ def invert(
     Raises RequestError for settings that cannot be, DataError when x_0 is not finite,
     NumericsError when a latent is not.
     """
-    check_inversion(model.schedule, timesteps, method, tolerance)
+    check_inversion(model, timesteps, method, tolerance)
     if not bool(x_0.isfinite().all()):
         raise DataError("x_0 has values that are not finite.")
     denoise = make_denoiser(model)

@@ -55,6 +55,9 @@ def _differences(checkpoint: Checkpoint) -> Iterator[str]:
     if patches:
         told = ", ".join(f"{key} = {value}" for key, value in patches.items())
         yield f"plain diffusers cannot run this network right: its config has no word for {told}."
+    if checkpoint.provenance.family == "lucidrains":
+        yield "diffusers cannot read this network; ddimctl can."
+        return
     if checkpoint.num_classes is not None:
         yield "diffusers' pipelines pass no class labels: there, call the network itself."
     elif checkpoint.learned_variance:

@@ -1,7 +1,7 @@
 """A UNet2DModel built from untrusted settings, and what its config cannot say about a network."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
@@ -10,6 +10,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ddimctl.checkpoints.build.diffusers_import import import_parts, import_unet
+from ddimctl.checkpoints.build.lucidrains_unet import CLASS_NAME as LUCIDRAINS
+from ddimctl.checkpoints.build.lucidrains_unet import LucidrainsUNet, read_config
 from ddimctl.checkpoints.build.unet_config import check_unet_config
 from ddimctl.errors import CheckpointError
 
@@ -56,15 +58,27 @@ def build_unet(config: Mapping[str, Any], patches: UNetPatches, where: str) -> B
     where: the settings' origin, for messages. Raises CheckpointError for settings that describe
     no network, or one beyond every measure.
     """
+    if config.get("_class_name") == LUCIDRAINS:
+        return _checked(lambda: (LucidrainsUNet(read_config(config)), ()), where)
     unet_class = import_unet()
     known = inspect.signature(unet_class.__init__).parameters
     given = {key: value for key, value in config.items() if not key.startswith("_")}
     settings = {key: value for key, value in given.items() if key in known}
     check_unet_config(settings, where)
+
+    def make() -> tuple[nn.Module, tuple[str, ...]]:
+        unet: nn.Module = unet_class(**settings)
+        _apply_patches(unet, patches)
+        return unet, tuple(sorted(given.keys() - known.keys()))
+
+    return _checked(make, where)
+
+
+def _checked(make: Callable[[], tuple[nn.Module, tuple[str, ...]]], where: str) -> Built:
+    """The network that make() returns with its unknown settings, made on the meta device."""
     try:
         with torch.device("meta"), _Uninitialised():
-            unet: nn.Module = unet_class(**settings)
-            _apply_patches(unet, patches)
+            unet, unknown = make()
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{where} does not describe a network: {reason}") from error
@@ -74,7 +88,7 @@ def build_unet(config: Mapping[str, Any], patches: UNetPatches, where: str) -> B
     if count > _MOST_PARAMETERS:
         raise CheckpointError(f"{where} describes a network of {count:.1e} parameters.")
     full: Any = unet.config
-    return Built(unet, full, tuple(sorted(given.keys() - known.keys())))
+    return Built(unet, full, unknown)
 
 
 class _Uninitialised(TorchFunctionMode):

@@ -25,6 +25,7 @@ from ddimctl.diffusion.schedules import Schedule, from_betas, make_schedule
 from ddimctl.errors import RequestError, brief
 
 NAME: Final = "ermongroup"
+PREFIXES: Final = ()
 CONFIG: Final = "config.yml"
 MARK: Final = "down.0.block.0.norm1.weight"
 

@@ -25,8 +25,9 @@ from ddimctl.diffusion.schedules import Schedule, make_schedule
 from ddimctl.errors import CheckpointError, RequestError, brief
 
 NAME: Final = "openai"
+PREFIXES: Final = ()
 CONFIG: Final = "flags.json"
-__all__ = ["CONFIG", "MARK", "NAME", "convert"]
+__all__ = ["CONFIG", "MARK", "NAME", "PREFIXES", "convert"]
 
 # Theirs -> diffusers', for the ends of the network, its residual blocks and its attention.
 _ENDS: Final = {

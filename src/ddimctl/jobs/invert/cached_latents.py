@@ -43,7 +43,7 @@ def check_invertible(plan: Plan, checkpoint: Checkpoint) -> None:
                 f"an image's latent cannot be found with {option} {settings[option]}.",
                 f"Pass --{option} {plain}.",
             )
-    check_inversion(checkpoint.schedule, plan.timesteps, METHOD, TOLERANCE)
+    check_inversion(checkpoint, plan.timesteps, METHOD, TOLERANCE)
 
 
 def image_latents(

@@ -127,7 +127,7 @@ def inversion_plan(
             "--tau auto is chosen for sampling; its last step is too long to invert well.",
             "Use --tau linspace.",
         )
-    check_inversion(checkpoint.schedule, sampler.timesteps, inversion.method, inversion.tolerance)
+    check_inversion(checkpoint, sampler.timesteps, inversion.method, inversion.tolerance)
     shape = image_shape(images.size, checkpoint)
     return make_plan(
         sampler,
