@@ -149,7 +149,7 @@ def invert(
     """
     x = batch("x_0", x_0, ckpt)
     tau = visited(timesteps, ckpt)
-    check_inversion(ckpt.schedule, tau, method, real("tolerance", tolerance))
+    check_inversion(ckpt, tau, method, real("tolerance", tolerance))
     function("progress", progress)
     on_step = None
     if progress is not None:

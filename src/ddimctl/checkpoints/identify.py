@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from ddimctl.checkpoints.build.lucidrains_unet import CLASS_NAME as LUCIDRAINS
 from ddimctl.errors import CheckpointError
 from ddimctl.files.untrusted.content import check_kind, sniff
 from ddimctl.files.untrusted.guards import Refused, refusals
@@ -12,7 +13,8 @@ from ddimctl.files.untrusted.zip_members import stored_members
 
 SUPPORTED: Final = (
     "Pass a diffusers folder of a UNet2DModel, Stable Diffusion or latent diffusion, a file of "
-    "Stable Diffusion, ermongroup/ddim or OpenAI, or a hub id such as google/ddpm-cifar10-32."
+    "Stable Diffusion, ermongroup/ddim, OpenAI or lucidrains, or a hub id such as "
+    "google/ddpm-cifar10-32."
 )
 # What to do with a file of this kind that was to be a checkpoint.
 _REMEDIES: Final = {
@@ -31,6 +33,7 @@ _MARKS: Final = (
         "an EDM or StyleGAN pickle (NVlabs), which runs code when read",
     ),
     (b"double_blocks.", "a Flux transformer"),
+    (b"to_time_emb.", "a Karras UNet of lucidrains' (denoising-diffusion-pytorch)"),
     (b"joint_blocks.", "a Stable Diffusion 3 transformer"),
     *((mark, _LORA) for mark in (b"lora_A.weight", b"lora_down.weight", b"lora.down.weight")),
     (b"model.diffusion_model.", "a Stable Diffusion or other latent diffusion checkpoint"),
@@ -145,7 +148,7 @@ def refuse_pipeline(name: str, index: JsonObject) -> None:
     unet = class_of(index, "unet")
     if unet.startswith("Onnx"):
         _refuse(name, kind, "its networks are ONNX programs, without the weights for PyTorch")
-    if unet not in ("", *_UNETS):
+    if unet not in ("", *_UNETS, LUCIDRAINS):
         _refuse(name, kind, f"its network is a {unet}")
     if not unet:
         _refuse(name, kind, "it has no UNet")
@@ -169,7 +172,7 @@ def refuse_network(where: str, config: JsonObject) -> None:
         names = config.get("architectures")
         kind = names[0] if isinstance(names, list) and names else config.get("model_type")
         kind = kind or "an unknown model"
-    if kind not in (None, *_UNETS):
+    if kind not in (None, *_UNETS, LUCIDRAINS):
         _refuse(where, str(kind), f"only {', '.join(_UNETS[:2])} can be run")
     if config.get("time_embedding_type") == "fourier":
         _refuse(where, "a score network", "it is of the variance-exploding kind (NCSN++)")
@@ -183,7 +186,7 @@ def refuse_network(where: str, config: JsonObject) -> None:
         _refuse(where, "a UNet2DModel", "it is conditioned on vectors, not on classes")
 
 
-def _refuse_conditions(where: str, kind: str, config: dict[str, Any]) -> None:
+def _refuse_conditions(where: str, kind: str, config: JsonObject) -> None:
     for setting, why in _CONDITIONS:
         if config.get(setting) is not None:
             _refuse(where, kind, why)

@@ -15,7 +15,7 @@ from ddimctl.checkpoints.families.ldm_unet import compvis_names
 from ddimctl.errors import CheckpointError, RequestError, brief
 from ddimctl.files.untrusted.guards import Refused, refusals
 from ddimctl.files.untrusted.reader import read_tensor_file
-from ddimctl.files.untrusted.settings import parse_json
+from ddimctl.files.untrusted.settings import JsonObject, parse_json
 
 PARTS: Final = ("unet", "text_encoder", "text_encoder_2")
 
@@ -83,7 +83,7 @@ class Lora(NamedTuple):
     sha256: str
     pairs: dict[str, dict[str, Pair]]
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """What names it in manifests and latents: plain values."""
         return {"name": self.name, "weight": self.weight, "sha256": self.sha256}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ class Provenance:
     """Where a checkpoint came from: what manifests, latents and `ddimctl info` record.
 
     name:     hub id, or the file's or folder's own name; never a path.
-    family:   "diffusers", "ermongroup", "openai" or "ldm" (a single file of Stable Diffusion).
+    family:   "diffusers", "ermongroup", "openai", "lucidrains" or "ldm" (a single file of Stable
+              Diffusion).
     weights:  "ema" or "raw" where it is known, else "unknown".
     revision: the hub's commit hash, or None.
     sha256:   of the weight files' bytes, hexadecimal; empty for a network that is in no file.
@@ -114,18 +116,27 @@ class Checkpoint:
         return next(self.unet.parameters()).device
 
     def to(self, device: str | torch.device) -> "Checkpoint":
-        """This checkpoint, with its network moved (in place) to "cpu", "cuda", "cuda:1" or "auto".
+        """This checkpoint, with its networks moved (in place) to "cpu", "cuda", "cuda:1" or "auto".
 
         Raises DeviceError where there is no such device, or too little memory on it.
         """
         with python_words(), memory_errors("Use another device."):
-            self.unet.to(resolve_device(str(device)))
-        return self
+            place = resolve_device(str(device))
+            self.unet.to(place)
+            if self.codec is not None:
+                self.codec.model.to(place)
+        return self if self.table is None else replace(self, table=self.table.near(self.device))
 
     @property
     def parameters(self) -> int:
         """The number of weights."""
         return sum(weight.numel() for weight in self.unet.parameters())
+
+    @property
+    def self_conditioned(self) -> bool:
+        """Whether the network takes its own last prediction of x_0, too."""
+        config: Any = getattr(self.unet, "config", None)
+        return bool(getattr(config, "self_condition", False))
 
     def class_name(self, label: int) -> str:
         """The class's name, or its number where classes have none."""
@@ -177,11 +188,13 @@ class Checkpoint:
             class_names=names,
         )
 
-    def network(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def network(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, x_0: Tensor | None = None
+    ) -> Tensor:
         """The raw output, at least float32: (N, C or 2C, H, W) for x (N, C, H, W), t (N,), labels (N,).
 
-        labels: None is the null class. Raises RequestError where a class or a prompt is needed and
-        none given.
+        labels: None is the null class.  x_0: the last prediction, where self_conditioned. Raises
+        RequestError where a class or a prompt is needed and none given.
         """
         if self.conditioner is not None and self.table is None:
             raise RequestError("this checkpoint needs a prompt.", "Pass one with --prompt.")
@@ -193,10 +206,11 @@ class Checkpoint:
         x, high = x.to(dtype), torch.promote_types(x.dtype, torch.float32)
         if self.patches.timestep_scale != 1:
             t = t * self.patches.timestep_scale
+        given: dict[str, Any] = {"class_labels": labels}
         if self.table is not None and labels is not None:
             given = self.table.conditions(labels, x)
-        else:
-            given = {"class_labels": labels}
+        if self.self_conditioned:
+            given["x_self_cond"] = x_0
         output: Tensor = self.unet(x, t, **given, return_dict=False)[0]
         # a copy, since in CUDA graphs the next call writes over the output
         return output.to(high, copy=True)

@@ -37,9 +37,16 @@ class Model(Protocol):
     def learned_variance(self) -> bool: ...
     @property
     def null_class(self) -> int | None: ...
+    @property
+    def self_conditioned(self) -> bool: ...
 
-    def network(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """The raw output, (N, C or 2C, H, W), for x (N, C, H, W), timesteps (N,) and labels (N,)."""
+    def network(
+        self, x: Tensor, t: Tensor, labels: Tensor | None, x_0: Tensor | None = None
+    ) -> Tensor:
+        """The raw output, (N, C or 2C, H, W), for x (N, C, H, W), timesteps (N,) and labels (N,).
+
+        x_0: the last prediction, of a self-conditioned network.
+        """
 
 
 Denoiser = Callable[[Tensor, int, Tensor | None], Prediction]
@@ -93,6 +100,9 @@ def make_denoiser(
     guidance_rescale: from 0 to 1, how far each image's guided prediction is brought back to the
     standard deviation of the class's own (Lin et al. 2024, section 3.4).
 
+    A self-conditioned network (Chen et al. 2022) gets the x_0 of the call before where that was at a
+    higher t, else zeros: use one denoiser for one trajectory at a time.
+
     Raises RequestError for an unknown clip, guidance without a null class, a guidance_rescale out of
     its range, and (when called with one
     t) for an eps-network asked at alpha_bar = 0, where x_0 is not determined.
@@ -109,6 +119,16 @@ def make_denoiser(
             "guidance needs a checkpoint trained with a null class.", "Leave --guidance at 1."
         )
 
+    last: list[tuple[int, Tensor]] = []  # (t, x_0) of the call before
+
+    def own_prediction(x: Tensor, t: int | Tensor) -> tuple[Tensor, ...]:
+        if not model.self_conditioned:
+            return ()
+        known = last.pop() if last else None
+        if known is None or isinstance(t, Tensor) or t >= known[0] or known[1].shape != x.shape:
+            return (torch.zeros_like(x),)
+        return (known[1],)
+
     def denoise(x: Tensor, t: int | Tensor, labels: Tensor | None = None) -> Prediction:
         alpha_bar: Level
         if isinstance(t, Tensor):
@@ -122,7 +142,7 @@ def make_denoiser(
                     f"Leave {t} out with --tau, or use a v- or x_0-prediction checkpoint.",
                 )
         if guidance == 1.0:
-            output = model.network(x, times, labels)
+            output = model.network(x, times, labels, *own_prediction(x, t))
         else:
             output = _guided(model, x, times, labels, guidance, guidance_rescale)
         # and with it the next x: to a compiler another order in memory is another shape
@@ -131,7 +151,10 @@ def make_denoiser(
         if model.learned_variance:
             output, variance = output.chunk(2, dim=1)
         found = convert_prediction(output, x, alpha_bar, model.prediction)
-        return clip_prediction(found._replace(variance=variance), x, alpha_bar, clip)
+        found = clip_prediction(found._replace(variance=variance), x, alpha_bar, clip)
+        if model.self_conditioned and not isinstance(t, Tensor):
+            last.append((t, found.x_0))
+        return found
 
     return denoise
 

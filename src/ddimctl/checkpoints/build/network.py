@@ -12,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from ddimctl.checkpoints.build.autoencoder_config import AUTOENCODERS, check_autoencoder_config
 from ddimctl.checkpoints.build.diffusers_import import import_network, import_parts
+from ddimctl.checkpoints.build.lucidrains_unet import CLASS_NAME as LUCIDRAINS
+from ddimctl.checkpoints.build.lucidrains_unet import LucidrainsUNet, read_config
 from ddimctl.checkpoints.build.unet_config import check_condition_config, check_unet_config
 from ddimctl.errors import CheckpointError
 from ddimctl.files.untrusted.settings import JsonObject
@@ -60,6 +62,10 @@ def build_unet(config: Mapping[str, Any], patches: UNetPatches, where: str) -> B
     where: the settings' origin, for messages. Raises CheckpointError for settings that describe
     no network, or one beyond every measure.
     """
+    if config.get("_class_name") == LUCIDRAINS:
+        with torch.device("meta"), _Uninitialised(), _described(where):
+            network = LucidrainsUNet(read_config(config))
+        return _measured(network, (), where)
     if takes_embeddings(config):
         return _build("UNet2DConditionModel", config, where, check_condition_config)
     built = _build("UNet2DModel", config, where, check_unet_config)
@@ -93,11 +99,15 @@ def _build(
     check(config, where)
     with torch.device("meta"), _Uninitialised(), _described(where):
         network: nn.Module = network_class(**settings)
+    return _measured(network, tuple(sorted(given.keys() - known.keys())), where)
+
+
+def _measured(network: nn.Module, unknown: tuple[str, ...], where: str) -> Built:
     count = sum(weight.numel() for weight in network.parameters())
     if count > _MOST_PARAMETERS:
         raise CheckpointError(f"{where} describes a network of {count:.1e} parameters.")
     full: Any = network.config
-    return Built(network, full, tuple(sorted(given.keys() - known.keys())))
+    return Built(network, full, unknown)
 
 
 @contextmanager

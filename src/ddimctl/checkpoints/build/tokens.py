@@ -9,6 +9,7 @@ from ddimctl.checkpoints.source import Source, read_json
 from ddimctl.errors import CheckpointError
 from ddimctl.files.untrusted.content import check_kind, sniff
 from ddimctl.files.untrusted.guards import Refused, refusals
+from ddimctl.files.untrusted.settings import JsonObject
 
 LENGTH: Final = 77
 _MOST_TOKENS: Final = 2**20
@@ -92,7 +93,7 @@ def _are_tokens(tokens: Any) -> bool:
     )
 
 
-def _whole_file(found: dict[str, Any], where: str) -> tuple[Any, tuple[tuple[str, str], ...]]:
+def _whole_file(found: JsonObject, where: str) -> tuple[Any, tuple[tuple[str, str], ...]]:
     """Tokens and merges of a tokenizer.json, which newer programs write alone."""
     model = found.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("merges"), list):

@@ -29,6 +29,7 @@ from ddimctl.checkpoints.families.ldm_unet import PREFIX, convert_unet
 from ddimctl.checkpoints.source import folder_source, read_json
 from ddimctl.diffusion.schedules import Schedule, from_betas, make_schedule
 from ddimctl.errors import CheckpointError, RequestError, brief
+from ddimctl.files.untrusted.settings import JsonObject
 
 NAME: Final = "ldm"
 MARK: Final = PREFIX + openai_shape.MARK
@@ -90,7 +91,7 @@ class Pipeline(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def settings_beside(folder: Path) -> dict[str, Any]:
+def settings_beside(folder: Path) -> JsonObject:
     """The settings in a diffusers folder that weights do not show, by this family's names; empty where it is none. Raises CheckpointError for damaged files."""
     source = folder_source(folder)
     unet = read_json(source, "unet/config.json") or {}
@@ -113,7 +114,7 @@ def settings_beside(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _head_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def _head_settings(config: Mapping[str, Any]) -> JsonObject:
     """diffusers calls the number of heads attention_head_dim, one for all levels or one by level."""
     heads, widths = config.get("attention_head_dim"), config.get("block_out_channels")
     if type(heads) is int:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ddimctl.checkpoints.families.common import Flags, Names, Network, side, wrong
 from ddimctl.checkpoints.families.ldm_unet import count, groups, undetermined
 from ddimctl.errors import CheckpointError
+from ddimctl.files.untrusted.settings import JsonObject
 
 VAE_PREFIX: Final = "first_stage_model."
 VAE_MARK: Final = "decoder.conv_in.weight"
@@ -171,7 +172,7 @@ def _layer_weight(
 
 def _text_config(
     weights: Mapping[str, Tensor], flags: Flags, settings: Mapping[str, Any], act: str
-) -> dict[str, Any]:
+) -> JsonObject:
     embeddings = f"{_TEXT}embeddings"
     width = side(weights, f"{embeddings}.token_embedding.weight", 1, flags)
     heads = settings.get("text_num_heads", width // _HEAD_CHANNELS)

@@ -10,6 +10,7 @@ from ddimctl.checkpoints.families.common import Flags, Names, Network, side, wro
 from ddimctl.checkpoints.families.openai import block_names
 from ddimctl.checkpoints.families.openai_shape import MARK, Shape, read_shape
 from ddimctl.errors import CheckpointError, RequestError
+from ddimctl.files.untrusted.settings import JsonObject
 
 PREFIX: Final = "model.diffusion_model."
 
@@ -154,7 +155,7 @@ def _config(
     flags: Flags,
     settings: Mapping[str, Any],
     size: tuple[int, int],
-) -> dict[str, Any]:
+) -> JsonObject:
     levels = range(len(shape.widths))
     depths = [max(1, depth) for depth in attention.depths]
     if attention.depths[-1] not in (0, attention.mid):
@@ -210,7 +211,7 @@ def _heads(
     return [max(1, width // value) if by_channels else value for width in shape.widths]
 
 
-def _added(weights: Mapping[str, Tensor], flags: Flags, pooled: int | None) -> dict[str, Any]:
+def _added(weights: Mapping[str, Tensor], flags: Flags, pooled: int | None) -> JsonObject:
     """What SDXL adds to the timestep's embedding: the pooled text embedding and six numbers."""
     key = "label_emb.0.0.weight"
     if key not in weights:

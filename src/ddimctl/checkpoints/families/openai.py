@@ -26,8 +26,9 @@ from ddimctl.errors import CheckpointError, RequestError, brief
 from ddimctl.files.untrusted.settings import JsonObject
 
 NAME: Final = "openai"
+PREFIXES: Final = ()
 CONFIG: Final = "flags.json"
-__all__ = ["CONFIG", "MARK", "NAME", "convert"]
+__all__ = ["CONFIG", "MARK", "NAME", "PREFIXES", "convert"]
 
 # Their names -> diffusers', for the ends of the network, its residual blocks and its attention.
 _ENDS: Final = {

@@ -158,7 +158,7 @@ def resolve_sampler(
     clip = _first(options.clip, metadata.get("clip"), "none")
     if clip not in CLIPS:
         raise RequestError(f"unknown clipping '{clip}'.", f"Choose one of {', '.join(CLIPS)}.")
-    kind, steps, visited = _timesteps(options, metadata, checkpoint.schedule.num_train_timesteps)
+    kind, steps, visited = _timesteps(options, metadata, checkpoint)
     start = visited[-1] if visited else checkpoint.schedule.num_train_timesteps - 1
     _check_zero_snr(checkpoint, start)
     _check_latents_fit(metadata, checkpoint, start)
@@ -168,12 +168,12 @@ def resolve_sampler(
 
 
 def _timesteps(
-    options: SamplerOptions, metadata: Mapping[str, Any], num_train_timesteps: int
+    options: SamplerOptions, metadata: Mapping[str, Any], checkpoint: Checkpoint
 ) -> tuple[str, int, tuple[int, ...] | None]:
     """(kind, S, timesteps): an explicit list sets S; a kind or S of the options replaces the
     latents' list. The timesteps of --tau auto, which end at T - 1, are yet to be found.
     """
-    wanted = options.timesteps
+    wanted, num_train_timesteps = options.timesteps, checkpoint.schedule.num_train_timesteps
     if wanted is None and options.steps is None and "timesteps" in metadata:
         own = explicit_timesteps(metadata["timesteps"], num_train_timesteps)
         return metadata.get("tau", "explicit"), len(own), own
@@ -184,7 +184,7 @@ def _timesteps(
         kind = "linspace"
     steps = options.steps or metadata.get("steps", DEFAULT_STEPS)
     if kind == AUTO:
-        check_search(steps, num_train_timesteps)
+        check_search(steps, num_train_timesteps, checkpoint.self_conditioned)
         return kind, steps, None
     return kind, steps, timesteps(kind, steps, num_train_timesteps)
 
