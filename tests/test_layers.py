@@ -39,6 +39,7 @@ HOMES = {
     "rich": {"cli"},
     "click": set(),
     "diffusers": {"checkpoints"},
+    "transformers": {"checkpoints"},
     "huggingface_hub": {"checkpoints"},
     "PIL": {"files", "api"},
     "av": {"files"},

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -34,12 +35,12 @@ FAILING = """
 import sys
 from ddimctl.checkpoints.build import diffusers_import as _diffusers
 plain, calls = _diffusers._plain_import, []
-def fails_first():
+def fails_first(name):
     calls.append("torch._dynamo" in sys.modules)
     if len(calls) == 1:
         import diffusers.utils.torch_utils
         raise ImportError("cannot import name 'graph_break' from 'torch._dynamo'")
-    return plain()
+    return plain(name)
 _diffusers._plain_import = fails_first
 print(_diffusers.import_unet().__name__, calls)
 import torch._dynamo
@@ -113,10 +114,30 @@ def run(script):
 print(json.dumps([run(script) for script in json.load(sys.stdin)]))
 """
 
+LATENT = """
+import sys
+from ddimctl.checkpoints.build.diffusers_import import import_network
+names = ("UNet2DModel", "UNet2DConditionModel", "AutoencoderKL", "VQModel")
+classes = [import_network(name) for name in names]
+print(*(name in sys.modules for name in ("transformers", "torch._dynamo", "sympy")))
+import diffusers
+assert classes == [getattr(diffusers, name) for name in names]
+try:
+    import transformers
+except ImportError:
+    print("absent")
+else:
+    from diffusers import StableDiffusionPipeline
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+    import diffusers.loaders.lora_base as base
+    assert issubclass(StableDiffusionPipeline, StableDiffusionLoraLoaderMixin)
+    print(base.PreTrainedModel is transformers.PreTrainedModel)
+"""
+
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_what_is_left_out_of_an_import_works_afterwards() -> None:
-    scripts = [COMPILER, CLASSES, FAILING, OTHERS, OURS + NAMES, NAMES]
+    scripts = [COMPILER, CLASSES, FAILING, OTHERS, OURS + NAMES, NAMES, LATENT]
     done = subprocess.run(
         [sys.executable, "-c", _RUN],
         input=json.dumps(scripts),
@@ -126,10 +147,12 @@ def test_what_is_left_out_of_an_import_works_afterwards() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    compiler, classes, failing, others, ours, plain = json.loads(done.stdout)
+    compiler, classes, failing, others, ours, plain, latent = json.loads(done.stdout)
     assert compiler.split() == ["False", "False", "True", "True"]
     assert classes.split() == ["True", "False", "False"]
     assert failing.split("\n")[:2] == ["UNet2DModel [True, False]", "True"]
     assert others.split() == ["False", "False", "True", "True", "4"]
     assert ours == plain
+    assert latent.split()[:3] == ["False", "False", "False"]
+    assert latent.split()[3] == ("True" if find_spec("transformers") else "absent")
     assert "has no attribute 'Nonsense'" in ours

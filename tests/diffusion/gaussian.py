@@ -16,6 +16,7 @@ class GaussianModel:
     prediction: str = "eps"
     deviation: float = 0.5
     learned_variance: bool = False
+    self_conditioned: bool = False
     null_class: int | None = None
 
     def variance(self, alpha_bar: float | Tensor) -> float | Tensor:

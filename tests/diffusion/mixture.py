@@ -29,6 +29,7 @@ class MixtureModel:
     prediction: str = "eps"
     deviation: float = 0.1
     learned_variance: bool = False
+    self_conditioned: bool = False
     null_class: int | None = None
     evaluations: int = 0
     batches: list[int] = field(default_factory=list)

@@ -36,6 +36,7 @@ def trajectory(
     clip: str = "none",
     labels: Integers | None = None,
     guidance: float = 1.0,
+    guidance_rescale: float = 0.0,
     seeds: Integers | None = None,
     noise: Noise | None = None,
 ) -> Iterator[Step]:
@@ -46,6 +47,7 @@ def trajectory(
     variance: of the added noise, "eta", "large" or "learned".  solver: "ddim", "ipndm" or "dpm++2m".
     clip: of the predicted x_0, "none", "static" or "dynamic".  labels: N classes, for checkpoints
     that have them.  guidance: the scale of classifier-free guidance; 1 is off.
+    guidance_rescale: how far, from 0 to 1, a guided prediction gets the contrast of the unguided.
     seeds: N seeds, of the noise that steps add with eta > 0, as the command `sample` adds it.
     noise: instead of seeds, (t, x) -> standard normal noise like x.
     Raises RequestError for arguments that do not fit, DeviceError where memory runs out.
@@ -55,7 +57,9 @@ def trajectory(
     eta = real("eta", eta)
     check_variance(variance, eta, ckpt.learned_variance)
     check_solver(solver, eta, variance)
-    denoise = make_denoiser(ckpt, real("guidance", guidance), clip)
+    denoise = make_denoiser(
+        ckpt, real("guidance", guidance), clip, real("guidance_rescale", guidance_rescale)
+    )
     function("noise", noise)
     if seeds is not None:
         noise = _seeded(seeds, len(x), noise)
@@ -86,6 +90,7 @@ def sample(
     clip: str = "none",
     labels: Integers | None = None,
     guidance: float = 1.0,
+    guidance_rescale: float = 0.0,
     seeds: Integers | None = None,
     noise: Noise | None = None,
     progress: OnProgress | None = None,
@@ -106,6 +111,7 @@ def sample(
         clip=clip,
         labels=labels,
         guidance=guidance,
+        guidance_rescale=guidance_rescale,
         seeds=seeds,
         noise=noise,
     )
@@ -128,9 +134,12 @@ def invert(
     method: str = "exact",
     tolerance: float = TOLERANCE,
     labels: Integers | None = None,
+    guidance: float = 1.0,
+    guidance_rescale: float = 0.0,
     progress: OnProgress | None = None,
 ) -> Inversion:
-    """The latents from which `sample` with eta = 0 and the same timesteps and labels makes x_0.
+    """The latents from which `sample` with eta = 0 and the same timesteps, labels and guidance makes
+    x_0.
 
     x_0: images (N, C, H, W), nominally in [-1, 1].  method: "exact", "fixed-point" or "naive".
     tolerance: of each step, above 0.  progress: called with how many of the N S steps are done, and
@@ -140,13 +149,18 @@ def invert(
     """
     x = batch("x_0", x_0, ckpt)
     tau = visited(timesteps, ckpt)
-    check_inversion(ckpt.schedule, tau, method, real("tolerance", tolerance))
+    check_inversion(ckpt, tau, method, real("tolerance", tolerance))
     function("progress", progress)
     on_step = None
     if progress is not None:
         tell, total = progress, len(x) * len(tau)
         on_step = lambda done: tell(done, total)  # noqa: E731
-    rows, denoise = classes(labels, x, ckpt), make_denoiser(ckpt)
+    rows = classes(labels, x, ckpt)
+    denoise = make_denoiser(
+        ckpt,
+        real("guidance", guidance),
+        guidance_rescale=real("guidance_rescale", guidance_rescale),
+    )
     with torch.no_grad(), ieee_float32(), memory_errors(_FEWER):
         found = inversion.invert_steps(
             denoise,

@@ -1,6 +1,6 @@
 """What comes before sampling: the checkpoint, the noise schedule, the timesteps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,8 @@ def load_checkpoint(
     device: "str | torch.device" = "cpu",
     dtype: "torch.dtype | None" = None,
     download: bool = True,
+    vae: str | Path | None = None,
+    lora: Sequence[str | Path] = (),
 ) -> "Checkpoint":
     """The checkpoint that spec names: a folder, a file, a hub id (owner/name), "bundled", or None
     for $DDIMCTL_CKPT, else the bundled one.
@@ -76,6 +78,8 @@ def load_checkpoint(
     where the files do not hold it.  flags: other settings that they do not hold, by name.
     allow_nonfinite: accept weights that are NaN or infinite.  device: "cpu", "cuda", "cuda:1" or
     "auto".  dtype: of the weights, float32 by default.  download: whether a hub id may be fetched.
+    vae: a folder or hub id of an autoencoder to use instead of the checkpoint's own.  lora: LoRA files,
+    each FILE or FILE:WEIGHT, added to the weights of a latent checkpoint.
     Raises CheckpointError where there is none, or it cannot be run; DeviceError, RequestError.
     """
     import torch
@@ -89,6 +93,9 @@ def load_checkpoint(
     instance("flags", flags, (Mapping, none), "a dict of settings by name")
     for key, value in (flags or {}).items():
         instance(f"flags[{key!r}]", value, (str, int, float), "text or a number")
+    instance("vae", vae, (str, Path, none), "a path, a hub id or None")
+    for each in instance("lora", lora, (list, tuple), "a list of files"):
+        instance("each of lora", each, (str, Path), "a path, or text FILE:WEIGHT")
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
         raise RequestError(f"dtype must be float32, bfloat16 or float16, not {dtype}.")
     return load(
@@ -102,4 +109,6 @@ def load_checkpoint(
         device=device_of(device),
         dtype=dtype,
         download=instance("download", download, bool, "True or False"),
+        vae=vae,
+        lora=lora,
     )

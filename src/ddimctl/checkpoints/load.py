@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +12,7 @@ from ddimctl.checkpoints.build.assemble import Options
 from ddimctl.checkpoints.families.diffusers_folder import load_diffusers
 from ddimctl.checkpoints.families.single_file import load_file, weight_files
 from ddimctl.checkpoints.identify import SUPPORTED, refuse_file
+from ddimctl.checkpoints.lora import parse_lora, read_lora
 from ddimctl.checkpoints.model import Checkpoint
 from ddimctl.checkpoints.source import Source, folder_source
 from ddimctl.errors import CheckpointError, RequestError
@@ -36,6 +37,8 @@ def load_checkpoint(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     download: bool = True,
+    vae: str | Path | None = None,
+    lora: Iterable[str | Path] = (),
 ) -> Checkpoint:
     """The checkpoint that spec names: a folder, a file of one of the families, a hub id (owner/name;
     an existing path is a path), the text "bundled" for the one in this package ("./bundled" is a
@@ -46,6 +49,8 @@ def load_checkpoint(
     where the files do not say it.  flags: what else they do not say, by the names of the family's
     own settings.  allow_nonfinite: take weights that are NaN or infinite.  dtype: of the weights,
     else float32.  download: whether a hub id may be fetched; if not, it must be in the cache.
+    vae: a folder or hub id with an autoencoder that takes the place of the checkpoint's own.
+    lora: files FILE[:WEIGHT] whose deltas are added to the weights, in their order.
 
     Raises CheckpointError when there is none, or it cannot be run; RequestError for bad options.
     """
@@ -59,6 +64,8 @@ def load_checkpoint(
         allow_nonfinite=allow_nonfinite,
         device=torch.device(device),
         dtype=dtype or torch.float32,
+        loras=tuple(read_lora(*parse_lora(str(each))) for each in lora),
+        vae=None if vae is None else _find_vae(vae, download=download),
     )
     found = _find(spec, revision, download=download)
     if isinstance(found, Path):
@@ -100,6 +107,19 @@ def _find(spec: str | Path | None, revision: str | None, *, download: bool) -> S
     if not download:
         return cached_source(str(spec), revision, NOT_ASKED)
     return hub_source(str(spec), revision)
+
+
+def _find_vae(spec: str | Path, *, download: bool) -> Source:
+    """The tree of files that holds an autoencoder. Raises CheckpointError."""
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return folder_source(path)
+    found = _find(spec, None, download=download)
+    if isinstance(found, Path):
+        raise CheckpointError(
+            f"--vae {found.name} is a file.", "Pass a folder of diffusers, or a hub id."
+        )
+    return found
 
 
 def local_path(spec: str | Path) -> Path:

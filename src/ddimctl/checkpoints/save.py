@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from ddimctl.checkpoints.build.lucidrains_unet import CLASS_NAME, LucidrainsConfig
 from ddimctl.checkpoints.build.scheduler_config import scheduler_config
 from ddimctl.checkpoints.build.weights import STEM
 from ddimctl.checkpoints.model import Checkpoint
 from ddimctl.checkpoints.sidecar import NAME, Sidecar, sidecar_bytes
+from ddimctl.errors import RequestError
 from ddimctl.files.untrusted.settings import JsonObject
 
 
@@ -20,14 +22,22 @@ def checkpoint_files(
     training: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, bytes]:
-    """Relative names and contents of a folder that load_checkpoint and diffusers' DDIMPipeline read.
+    """Relative names and contents of a folder that load_checkpoint and diffusers' DDIMPipeline read (of
+    a network that is a UNet2DModel; of any other, load_checkpoint alone).
 
-    checkpoint: its unet a UNet2DModel. training: plain values about the run, for ddimctl.json.
-    dtype: of the weights in the file. The same checkpoint gives the same bytes.
+    training: plain values about the run, for ddimctl.json. dtype: of the weights in the file. The
+    same checkpoint gives the same bytes. Raises RequestError for a latent checkpoint, which has more
+    parts than these files hold.
     """
+    if checkpoint.codec is not None or checkpoint.conditioner is not None:
+        raise RequestError(
+            f"{checkpoint.provenance.name} works on latents, and only networks of pixels are saved.",
+            "Use its own files.",
+        )
     unet: Any = checkpoint.unet
-    config = json.loads(unet.to_json_string())
-    version = {"_diffusers_version": config["_diffusers_version"]}
+    own = isinstance(unet.config, LucidrainsConfig)
+    config = unet.config.settings() if own else json.loads(unet.to_json_string())
+    version = {} if own else {"_diffusers_version": config["_diffusers_version"]}
     scheduler = scheduler_config(checkpoint.schedule, checkpoint.prediction) | version
     if checkpoint.learned_variance:
         scheduler |= {"_class_name": "DDPMScheduler", "variance_type": "learned_range"}
@@ -35,7 +45,7 @@ def checkpoint_files(
     index = version | {
         "_class_name": pipeline,
         "scheduler": ["diffusers", scheduler["_class_name"]],
-        "unet": ["diffusers", "UNet2DModel"],
+        "unet": ["ddimctl", CLASS_NAME] if own else ["diffusers", "UNet2DModel"],
     }
     sidecar = Sidecar(
         class_names=checkpoint.class_names,

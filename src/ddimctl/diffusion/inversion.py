@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddimctl.diffusion.anderson import MEMORY, Iterations, advance, begin
-from ddimctl.diffusion.predictions import MixedDenoiser
+from ddimctl.diffusion.predictions import MixedDenoiser, Model
 from ddimctl.diffusion.schedules import Schedule
 from ddimctl.diffusion.steps import ddim_step
 from ddimctl.errors import RequestError
@@ -33,10 +33,15 @@ class Inversion(NamedTuple):
     evaluations: Tensor
 
 
-def check_inversion(
-    schedule: Schedule, timesteps: Sequence[int], method: str, tolerance: float
-) -> None:
+def check_inversion(model: Model, timesteps: Sequence[int], method: str, tolerance: float) -> None:
     """Raise RequestError for settings that no image can be inverted with."""
+    if model.self_conditioned:
+        raise RequestError(
+            "a self-conditioned network takes the x_0 that it predicted in the step before, which a "
+            "walk from the image up to its noise does not know.",
+            "Invert with a network without self-conditioning.",
+        )
+    schedule = model.schedule
     if method not in METHODS:
         raise RequestError(
             f"unknown inversion method '{method}'.", f"Choose one of {', '.join(METHODS)}."
@@ -66,7 +71,8 @@ def invert_steps(
     eta = 0. The latents are float64 and may not be finite.
 
     x_0: (N, C, H, W) in [-1, 1] nominal. timesteps: tau, ascending. labels: (N,), int64.
-    on_step: called with how many of the N S steps are done. The denoiser must not clip. Settings are those that check_inversion lets pass.
+    on_step: called with how many of the N S steps are done. The denoiser must not clip.
+    Settings are those that check_inversion lets pass.
     """
     tau = torch.tensor(timesteps, device=x_0.device)
     at_tau = schedule.at(tau)

@@ -37,9 +37,16 @@ class Model(Protocol):
     def learned_variance(self) -> bool: ...
     @property
     def null_class(self) -> int | None: ...
+    @property
+    def self_conditioned(self) -> bool: ...
 
-    def network(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """The raw output, (N, C or 2C, H, W), for x (N, C, H, W), timesteps (N,) and labels (N,)."""
+    def network(
+        self, x: Tensor, t: Tensor, labels: Tensor | None, x_0: Tensor | None = None
+    ) -> Tensor:
+        """The raw output, (N, C or 2C, H, W), for x (N, C, H, W), timesteps (N,) and labels (N,).
+
+        x_0: the last prediction, of a self-conditioned network.
+        """
 
 
 Denoiser = Callable[[Tensor, int, Tensor | None], Prediction]
@@ -84,23 +91,43 @@ def clip_prediction(found: Prediction, x: Tensor, alpha_bar: Level, clip: str) -
 
 
 def make_denoiser(
-    model: Model, guidance: float = 1.0, clip: str = "none"
+    model: Model, guidance: float = 1.0, clip: str = "none", guidance_rescale: float = 0.0
 ) -> Callable[[Tensor, int | Tensor, Tensor | None], Prediction]:
     """A Denoiser for the model, which is a MixedDenoiser, too.
 
     guidance: W of classifier-free guidance, null + W (class - null) in the space the network
     predicts in (Ho and Salimans 2022); 1 is the plain class-conditional network.
+    guidance_rescale: from 0 to 1, how far each image's guided prediction is brought back to the
+    standard deviation of the class's own (Lin et al. 2024, section 3.4).
 
-    Raises RequestError for an unknown clip, guidance without a null class, and (when called with one
+    A self-conditioned network (Chen et al. 2022) gets the x_0 of the call before where that was at a
+    higher t, else zeros: use one denoiser for one trajectory at a time.
+
+    Raises RequestError for an unknown clip, guidance without a null class, a guidance_rescale out of
+    its range, and (when called with one
     t) for an eps-network asked at alpha_bar = 0, where x_0 is not determined.
     """
     if clip not in CLIPS:
         raise RequestError(f"unknown clipping '{clip}'.", f"Choose one of {', '.join(CLIPS)}.")
+    if not 0 <= guidance_rescale <= 1:
+        raise RequestError(
+            f"guidance_rescale is {guidance_rescale:g}.", "Choose a number from 0 to 1."
+        )
     null_class = model.null_class
     if guidance != 1.0 and null_class is None:
         raise RequestError(
             "guidance needs a checkpoint trained with a null class.", "Leave --guidance at 1."
         )
+
+    last: list[tuple[int, Tensor]] = []  # (t, x_0) of the call before
+
+    def own_prediction(x: Tensor, t: int | Tensor) -> tuple[Tensor, ...]:
+        if not model.self_conditioned:
+            return ()
+        known = last.pop() if last else None
+        if known is None or isinstance(t, Tensor) or t >= known[0] or known[1].shape != x.shape:
+            return (torch.zeros_like(x),)
+        return (known[1],)
 
     def denoise(x: Tensor, t: int | Tensor, labels: Tensor | None = None) -> Prediction:
         alpha_bar: Level
@@ -115,28 +142,48 @@ def make_denoiser(
                     f"Leave {t} out with --tau, or use a v- or x_0-prediction checkpoint.",
                 )
         if guidance == 1.0:
-            output = model.network(x, times, labels)
+            output = model.network(x, times, labels, *own_prediction(x, t))
         else:
-            output = _guided(model, x, times, labels, guidance)
+            output = _guided(model, x, times, labels, guidance, guidance_rescale)
         # and with it the next x: to a compiler another order in memory is another shape
         output = output.contiguous()
         variance = None
         if model.learned_variance:
             output, variance = output.chunk(2, dim=1)
         found = convert_prediction(output, x, alpha_bar, model.prediction)
-        return clip_prediction(found._replace(variance=variance), x, alpha_bar, clip)
+        found = clip_prediction(found._replace(variance=variance), x, alpha_bar, clip)
+        if model.self_conditioned and not isinstance(t, Tensor):
+            last.append((t, found.x_0))
+        return found
 
     return denoise
 
 
 def _guided(
-    model: Model, x: Tensor, times: Tensor, labels: Tensor | None, guidance: float
+    model: Model,
+    x: Tensor,
+    times: Tensor,
+    labels: Tensor | None,
+    guidance: float,
+    rescale: float,
 ) -> Tensor:
     if labels is None:
-        raise RequestError("guidance needs class labels.", "Pass a class with --class.")
+        raise RequestError(
+            "guidance needs class labels.", "Pass a class with --class, or a prompt with --prompt."
+        )
     both = torch.cat((labels, torch.full_like(labels, model.null_class or 0)))
     given, null = model.network(torch.cat((x, x)), torch.cat((times, times)), both).chunk(2)
-    guided: Tensor = null + guidance * (given - null)
-    if model.learned_variance:  # guidance is about the mean; the variance stays the class's own
-        guided = torch.cat((guided.chunk(2, dim=1)[0], given.chunk(2, dim=1)[1]), dim=1)
-    return guided
+    if not model.learned_variance:
+        return _rescaled(null + guidance * (given - null), given, rescale)
+    # guidance is about the mean; the variance stays the class's own
+    (given, variance), null = given.chunk(2, dim=1), null.chunk(2, dim=1)[0]
+    return torch.cat((_rescaled(null + guidance * (given - null), given, rescale), variance), dim=1)
+
+
+def _rescaled(guided: Tensor, given: Tensor, rescale: float) -> Tensor:
+    """Lin et al. 2024, eq. 15 and 16, with the standard deviation over (C, H, W) of each image."""
+    if rescale == 0:
+        return guided
+    dims = list(range(1, guided.ndim))
+    ratio = given.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+    return rescale * (guided * ratio) + (1 - rescale) * guided

@@ -76,7 +76,7 @@ def search_timesteps(
     Raises RequestError for settings that do not fit, NumericsError when a prediction is not finite.
     """
     check_solver(solver, 0.0, "eta")
-    check_search(steps, model.schedule.num_train_timesteps)
+    check_search(steps, model.schedule.num_train_timesteps, model.self_conditioned)
 
     def start(images: range) -> tuple[Tensor, Tensor | None]:
         own = slice(images.start, images.stop)
@@ -88,8 +88,13 @@ def search_timesteps(
     return choose_timesteps(found, model.schedule, steps, solver)
 
 
-def check_search(steps: int, num_train_timesteps: int) -> None:
-    """Raise RequestError for more steps than half the timesteps that a probe visits, or none."""
+def check_search(steps: int, num_train_timesteps: int, self_conditioned: bool = False) -> None:
+    """Raise RequestError for more steps than half the timesteps that a probe visits, or none, and
+    for a network whose predictions depend on the steps before."""
+    if self_conditioned:
+        raise RequestError(
+            "--tau auto cannot be chosen for a self-conditioned network.", "Use --tau trailing."
+        )
     N = min(FINE, num_train_timesteps)
     if not 1 <= steps <= N // 2:
         raise RequestError(

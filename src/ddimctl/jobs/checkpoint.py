@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from ddimctl.checkpoints import Checkpoint, load_checkpoint
-from ddimctl.checkpoints.lora import parse_lora
 from ddimctl.checkpoints.load import BUNDLED, BUNDLED_NAME, VARIABLE, is_hub_id, local_path
+from ddimctl.checkpoints.lora import parse_lora
 from ddimctl.errors import RequestError, StorageError
 from ddimctl.files.atomic import write_json
 from ddimctl.files.dataset.datasets import user_cache

@@ -56,6 +56,9 @@ def _differences(checkpoint: Checkpoint) -> Iterator[str]:
     if patches:
         settings = ", ".join(f"{key} = {value}" for key, value in patches.items())
         yield f"plain diffusers cannot run this network correctly: its config cannot hold {settings}."
+    if checkpoint.provenance.family == "lucidrains":
+        yield "diffusers cannot read this network; ddimctl can."
+        return
     if checkpoint.num_classes is not None:
         yield "diffusers' pipelines pass no class labels; call the network directly."
     elif checkpoint.learned_variance:

@@ -89,6 +89,8 @@ def _input_sizes(
 
 
 def _first(argument: Any) -> Any:
+    if isinstance(argument, dict):
+        return {name: _first(value) for name, value in argument.items()}
     return argument[:1] if isinstance(argument, Tensor) and argument.ndim else argument
 
 

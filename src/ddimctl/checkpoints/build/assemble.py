@@ -1,8 +1,8 @@
 """From a built network, its weights and what is known of them to a Checkpoint: for all families."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,9 +10,14 @@ from torch import Tensor
 from ddimctl.checkpoints.build.network import Built, compute_buffers
 from ddimctl.checkpoints.build.scheduler_config import Diffusion
 from ddimctl.checkpoints.build.weights import assign_weights, check_finite
+from ddimctl.checkpoints.codec import Codec
+from ddimctl.checkpoints.conditioner import Conditioner
 from ddimctl.checkpoints.identify import SUPPORTED
+from ddimctl.checkpoints.lora import Lora
 from ddimctl.checkpoints.model import Checkpoint, Provenance
 from ddimctl.checkpoints.sidecar import Sidecar
+from ddimctl.checkpoints.source import Source
+from ddimctl.checkpoints.table import Table
 from ddimctl.errors import CheckpointError
 
 _LARGEST_SIDE: Final = 65_536
@@ -29,6 +34,19 @@ class Options:
     allow_nonfinite: bool = False
     device: torch.device = torch.device("cpu")  # noqa: RUF009, immutable
     dtype: torch.dtype = torch.float32
+    vae: Source | None = None
+    loras: tuple[Lora, ...] = ()
+
+    @property
+    def replaced(self) -> dict[str, str]:
+        """As Provenance.parts."""
+        parts = {} if self.vae is None else {"vae": self.vae.name}
+        named = ", ".join(f"{lora.name}:{lora.weight:g}" for lora in self.loras)
+        return parts | ({"lora": named} if named else {})
+
+    def in_float32(self) -> "Options":
+        """The same for an autoencoder, which works in float32 beside any network."""
+        return replace(self, dtype=torch.float32)
 
 
 def check_wanted(wanted: str, known: str, name: str) -> None:
@@ -49,7 +67,7 @@ def fill(
     remedy: str,
     source_name: Callable[[str], str] = str,
 ) -> None:
-    """Put weights into the network, strictly, and the network on the device.
+    """Put weights into the network, strictly, in the options' type, and the network on their device.
 
     remedy: what to do where they do not fit. source_name: from a weight's name to that in the user's
     file. Raises CheckpointError, also for weights that are not finite, unless the options take them.
@@ -61,12 +79,26 @@ def fill(
     built.unet.to(options.device).eval()
 
 
+class Parts(NamedTuple):
+    """What a latent checkpoint has beside its UNet; the fields as in Checkpoint."""
+
+    codec: Codec | None = None
+    conditioner: Conditioner | None = None
+    table: Table | None = None
+
+
 def assemble(
-    built: Built, diffusion: Diffusion, sidecar: Sidecar, provenance: Provenance, where: str
+    built: Built,
+    diffusion: Diffusion,
+    sidecar: Sidecar,
+    provenance: Provenance,
+    where: str,
+    parts: Parts | None = None,
 ) -> Checkpoint:
     """The Checkpoint of a network with its weights.
 
-    where: the origin of its settings, for messages. Raises CheckpointError where it is none of an
+    where: the origin of its settings, for messages. parts: a table among them is that of a
+    class-conditional network, whose last row is the null class. Raises CheckpointError where it is none of an
     image diffusion, or its settings contradict each other.
     """
     config = built.config
@@ -76,14 +108,22 @@ def assemble(
             f"{where}: {taken} channels in and {given} out, which is no unconditional image model.",
             SUPPORTED,
         )
+    parts = parts or Parts()
+    attends = parts.conditioner is not None or parts.table is not None
+    check_parts(config, parts, where)
     num_classes, null_class = _classes(config, sidecar, where)
+    table = parts.table
+    if table is not None:
+        table = table.near(next(built.unet.parameters()).device)
+        num_classes = null_class = len(table) - 1
     return Checkpoint(
         unet=built.unet,
         schedule=diffusion.schedule,
         prediction=diffusion.prediction,
         learned_variance=given == 2 * taken,
         sample_shape=(taken, *_size(config.sample_size, where)),
-        size_divisor=2 ** (len(config.block_out_channels) - 1),
+        # a UNet2DConditionModel brings odd sizes up again by itself
+        size_divisor=1 if attends else 2 ** (len(config.block_out_channels) - 1),
         provenance=provenance,
         num_classes=num_classes,
         null_class=null_class,
@@ -91,7 +131,46 @@ def assemble(
         background=sidecar.background,
         ignored=diffusion.ignored,
         patches=sidecar.patches,
+        codec=parts.codec,
+        conditioner=parts.conditioner,
+        table=table,
     )
+
+
+def check_parts(config: Any, parts: Parts, where: str) -> None:
+    """Raise CheckpointError unless the parts are those that a UNet of this config works with."""
+    codec, conditioner = parts.codec, parts.conditioner
+    if codec is not None and codec.latent_channels != config.in_channels:
+        raise CheckpointError(
+            f"{where}: the network works on {config.in_channels} channels, "
+            f"the autoencoder on {codec.latent_channels}.",
+            "Pass the autoencoder that belongs to it with --vae.",
+        )
+    width = getattr(config, "cross_attention_dim", None)
+    found = None
+    if conditioner is not None:
+        found = sum(encoder.width for encoder in conditioner.encoders)
+    elif parts.table is not None:
+        found = parts.table.embeddings.shape[2]
+    if found is not None and any(each != found for each in _each(width)):
+        raise CheckpointError(
+            f"{where}: the network attends to embeddings of {width} channels, "
+            f"but its text encoders give {found}.",
+            SUPPORTED,
+        )
+    if conditioner is not None and conditioner.pooled:
+        wanted = config.projection_class_embeddings_input_dim
+        given = conditioner.encoders[-1].pooled_width + 6 * (config.addition_time_embed_dim or 0)
+        if wanted != given:
+            raise CheckpointError(
+                f"{where}: the network takes {wanted} added channels, but the pooled embedding "
+                f"and the six sizes have {given}.",
+                SUPPORTED,
+            )
+
+
+def _each(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 def _size(sample_size: Any, where: str) -> tuple[int, int]:

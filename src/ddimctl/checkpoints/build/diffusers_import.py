@@ -9,30 +9,55 @@ from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 _DYNAMO: Final = "torch._dynamo"
-# Packages whose __init__ imports all their modules, one or two of which a UNet2DModel needs.
-_PACKAGES: Final = ("diffusers.models.transformers", "diffusers.models.unets", "diffusers.hooks")
+# Packages whose __init__ imports all their modules, one or two of which a network needs.
+_PACKAGES: Final = (
+    *("diffusers.models.transformers", "diffusers.models.unets", "diffusers.hooks"),
+    "diffusers.models.autoencoders",
+)
+# What diffusers imports, where it is installed, for methods of networks that are not used here.
+_LEFT_OUT: Final = ("transformers", "peft")
+_LOADERS: Final = "diffusers.loaders"
+_MODULES: Final = {
+    "UNet2DModel": "diffusers.models.unets.unet_2d",
+    "UNet2DConditionModel": "diffusers.models.unets.unet_2d_condition",
+    "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",
+    "VQModel": "diffusers.models.autoencoders.vq_model",
+}
 _OF_ITS_METHODS: Final = "diffusers.hooks.group_offloading"  # imported by .to() and .device
 
 
 def import_unet() -> Any:
-    """diffusers' UNet2DModel class.
+    """diffusers' UNet2DModel class."""
+    return import_network("UNet2DModel")
+
+
+def import_network(name: str) -> Any:
+    """diffusers' class of this name, a key of _MODULES.
 
     diffusers decorates layers with torch._dynamo's marks when it is imported, which imports the
     whole compiler (about 1,000 modules) though nothing is compiled. An empty stand-in takes its
     place during the import only; torch.compile then traces through those layers instead. The other
-    networks of diffusers (130 modules) are imported when first one is asked for.
+    networks of diffusers (130 modules) are imported when first one is asked for, and transformers
+    and peft not at all.
     """
-    if "diffusers" in sys.modules:
-        return _plain_import()
+    global _lightly
+    if "diffusers" in sys.modules and not _lightly:
+        return _plain_import(name)
     try:
         with _stand_in_for_dynamo(), _put_off():
-            unet = _plain_import()
-            import_module(_OF_ITS_METHODS)
-            return unet
-    except (ImportError, AttributeError, TypeError):  # a release that needs more of it
-        for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers"]:
-            del sys.modules[name]
-        return _plain_import()
+            import_module("diffusers.utils.constants")
+            with _pretended_absent():
+                network = _plain_import(name)
+                import_module(_OF_ITS_METHODS)
+            _lightly = True
+            return network
+    except (ImportError, AttributeError, TypeError, RuntimeError):  # a release that needs more
+        _lightly = False
+        _forget("diffusers")
+        return _plain_import(name)
+
+
+_lightly = False  # whether diffusers was imported here, in parts
 
 
 class Parts(NamedTuple):
@@ -57,8 +82,49 @@ def import_parts() -> Parts:
     )
 
 
-def _plain_import() -> Any:
-    return import_module("diffusers.models.unets.unet_2d").UNet2DModel
+def _plain_import(name: str) -> Any:
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def _forget(package: str) -> None:
+    """Have the package and its modules imported anew when they are next asked for."""
+    for name in list(sys.modules):
+        if name == package or name.startswith(f"{package}."):
+            del sys.modules[name]
+
+
+@contextmanager
+def _pretended_absent() -> Iterator[None]:
+    """Within, diffusers does not find the packages of _LEFT_OUT.
+
+    Its loaders decide by that which functions they have, so those imported within are forgotten:
+    whoever asks for them gets whole ones.
+    """
+    found: Any = import_module("diffusers.utils.import_utils")
+    flags = [f"_{name}_available" for name in _LEFT_OUT]
+    before = {flag: getattr(found, flag) for flag in flags}
+    known = _LOADERS in sys.modules
+    hidden = [name for name in _LEFT_OUT if name not in sys.modules]
+    finder: Any = _Absent(hidden)
+    sys.meta_path.insert(0, finder)
+    try:
+        vars(found).update(dict.fromkeys(flags, False))
+        yield
+    finally:
+        vars(found).update(before)
+        sys.meta_path.remove(finder)
+        if any(before.values()) and not known:
+            _forget(_LOADERS)
+            vars(sys.modules["diffusers"]).pop("loaders", None)
+
+
+class _Absent:
+    def __init__(self, packages: list[str]) -> None:
+        self.packages = packages
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> None:
+        if name.partition(".")[0] in self.packages:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 @contextmanager

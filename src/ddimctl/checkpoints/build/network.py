@@ -1,7 +1,8 @@
-"""A UNet2DModel built from untrusted settings, and what its config cannot say about a network."""
+"""Networks built from untrusted settings, and what their configs cannot say about them."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
@@ -9,8 +10,11 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ddimctl.checkpoints.build.diffusers_import import import_parts, import_unet
-from ddimctl.checkpoints.build.unet_config import check_unet_config
+from ddimctl.checkpoints.build.autoencoder_config import AUTOENCODERS, check_autoencoder_config
+from ddimctl.checkpoints.build.diffusers_import import import_network, import_parts
+from ddimctl.checkpoints.build.lucidrains_unet import CLASS_NAME as LUCIDRAINS
+from ddimctl.checkpoints.build.lucidrains_unet import LucidrainsUNet, read_config
+from ddimctl.checkpoints.build.unet_config import check_condition_config, check_unet_config
 from ddimctl.errors import CheckpointError
 from ddimctl.files.untrusted.settings import JsonObject
 
@@ -52,30 +56,70 @@ class Built(NamedTuple):
 
 
 def build_unet(config: Mapping[str, Any], patches: UNetPatches, where: str) -> Built:
-    """A UNet2DModel on the meta device, where it takes no memory.
+    """A UNet2DModel, or a UNet2DConditionModel where its _class_name says so, on the meta device,
+    where it takes no memory.
 
     where: the settings' origin, for messages. Raises CheckpointError for settings that describe
     no network, or one beyond every measure.
     """
-    unet_class = import_unet()
-    known = inspect.signature(unet_class.__init__).parameters
+    if config.get("_class_name") == LUCIDRAINS:
+        with torch.device("meta"), _Uninitialised(), _described(where):
+            network = LucidrainsUNet(read_config(config))
+        return _measured(network, (), where)
+    if takes_embeddings(config):
+        return _build("UNet2DConditionModel", config, where, check_condition_config)
+    built = _build("UNet2DModel", config, where, check_unet_config)
+    with torch.device("meta"), _Uninitialised(), _described(where):
+        _apply_patches(built.unet, patches)
+    return built
+
+
+def takes_embeddings(config: Mapping[str, Any]) -> bool:
+    """Whether the UNet of these settings attends to embeddings (of text, or of a class)."""
+    return str(config.get("_class_name")).endswith("UNet2DConditionModel")
+
+
+def build_autoencoder(config: Mapping[str, Any], where: str) -> Built:
+    """The same for an AutoencoderKL or VQModel."""
+    check_autoencoder_config(config, where)
+    name = AUTOENCODERS[config["_class_name"]]
+    return _build(name, config, where, check_autoencoder_config)
+
+
+def _build(
+    name: str,
+    config: Mapping[str, Any],
+    where: str,
+    check: Callable[[Mapping[str, Any], str], None],
+) -> Built:
+    network_class = import_network(name)
+    known = inspect.signature(network_class.__init__).parameters
     given = {key: value for key, value in config.items() if not key.startswith("_")}
     settings = {key: value for key, value in given.items() if key in known}
-    check_unet_config(settings, where)
+    check(config, where)
+    with torch.device("meta"), _Uninitialised(), _described(where):
+        network: nn.Module = network_class(**settings)
+    return _measured(network, tuple(sorted(given.keys() - known.keys())), where)
+
+
+def _measured(network: nn.Module, unknown: tuple[str, ...], where: str) -> Built:
+    count = sum(weight.numel() for weight in network.parameters())
+    if count > _MOST_PARAMETERS:
+        raise CheckpointError(f"{where} describes a network of {count:.1e} parameters.")
+    full: Any = network.config
+    return Built(network, full, unknown)
+
+
+@contextmanager
+def _described(where: str) -> Iterator[None]:
+    """Within, what diffusers raises on its settings is a CheckpointError."""
     try:
-        with torch.device("meta"), _Uninitialised():
-            unet: nn.Module = unet_class(**settings)
-            _apply_patches(unet, patches)
+        yield
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{where} does not describe a network: {reason}") from error
     except ArithmeticError as error:
         raise CheckpointError(f"{where} does not describe a network: a width is 0.") from error
-    count = sum(weight.numel() for weight in unet.parameters())
-    if count > _MOST_PARAMETERS:
-        raise CheckpointError(f"{where} describes a network of {count:.1e} parameters.")
-    full: Any = unet.config
-    return Built(unet, full, tuple(sorted(given.keys() - known.keys())))
 
 
 class _Uninitialised(TorchFunctionMode):

@@ -122,6 +122,10 @@ def sampler_note(name: str, ignored: JsonObject) -> str:
         for key in ("clip_sample", "thresholding", "timestep_spacing")
         if ignored.get(key) not in (None, False, "linspace")
     }
+    if ignored.get("set_alpha_to_one") is False:  # the last step goes to alpha_bar[0], not to 1
+        own["set_alpha_to_one"] = False
+    if ignored.get("steps_offset"):
+        own["steps_offset"] = ignored["steps_offset"]
     if not own:
         return ""
     settings = ", ".join(f"{key} = {value}" for key, value in own.items())

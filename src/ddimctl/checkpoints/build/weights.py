@@ -17,6 +17,10 @@ from ddimctl.files.untrusted.reader import read_tensor_file
 from ddimctl.files.untrusted.settings import JsonObject
 
 STEM: Final = "diffusion_pytorch_model"
+STEMS: Final = {"safetensors": STEM, "bin": STEM}
+"""What weight files are called, by kind."""
+TEXT_STEMS: Final = {"safetensors": "model", "bin": "pytorch_model"}
+"""The same for the networks of transformers."""
 
 # The attention blocks of diffusers before 0.15, as in the google/ddpm-* files.
 _OLD_ATTENTION: Final = re.compile(
@@ -36,26 +40,39 @@ _FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHOWN: Final = 5
 
 
-def find_weights(source: Source, prefix: str, variant: str | None) -> tuple[Path, ...]:
+def find_weights(
+    source: Source, prefix: str, variant: str | None, stems: Mapping[str, str] = STEMS
+) -> tuple[Path, ...]:
     """The weight files under prefix ("" or "unet/"), by name: safetensors before .bin, one file
-    before shards. Raises CheckpointError where there are none.
+    before shards. stems: STEMS or TEXT_STEMS. Raises CheckpointError where there are none.
     """
+    found = look_for_weights(source, prefix, variant, stems)
+    if found:
+        return found
     tag = f".{variant}" if variant else ""
-    for kind in ("safetensors", "bin"):
-        whole = source.get(f"{prefix}{STEM}{tag}.{kind}")
-        if whole is not None:
-            return (whole,)
-        index = f"{prefix}{STEM}.{kind}.index{tag}.json"
-        found = read_json(source, index)
-        if found is not None:
-            return _shards(source, prefix, index, found)
-    wanted = f"{prefix}{STEM}{tag}.safetensors or .bin"
+    wanted = f"{prefix}{stems['safetensors']}{tag}.safetensors or .bin"
     raise CheckpointError(
         f"{source.name} has no weights ({wanted}).",
         "Leave out --variant, or pass one that the folder has."
         if variant
         else "If the file names contain a variant such as fp16, pass --variant fp16.",
     )
+
+
+def look_for_weights(
+    source: Source, prefix: str, variant: str | None, stems: Mapping[str, str]
+) -> tuple[Path, ...]:
+    """The same, but nothing where there are none."""
+    tag = f".{variant}" if variant else ""
+    for kind, stem in stems.items():
+        whole = source.get(f"{prefix}{stem}{tag}.{kind}")
+        if whole is not None:
+            return (whole,)
+        index = f"{prefix}{stem}.{kind}.index{tag}.json"
+        found = read_json(source, index)
+        if found is not None:
+            return _shards(source, prefix, index, found)
+    return ()
 
 
 def _shards(source: Source, prefix: str, where: str, index: JsonObject) -> tuple[Path, ...]:
@@ -79,7 +96,12 @@ def _shards(source: Source, prefix: str, where: str, index: JsonObject) -> tuple
 def check_room(paths: Sequence[Path], name: str) -> None:
     """Raise CheckpointError where the files are larger than the memory. name: the checkpoint's."""
     with refusals(name, CheckpointError):
-        check_memory(sum(path.stat().st_size for path in paths))
+        check_memory(size_of(paths))
+
+
+def size_of(paths: Iterable[Path]) -> int:
+    """Bytes."""
+    return sum(path.stat().st_size for path in paths)
 
 
 def sha256_of(paths: Iterable[Path]) -> str:
@@ -92,10 +114,10 @@ def sha256_of(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def read_weights(paths: Sequence[Path], name: str) -> dict[str, Tensor]:
+def read_weights(paths: Sequence[Path], name: str, unused: str = "") -> dict[str, Tensor]:
     """Weights by their present-day names, on the CPU, memory-mapped where the format can.
 
-    name: the checkpoint's, for messages. Raises CheckpointError for damaged or foreign files.
+    name: the checkpoint's, for messages. unused: those whose names end so are left out. Raises CheckpointError for damaged or foreign files.
     """
     weights: dict[str, Tensor] = {}
     for path in paths:
@@ -108,6 +130,8 @@ def read_weights(paths: Sequence[Path], name: str) -> dict[str, Tensor]:
                 f"{where} is not a state dict.", "Use the file of the UNet's weights."
             )
         for key, tensor in found.items():
+            if unused and key.endswith(unused):
+                continue
             key = _present_name(key)
             if key in weights:
                 raise CheckpointError(f"{where}: the weight {key} occurs twice.")

@@ -28,6 +28,17 @@ class Flags(NamedTuple):
     config: str = ""
 
 
+class Network(NamedTuple):
+    """One network of a pipeline: its config and weights in diffusers' or transformers' words.
+
+    source_name: from a weight's name there to its name in the file, for messages.
+    """
+
+    config: JsonObject
+    weights: dict[str, Tensor]
+    source_name: Callable[[str], str] = str
+
+
 class Converted(NamedTuple):
     """A UNet2DModel's config and weights, and what its config cannot hold.
 

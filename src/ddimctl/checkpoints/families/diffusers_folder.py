@@ -1,23 +1,40 @@
-"""The family of diffusers: a UNet2DModel folder, or a pipeline folder with one inside."""
+"""The family of diffusers: a UNet2DModel folder, or a pipeline folder with a UNet inside."""
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Final, NamedTuple
 
-from ddimctl.checkpoints.build.assemble import Options, assemble, check_wanted, fill
-from ddimctl.checkpoints.build.network import build_unet
+from ddimctl.checkpoints.build.assemble import Options, Parts, assemble, check_wanted, fill
+from ddimctl.checkpoints.build.network import build_unet, takes_embeddings
 from ddimctl.checkpoints.build.scheduler_config import (
     Diffusion,
     assumed_diffusion,
     read_diffusion,
     sampler_note,
 )
-from ddimctl.checkpoints.build.weights import check_room, find_weights, read_weights, sha256_of
+from ddimctl.checkpoints.build.weights import (
+    check_room,
+    find_weights,
+    read_weights,
+    sha256_of,
+    size_of,
+)
+from ddimctl.checkpoints.families.pipeline_parts import (
+    Found,
+    find_autoencoder,
+    find_class_embedder,
+    find_text_encoders,
+    make_conditioner,
+    read_autoencoder,
+    read_class_embedder,
+)
 from ddimctl.checkpoints.identify import (
     SUPPORTED,
     refuse_network,
     refuse_parts,
     refuse_pipeline,
 )
+from ddimctl.checkpoints.lora import PARTS, check_parts, fuse_all, fused_sha256
 from ddimctl.checkpoints.model import Checkpoint, Provenance
 from ddimctl.checkpoints.sidecar import Sidecar, read_sidecar
 from ddimctl.checkpoints.source import Source, read_json
@@ -25,6 +42,7 @@ from ddimctl.errors import CheckpointError, RequestError
 from ddimctl.files.untrusted.settings import JsonObject
 
 CONFIG_REMEDY: Final = "Use the config.json that belongs to these weights."
+_PASS_VAE: Final = "Pass a folder of an AutoencoderKL with --vae."
 
 
 class _Chosen(NamedTuple):
@@ -58,29 +76,87 @@ def load_diffusers(source: Source, options: Options) -> Checkpoint:
     refuse_network(where, config)
     diffusion = _read_diffusion(source, index)
     files = find_weights(source, chosen.prefix, options.variant)
-    check_room(files, source.name)
+    beside = _find_beside(source, index, config, options)
+    for lora in options.loras:
+        check_parts(lora, PARTS[: 1 + len(beside.encoders)])
+    largest = max((each.files for each in beside.all), key=size_of, default=())
+    check_room((*files, *largest), source.name)
 
     with ThreadPoolExecutor(1) as pool:  # the hash is ready by the time that diffusers is imported
-        sha256 = pool.submit(sha256_of, files)
+        sha256 = pool.submit(sha256_of, (*files, *chain(*(each.files for each in beside.all))))
         built = build_unet(config, (sidecar or Sidecar()).patches, where)
-        weights = read_weights(files, source.name)
+        weights = fuse_all(options.loras, "unet", read_weights(files, source.name))
         fill(built, weights, options, source.name, CONFIG_REMEDY)
+        parts = _read_beside(source, index, config, beside, options)
         digest = sha256.result()
     sampler = sampler_note(source.name, diffusion.ignored)
     own = sidecar is not None  # our files carry sampler settings for other programs only
     unknown = ", ".join(built.unknown)
     strange = f"{where} has settings that the installed diffusers does not know: {unknown}."
-    notes = (*source.notes, *chosen.notes, *diffusion.notes)
+    notes = (*source.notes, *chosen.notes, *diffusion.notes, *(each.note for each in beside.all))
     notes += (strange if unknown else "", "" if own else sampler)
     provenance = Provenance(
         name=source.name,
         family="diffusers",
         weights=chosen.weights,
-        sha256=digest,
+        sha256=fused_sha256(digest, options.loras),
         revision=source.revision,
         notes=tuple(filter(None, notes)),
+        parts=options.replaced,
     )
-    return assemble(built, diffusion, sidecar or Sidecar(), provenance, where)
+    return assemble(built, diffusion, sidecar or Sidecar(), provenance, where, parts)
+
+
+class _Beside(NamedTuple):
+    """The parts of a latent checkpoint beside its UNet; of others, none."""
+
+    encoders: list[Found]
+    classes: Found | None
+    autoencoder: Found | None
+
+    @property
+    def all(self) -> list[Found]:
+        others = (self.classes, self.autoencoder)
+        return [*self.encoders, *(each for each in others if each is not None)]
+
+
+def _find_beside(
+    source: Source, index: JsonObject | None, config: JsonObject, options: Options
+) -> _Beside:
+    """Raises CheckpointError where a part that the UNet needs is not there, or cannot be run."""
+    if options.vae is not None:
+        autoencoder = find_autoencoder(options.vae, None, alone=True)
+        if autoencoder is None:
+            raise CheckpointError(f"{options.vae.name} holds no autoencoder.", _PASS_VAE)
+    else:
+        autoencoder = find_autoencoder(source, options.variant)
+    encoders = find_text_encoders(source, index, options.variant)
+    attends = takes_embeddings(config)
+    classes = None if encoders or not attends else find_class_embedder(source, options.variant)
+    if attends and not encoders and not classes:
+        raise CheckpointError(
+            f"{source.name} has no text encoder, whose embeddings its UNet needs.",
+            "Pass the folder of the whole pipeline.",
+        )
+    if attends and autoencoder is None:
+        raise CheckpointError(f"{source.name} has no autoencoder.", _PASS_VAE)
+    return _Beside(encoders if attends else [], classes, autoencoder)
+
+
+def _read_beside(
+    source: Source,
+    index: JsonObject | None,
+    config: JsonObject,
+    beside: _Beside,
+    options: Options,
+) -> Parts:
+    return Parts(
+        read_autoencoder(beside.autoencoder, options) if beside.autoencoder else None,
+        make_conditioner(source, index, config, beside.encoders, options.loras)
+        if beside.encoders
+        else None,
+        read_class_embedder(beside.classes) if beside.classes else None,
+    )
 
 
 def _choose_unet(source: Source, wanted: str, sidecar: Sidecar) -> _Chosen:

@@ -26,6 +26,7 @@ from ddimctl.errors import RequestError, brief
 from ddimctl.files.untrusted.settings import JsonObject
 
 NAME: Final = "ermongroup"
+PREFIXES: Final = ()
 CONFIG: Final = "config.yml"
 MARK: Final = "down.0.block.0.norm1.weight"
 

@@ -26,8 +26,9 @@ from ddimctl.errors import CheckpointError, RequestError, brief
 from ddimctl.files.untrusted.settings import JsonObject
 
 NAME: Final = "openai"
+PREFIXES: Final = ()
 CONFIG: Final = "flags.json"
-__all__ = ["CONFIG", "MARK", "NAME", "convert"]
+__all__ = ["CONFIG", "MARK", "NAME", "PREFIXES", "convert"]
 
 # Their names -> diffusers', for the ends of the network, its residual blocks and its attention.
 _ENDS: Final = {
@@ -101,7 +102,7 @@ def convert(weights: Mapping[str, Tensor], flags: Flags) -> Converted:
     size = training_size(flags, settings, len(shape.widths))
     steps = settings["diffusion_steps"]
     head_channels, heads, heads_up = _heads(flags, settings, shape)
-    names = _names(shape)
+    names = Names(block_names(shape), _LEAVES)
     first, resolved = shape.widths[0], _DEFAULTS | settings
     return Converted(
         config=_config(shape, size, head_channels),
@@ -216,7 +217,8 @@ def _config(shape: Shape, size: tuple[int, int], head_channels: int | None) -> J
     }
 
 
-def _names(shape: Shape) -> Names:
+def block_names(shape: Shape) -> dict[str, str]:
+    """The modules of such a network, theirs to diffusers'."""
     blocks = dict(_ENDS)
     top, each = len(shape.widths) - 1, shape.num_res_blocks + 1
     for i in range(top + 1):
@@ -235,7 +237,7 @@ def _names(shape: Shape) -> Names:
         last = 2 if top - i in shape.attention else 1
         plain = "" if shape.resblock_updown else ".conv"
         blocks[f"output_blocks.{theirs + each - 1}.{last}{plain}"] = f"{ours}.upsamplers.0{plain}"
-    return Names(blocks, _LEAVES)
+    return blocks
 
 
 def _source_name(names: Names) -> Callable[[str], str]:

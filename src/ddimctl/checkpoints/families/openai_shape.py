@@ -66,7 +66,9 @@ def read_shape(weights: Mapping[str, Tensor], flags: Flags) -> Shape:
         widths=widths,
         num_res_blocks=each - 1,
         attention=tuple(
-            n for n, i in enumerate(firsts) if f"input_blocks.{i}.1.qkv.weight" in weights
+            n
+            for n, i in enumerate(firsts)
+            if any(f"input_blocks.{i}.1.{leaf}.weight" in weights for leaf in ("qkv", "proj_in"))
         ),
         use_scale_shift_norm=first == 2 * widths[0],
         resblock_updown=bool(blocks) if levels > 1 else None,

@@ -13,22 +13,24 @@ from torch import Tensor
 from ddimctl.checkpoints.build.assemble import Options, assemble, check_wanted, fill
 from ddimctl.checkpoints.build.network import build_unet
 from ddimctl.checkpoints.build.weights import check_room, read_file, sha256_of
-from ddimctl.checkpoints.families import ermongroup, openai
+from ddimctl.checkpoints.families import ermongroup, ldm_file, lucidrains, openai
 from ddimctl.checkpoints.families.common import SIZE, Flags
+from ddimctl.checkpoints.families.ldm_checkpoint import load_ldm
 from ddimctl.checkpoints.identify import refuse_file, refuse_foreign
 from ddimctl.checkpoints.model import Checkpoint, Provenance
 from ddimctl.checkpoints.sidecar import Sidecar
-from ddimctl.errors import CheckpointError
+from ddimctl.errors import CheckpointError, RequestError
 from ddimctl.files.untrusted.guards import refusals
 from ddimctl.files.untrusted.settings import read_yaml
 
-FAMILIES: Final[tuple[ModuleType, ...]] = (ermongroup, openai)
+FAMILIES: Final[tuple[ModuleType, ...]] = (ermongroup, openai, lucidrains)
 SUFFIXES: Final = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 
 # What training scripts call the parts of a file that holds more than one network's weights.
 _EMA_KEYS: Final = ("ema", "ema_model", "model_ema", "ema_state_dict")
 _RAW_KEYS: Final = ("state_dict", "model", "model_state_dict", "network", "net", "unet")
 _PARALLEL: Final = "module."
+_EMA_MODEL: Final = "ema_model."
 
 
 class _Found(NamedTuple):
@@ -50,13 +52,20 @@ def load_file(path: Path, options: Options) -> Checkpoint:
     check_room([path], name)
     with ThreadPoolExecutor(1) as pool:
         sha256 = pool.submit(sha256_of, [path])
-        found = _choose(read_file(path, name), options.weights, name)
-        family = next((module for module in FAMILIES if module.MARK in found.weights), None)
+        content = read_file(path, name)
+        raw, _ = _parts(content)
+        if raw is not None and ldm_file.MARK in raw:
+            return load_ldm(path, raw, options, sha256.result)
+        _refuse_parts(options, name)
+        found = _choose(content, options.weights, name)
+        family = next((module for module in FAMILIES if _is_of(module, found.weights)), None)
         if family is None:
             refuse_file(path)
         _check_tensors(found.weights, name)
         with refusals(family.CONFIG, CheckpointError):
             beside = read_yaml(path.parent / family.CONFIG)
+        if family is lucidrains and isinstance(content, Mapping) and lucidrains.VERSION in content:
+            beside = {lucidrains.VERSION: content[lucidrains.VERSION], **beside}
         flags = Flags(name, options.flags, beside, options.size, family.CONFIG)
         converted = family.convert(found.weights, flags)
         built = build_unet(converted.config, converted.patches, name)
@@ -76,6 +85,18 @@ def load_file(path: Path, options: Options) -> Checkpoint:
     )
     sidecar = Sidecar(patches=converted.patches, weights=found.kind)
     return assemble(built, converted.diffusion, sidecar, provenance, name)
+
+
+def _is_of(family: ModuleType, weights: Mapping[str, Tensor]) -> bool:
+    return any(f"{prefix}{family.MARK}" in weights for prefix in ("", *family.PREFIXES))
+
+
+def _refuse_parts(options: Options, name: str) -> None:
+    if options.replaced:
+        raise RequestError(
+            f"{name} is a network of images, which has no {' and no '.join(options.replaced)}.",
+            "Leave out --vae and --lora.",
+        )
 
 
 def _resolved_flags(settings: Mapping[str, Any], sample_size: Any) -> dict[str, str]:
@@ -125,6 +146,8 @@ def _parts(content: Any) -> tuple[Mapping[str, Tensor] | None, Mapping[str, Tens
         raw = _weights(content[0]) if content else None
         ema = _weights(content[4]) if len(content) > 4 else None
         return raw, ema
+    if isinstance(content, Mapping) and (averaged := _averaged(content.get("ema"))):
+        return _weights(content.get("model")), averaged
     bare = _weights(content)
     if bare is not None or not isinstance(content, Mapping):
         return bare, None
@@ -133,6 +156,19 @@ def _parts(content: Any) -> tuple[Mapping[str, Tensor] | None, Mapping[str, Tens
         for keys in (_RAW_KEYS, _EMA_KEYS)
     ]
     return held[0], held[1]
+
+
+def _averaged(content: Any) -> Mapping[str, Tensor] | None:
+    """The weights in the state of an ema_pytorch.EMA, which holds the raw ones, too."""
+    if not isinstance(content, Mapping):
+        return None
+    return _weights(
+        {
+            key.removeprefix(_EMA_MODEL): tensor
+            for key, tensor in content.items()
+            if isinstance(key, str) and key.startswith(_EMA_MODEL)
+        }
+    )
 
 
 def _weights(content: Any) -> Mapping[str, Tensor] | None:

@@ -38,6 +38,10 @@ UNUSUAL_TENSORS: Final = {
 }
 
 
+# A class that is the key of a dict in the files of Stable Diffusion's own training.
+LIGHTNING: Final = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+
+
 class Storage(NamedTuple):
     """The numbers that tensors are views of: numel of dtype, filed under key."""
 
@@ -89,6 +93,8 @@ def storage_of(wanted: Any) -> Storage:
 def checked_key(key: Any) -> Any:
     """A dict's key, where it is cheap to hash: a deeply nested tuple would overflow the stack."""
     if type(key) in (str, bytes, bool, type(None)) or (type(key) is int and abs(key) < _MAX_KEY):
+        return key
+    if type(key) is Name and key == LIGHTNING:
         return key
     raise damaged("a dict in it has keys that are neither names nor numbers")
 
@@ -189,4 +195,4 @@ CALLS: Final[dict[str, Callable[..., Any]]] = {
     "numpy.core.multiarray.scalar": _made,
     "numpy._core.multiarray.scalar": _made,
 }
-KNOWN: Final = CALLS.keys() | STORAGES.keys() | {str(dtype) for dtype in STORAGES.values()}
+KNOWN: Final = {*CALLS, *STORAGES, *map(str, STORAGES.values()), LIGHTNING}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ddimctl.errors import brief
 from ddimctl.files.untrusted.content import check_kind, sniff
 from ddimctl.files.untrusted.guards import Refused, check_memory, damaged, is_utf8
-from ddimctl.files.untrusted.pickle_calls import Storage
+from ddimctl.files.untrusted.pickle_calls import LIGHTNING, Storage
 from ddimctl.files.untrusted.pickle_scan import MAX_BYTES, scan_pickle
 from ddimctl.files.untrusted.safetensors_file import read_safetensors
 from ddimctl.files.untrusted.zip_members import check_sums, stored_members
@@ -136,6 +136,10 @@ class _Namespace(dict[str, Any]):
         self.update(state)
 
 
+class _Callback:
+    """What a class of pytorch_lightning becomes, which is only a key."""
+
+
 class _Dtype:
     """What a numpy.dtype becomes: enough of one to read a number."""
 
@@ -158,6 +162,7 @@ def _scalar(dtype: _Dtype, data: bytes) -> Any:
 # Where a pickle names the right, it gets the left, so that numpy need not be there.
 _SAFE: Final[list[Any]] = [
     (_Namespace, "argparse.Namespace"),
+    (_Callback, LIGHTNING),
     (_Dtype, "numpy.dtype"),
     (_scalar, "numpy.core.multiarray.scalar"),
     (_scalar, "numpy._core.multiarray.scalar"),

@@ -45,7 +45,7 @@ def check_invertible(plan: Plan, checkpoint: Checkpoint) -> None:
                 f"images cannot be inverted with {option} {settings[option]}.",
                 f"Pass --{option} {plain}.",
             )
-    check_inversion(checkpoint.schedule, plan.timesteps, METHOD, TOLERANCE)
+    check_inversion(checkpoint, plan.timesteps, METHOD, TOLERANCE)
 
 
 def image_latents(

@@ -101,7 +101,7 @@ def inversion_plan(
             "--tau auto is optimised for sampling; its last step is too long for inversion.",
             "Use --tau linspace.",
         )
-    check_inversion(checkpoint.schedule, sampler.timesteps, inversion.method, inversion.tolerance)
+    check_inversion(checkpoint, sampler.timesteps, inversion.method, inversion.tolerance)
     shape = image_shape(images.size, checkpoint)
     return make_plan(
         sampler,

@@ -19,7 +19,13 @@ from ddimctl.jobs.checkpoint import open_model
 from ddimctl.jobs.events import Report, ignore, notify
 from ddimctl.jobs.replay.record import OldImage, Record, read_record
 from ddimctl.jobs.replay.request import ReplayRequest
-from ddimctl.jobs.requests import CheckpointOptions, PromptOptions, DeviceOptions, OutputOptions, SamplerOptions
+from ddimctl.jobs.requests import (
+    CheckpointOptions,
+    DeviceOptions,
+    OutputOptions,
+    PromptOptions,
+    SamplerOptions,
+)
 from ddimctl.jobs.sample.folder import RunFolder, run_folder
 from ddimctl.jobs.sample.manifest import (
     load_manifest,

@@ -216,7 +216,7 @@ def _timesteps(
                 "--tau auto is for networks of pixels; this one works on an autoencoder's latents.",
                 "Use --tau linspace.",
             )
-        check_search(steps, num_train_timesteps)
+        check_search(steps, num_train_timesteps, checkpoint.self_conditioned)
         return kind, steps, None
     return kind, steps, timesteps(kind, steps, num_train_timesteps)
 
