@@ -8,10 +8,10 @@ import torch
 from latent_cases import DATA, NAMES, TEXT, case
 from torch import Tensor
 
+from ddimctl.api.sampling import invert, sample
 from ddimctl.checkpoints import Checkpoint, load_checkpoint
-from ddimctl.diffusion.inversion import invert
 from ddimctl.diffusion.predictions import make_denoiser
-from ddimctl.diffusion.sampling import sample, trajectory
+from ddimctl.diffusion.sampling import trajectory
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.diffusion.timesteps import timesteps
 from ddimctl.runtime.device import prepare_for_inference
