@@ -8,10 +8,10 @@ import torch
 from latent_cases import DATA, NAMES, TEXT, case
 from torch import Tensor
 
+from ddimctl.api.sampling import invert, sample
 from ddimctl.checkpoints import Checkpoint, load_checkpoint
-from ddimctl.diffusion.inversion import invert
 from ddimctl.diffusion.predictions import make_denoiser
-from ddimctl.diffusion.sampling import sample, trajectory
+from ddimctl.diffusion.sampling import trajectory
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.diffusion.timesteps import timesteps
 from ddimctl.runtime.device import prepare_for_inference
@@ -153,6 +153,7 @@ def test_an_image_comes_back_from_its_latent_under_guidance(guidance: float) -> 
 def test_guidance_rescale_is_off_at_0_and_wholly_on_at_1() -> None:
     class Model:
         schedule, prediction, learned_variance, null_class = None, "eps", False, 1
+        self_conditioned = False
         outputs = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
         def network(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:

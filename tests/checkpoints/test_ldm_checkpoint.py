@@ -165,9 +165,9 @@ def test_another_autoencoder_takes_the_place_of_the_files(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model.diffusion_model.out.2.weight": torch.zeros(4, 16, 1, 1)}, r"misshapen \(model\.diff"),
+        ({"model.diffusion_model.out.2.weight": torch.zeros(4, 16, 1, 1)}, r"of another shape \(model\.diff"),
         ({"model.diffusion_model.extra.weight": torch.zeros(4)}, r"1 extra \(model\.diffusion_model\.ex"),
-        ({"first_stage_model.decoder.norm_out.weight": torch.zeros(9)}, r"misshapen \(first_stage"),
+        ({"first_stage_model.decoder.norm_out.weight": torch.zeros(9)}, r"of another shape \(first_stage"),
         ({"first_stage_model.extra.weight": torch.zeros(9)}, r"1 extra \(first_stage_model\.extra"),
         ({"model.diffusion_model.out.0.bias": torch.full((16,), torch.nan)}, "NaN or infinite"),
         ({"model.diffusion_model.out.0.bias": torch.zeros(16, dtype=torch.int8)}, "has the type torch.int8"),
@@ -183,9 +183,9 @@ def test_wrong_weights_are_named_as_in_the_file(
 
 
 def test_wrong_folders_for_its_settings(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="is no diffusers folder"):
+    with pytest.raises(RequestError, match="is not a diffusers folder"):
         load(flags={"config": str(tmp_path)})
-    with pytest.raises(RequestError, match="size is unknown here"):
+    with pytest.raises(RequestError, match="size is unknown"):
         load(flags={"size": "64"})
 
 
@@ -263,7 +263,7 @@ def test_lora_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         load(lora=[tmp_path / "xl.safetensors"])
     with pytest.raises(CheckpointError, match="changes the text_encoder_2"):
         load(SD1, flags={}, lora=[tmp_path / "xl.safetensors"])
-    with pytest.raises(RequestError, match="is no weight"):
+    with pytest.raises(RequestError, match="is not a weight"):
         load(lora=[f"{tmp_path / 'xl.safetensors'}:much"])
 
 

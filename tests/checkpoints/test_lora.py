@@ -222,7 +222,7 @@ def test_options(tmp_path: Path) -> None:
     odd.touch()
     assert parse_lora(str(odd)) == (odd, 1.0)
     for number in ("high", "nan", "inf", ""):
-        with pytest.raises(RequestError, match="is no weight"):
+        with pytest.raises(RequestError, match="is not a weight"):
             parse_lora(f"style.safetensors:{number}")
 
 
@@ -237,8 +237,8 @@ BAD = {
     "oft": ({f"{NAME}.oft_blocks": ONE}, "of the kind OFT"),
     "differences": ({f"{NAME}.diff": ONE}, "full weight differences"),
     "embeddings": ({**GOOD, "bundle_emb.style.string_to_param": ONE}, "textual inversion"),
-    "flux": ({"transformer.single_blocks.0.attn.to_q.lora_A.weight": ONE}, "no LoRA for Stable"),
-    "a checkpoint": ({"model.diffusion_model.out.2.weight": ONE}, "no LoRA for Stable"),
+    "flux": ({"transformer.single_blocks.0.attn.to_q.lora_A.weight": ONE}, "not a LoRA for Stable"),
+    "a checkpoint": ({"model.diffusion_model.out.2.weight": ONE}, "not a LoRA for Stable"),
     "a bias": ({**GOOD, f"{OURS}.lora_B.bias": ONE}, "is unknown"),
     "empty": ({}, "holds no weights"),
     "half": ({f"{OURS}.lora_A.weight": torch.ones(2, 16)}, "lacks one of its two"),

@@ -156,8 +156,8 @@ def test_solvers_go_on_with_clipped_predictions():
 def test_settings_that_cannot_be_are_refused_with_the_reason():
     for settings, message in (
         ({"solver": "heun"}, "unknown solver 'heun'"),
-        ({"solver": "ipndm", "eta": 0.5}, "but --eta 0.5 adds noise"),
-        ({"solver": "dpm++2m", "eta": 1.0, "variance": "large"}, "but --variance large adds noise"),
+        ({"solver": "ipndm", "eta": 0.5}, "but eta 0.5 adds noise"),
+        ({"solver": "dpm++2m", "eta": 1.0, "variance": "large"}, "but variance large adds noise"),
     ):
         with pytest.raises(RequestError, match=message):
             sample(GaussianModel(), noisy(1, 1, 2, 2), timesteps=(0, 999), **settings)
