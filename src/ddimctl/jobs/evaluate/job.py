@@ -1,7 +1,7 @@
 """Quality measured: samples of a checkpoint at several eta and S, scored against a data set."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,12 +24,20 @@ from ddimctl.jobs.evaluate.score_cells import (
     tagged,
 )
 from ddimctl.jobs.events import Notice, Progress, Report, ignore
+from ddimctl.jobs.requests import consecutive_seeds
 from ddimctl.jobs.sample.auto_timesteps import Search, find_timesteps
 from ddimctl.jobs.sample.batches import default_batch_size
 from ddimctl.jobs.sample.folder import RunFolder, go_on, run_folder
 from ddimctl.jobs.sample.manifest import read_manifest
 from ddimctl.jobs.sample.outputs import SAMPLES, TAKEN
-from ddimctl.jobs.sample.plan import SamplerSettings, Shape, image_labels, image_shape, make_plan
+from ddimctl.jobs.sample.plan import (
+    SamplerSettings,
+    image_labels,
+    image_shape,
+    make_plan,
+    pixels_per_latent,
+)
+from ddimctl.jobs.sample.prompts import Prompted, prompted
 from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.jobs.sample.sampler import decode
 from ddimctl.metrics.measure import Measure
@@ -72,6 +80,10 @@ def _evaluate(
         _check_room(request, out)
     model = open_model(request.checkpoint, request.device, report, ranks=ranks, size=images.size)
     shape = image_shape(images.size, model.checkpoint)
+    size = images.size or model.checkpoint.picture_shape[1:]
+    every_seed = consecutive_seeds(images.seed, request.count * request.table.repeats)
+    text = prompted(model.checkpoint, request.prompt, {}, every_seed, size, report)
+    model = replace(model, checkpoint=text.checkpoint)
     image_labels(images.classes, {}, model.checkpoint, request.seeds[:1])  # raises for unknown ones
 
     def find(sampler: SamplerSettings) -> SamplerSettings:
@@ -80,8 +92,8 @@ def _evaluate(
 
     cells = make_cells(request, model.checkpoint, find)
     if preset:
-        check_size(preset, shape[1:])
-    settings = _settings(request, model, cells, shape)
+        check_size(preset, size)
+    settings = _settings(request, model, cells, text, size)
     if preset and settings["evaluations"] != settings["steps"]:
         report(
             Notice(
@@ -93,10 +105,11 @@ def _evaluate(
     if output.dry_run or out is None:
         return EvaluateResult(None, (), settings)
     background = request.scoring.background or model.checkpoint.background or (0, 0, 0)
-    how = Preparation(shape[1:], shape[0], background)
+    how = Preparation(size, model.checkpoint.picture_shape[0], background)
     measure = _shared_measure(request, model.device, ranks)
     with stop_on_signals(once=ranks.count == 1) as stop:
-        work = Work(request, out, model, shape, how, measure, ranks, _check_of(stop, out, ranks))
+        check = _check_of(stop, out, ranks)
+        work = Work(request, out, model, text, shape, how, measure, ranks, check)
         rows, settings = _fill(cells, settings, work, report)
     return EvaluateResult(out, tuple(rows), settings)
 
@@ -156,14 +169,23 @@ def _sample_cell(cell: Cell, work: Work, report: Report) -> None:
         recorded = read_manifest(folder, SAMPLES, output)
     model, shape, sampler = work.model, work.shape, cell.sampler
     batch_size = recorded["settings"]["batch_size"] if recorded else device.batch_size
+    labels = image_labels(work.request.images.classes, {}, model.checkpoint, cell.seeds)
+    prompts = None
+    if work.text.prompts is not None and work.text.labels is not None:
+        places = [seed - work.request.seeds[0] for seed in cell.seeds]
+        labels = tuple(work.text.labels[i] for i in places)
+        prompts = tuple(work.text.prompts[i] for i in places)
     plan = make_plan(
         sampler,
         shape,
         cell.seeds,
-        image_labels(work.request.images.classes, {}, model.checkpoint, cell.seeds),
+        labels,
         precision=model.precision,
         batch_size=batch_size
         or default_batch_size(model.checkpoint, shape, model.device, sampler.guidance),
+        factor=pixels_per_latent(model.checkpoint),
+        prompts=prompts,
+        negative=work.text.negative,
     )
     plan = plan.in_batches(ranks.share(plan.batch_size))
     outputs = OutputSettings(
@@ -183,7 +205,11 @@ def _check_room(request: EvaluateRequest, out: Path | None) -> None:
 
 
 def _settings(
-    request: EvaluateRequest, model: Model, cells: Sequence[Cell], shape: Shape
+    request: EvaluateRequest,
+    model: Model,
+    cells: Sequence[Cell],
+    text: Prompted,
+    size: tuple[int, int],
 ) -> JsonObject:
     """What the cells share, as plain values."""
     columns = {cell.steps: cell for cell in cells}
@@ -201,9 +227,11 @@ def _settings(
             if cell.sampler.timesteps is not None
         },
         "solver": first.solver,
-        "size": list(shape[1:]),
+        "size": list(size),
         "clip": first.clip,
         "guidance": first.guidance,
+        **({} if text.prompts is None else {"prompts": list(dict.fromkeys(text.prompts))}),
+        **({} if text.negative is None else {"negative": text.negative}),
         "precision": model.precision,
         "pictures": request.count,
         "first_seed": request.seeds[0],

@@ -21,6 +21,7 @@ from ddimctl.jobs.requests import (
     Kind,
     OutputOptions,
     PlotFormat,
+    PromptOptions,
     SolverOptions,
     check_last_seed,
     consecutive_seeds,
@@ -218,6 +219,7 @@ class EvaluateRequest:
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     images: CellImageOptions = field(default_factory=CellImageOptions)
+    prompt: PromptOptions = field(default_factory=PromptOptions)
     table: TableOptions = field(default_factory=TableOptions)
     sampler: SolverOptions = field(default_factory=SolverOptions)
     output: OutputOptions = field(default_factory=OutputOptions)

@@ -26,6 +26,7 @@ from ddimctl.jobs.evaluate.request import EvaluateRequest
 from ddimctl.jobs.events import Event, Progress, Report
 from ddimctl.jobs.sample.outputs import MANIFEST
 from ddimctl.jobs.sample.plan import Shape
+from ddimctl.jobs.sample.prompts import Prompted
 from ddimctl.metrics.measure import Measure, scores
 from ddimctl.runtime.distributed import Ranks
 
@@ -40,13 +41,14 @@ Scores = dict[str, float]
 class Work:
     """What all cells share.
 
-    out: the evaluation's folder.  shape: (C, H, W).  how: what is done to the images of both sides.
+    out: the evaluation's folder.  text: the prompts of all seeds.  shape: (C, H, W) of x_T.  how: what is done to the images of both sides.
     check: raises where a signal, or another process, has ended the evaluation.
     """
 
     request: EvaluateRequest
     out: Path
     model: Model
+    text: Prompted
     shape: Shape
     how: Preparation
     measure: Measure

@@ -216,6 +216,13 @@ def _fresh(request: TrainRequest, data: Dataset) -> Checkpoint:
 
 def _adapted(start: Checkpoint, request: TrainRequest, data: Dataset) -> Checkpoint:
     count, shape = len(data.class_names), data.sample_shape
+    if start.codec is not None or start.conditioner is not None:
+        raise RequestError(
+            "--init: networks that work on latents or take text cannot be trained here.",
+            "Start from a network of pixels.",
+        )
+    if start.provenance.family == "lucidrains":
+        raise RequestError("--init: networks of lucidrains cannot be trained here.")
     if start.learned_variance:
         raise RequestError("--init: checkpoints with a learned variance cannot be trained.")
     if start.sample_shape[0] != shape[0] or (start.num_classes or 0) != count:
