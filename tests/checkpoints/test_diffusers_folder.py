@@ -152,7 +152,7 @@ def test_missing_extra_and_misshapen_weights_are_named_and_counted(tmp_path: Pat
     assert f"{len(gone)} missing ({', '.join(gone[:5])}, …)" in cause
     assert gone[5] not in cause
     assert "1 extra (lora.weight)" in cause
-    assert "1 misshapen (conv_in.bias (7,) for (32,))" in cause
+    assert "1 of another shape (conv_in.bias (7,) for (32,))" in cause
 
 
 def test_learned_variance_is_read_off_the_channels(tmp_path: Path) -> None:
