@@ -441,7 +441,7 @@ def test_a_preset_says_what_is_unlike_and_judges_only_its_like(
     assert finished.result.rows[0]["within_band"] is None
     page = (tmp_path / "out/index.html").read_text()
     assert "not judged, since here are 2 images a cell, not 50,000." in page
-    monkeypatch.setattr(preset_checks, "PICTURES", 2)
+    monkeypatch.setattr(preset_checks, "IMAGES", 2)
     finished = finish(evaluate, request_for(**asked, resume=True))
     assert "unlike" not in finished.notices()
     assert finished.result.rows[0]["within_band"] is False
