@@ -103,8 +103,8 @@ def measure_small(m: Measuring) -> None:
     shutil.copy(run / "grid.png", IMAGES / "replay.png")
     run = m.run("inverted", "invert --class peep", *avatars("peep-bun"))
     shutil.copy(run / "peep-bun.inversion.png", IMAGES / "inversion.png")
-    three = avatars("peep-bun", "pixel-glasses", "peep-headscarf")
-    run = m.run("between", "interpolate --frames 13", *three)
+    three = avatars("peep-bun", "peep-eyepatch", "peep-headscarf")
+    run = m.run("between", "interpolate --class peep --frames 13", *three)
     shutil.copy(run / "grid.png", IMAGES / "interpolation.png")
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
