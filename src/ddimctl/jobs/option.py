@@ -4,7 +4,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Final, TypeVar, get_args, get_type_hints
+
+MAX_NUMBER: Final = 10**9
+"""The largest number of an option that names no bound of its own."""
 
 R = TypeVar("R")
 
@@ -48,15 +51,20 @@ def argument(metavar: str, help: str, **more: Any) -> Option:
     return Option(help, metavar=metavar, **more)
 
 
-def finite(value: float) -> None:
-    """Raise ValueError for nan and infinities, which no range check stops."""
+def bounded(option: Option, value: float) -> None:
+    """Raise ValueError for nan, infinities and numbers that no run can have.
+
+    Every number of the command line comes here; `low` and smaller `high` are checked before.
+    """
     if not math.isfinite(value):
         raise ValueError("it must be a finite number.")
+    high = MAX_NUMBER if option.high is None else option.high
+    if abs(value) > high:
+        raise ValueError(f"it must be at most {high:,}.")
 
 
 def above_zero(value: float) -> None:
-    """Raise ValueError unless the number is finite and above 0."""
-    finite(value)
+    """Raise ValueError unless the number is above 0."""
     if value <= 0:
         raise ValueError("it must be above 0.")
 

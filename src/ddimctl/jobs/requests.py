@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal, get_args
 
 from ddimctl.errors import RequestError
 from ddimctl.jobs import parse
-from ddimctl.jobs.option import finite, flag, reachable
+from ddimctl.jobs.option import flag
 
 MAIN: Final = "Main options"
 CHECKPOINT: Final = "Checkpoint"
@@ -21,6 +21,7 @@ OUTPUT: Final = "Output"
 DEVICE: Final = "Device"
 
 DEFAULT_COUNT: Final = 16
+MAX_BATCH: Final = 2**20  # images; nothing ends before a batch does
 
 Weights = Literal["auto", "ema", "raw"]
 SavedPrecision = Literal["fp32", "fp16"]
@@ -120,7 +121,13 @@ CLASSES: Final = flag(
     parse=parse.parse_classes,
 )
 SEED: Final = flag(
-    "--seed", help="Seed of the first image.", panel=IMAGES, low=0, metavar="K", default="0"
+    "--seed",
+    help="Seed of the first image.",
+    panel=IMAGES,
+    low=0,
+    high=parse.MAX_SEED,
+    metavar="K",
+    default="0",
 )
 YES: Final = flag(
     "--yes",
@@ -227,7 +234,6 @@ class SolverOptions:
             "--guidance",
             help="Classifier-free guidance scale; 1 is off.",
             panel=MAIN,
-            check=finite,
             metavar="W",
             default="1",
         ),
@@ -295,7 +301,6 @@ class SamplerOptions(StepOptions):
             panel=SAMPLER,
             low=0,
             high=1,
-            check=finite,
             metavar="X",
             default="0, or 1 with --variance large or learned",
         ),
@@ -317,7 +322,6 @@ OUT: Final = flag(
     "-o",
     help="Output folder.",
     panel=MAIN,
-    check=reachable,
     metavar="DIR",
     default="the next numbered folder in runs/",
 )
@@ -393,6 +397,7 @@ BATCH_SIZE: Final = flag(
     help="Images per batch.",
     panel=DEVICE,
     low=1,
+    high=MAX_BATCH,
     metavar="B",
     default="chosen for the device",
 )

@@ -157,6 +157,8 @@ def _value(param: Any, value: Any, where: str) -> Any:
         if isinstance(value, bool):
             return value
         raise RequestError(f"{where} must be true or false, not {value!r}.", "Correct it there.")
+    if any("\0" in str(each) for each in (value if isinstance(value, list) else [value])):
+        raise RequestError(f"{where} holds a zero character.", "Correct it there.")
     if param.multiple and not isinstance(value, list):
         value = [value]
     if isinstance(value, list) and all(_is_plain(item) for item in value):

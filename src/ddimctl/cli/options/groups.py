@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, NamedTuple, get_args, get_origin, get_
 import typer
 
 from ddimctl.cli.options.config import origin
-from ddimctl.jobs.option import Option, make_request
+from ddimctl.jobs.option import MAX_NUMBER, Option, bounded, make_request, reachable
 
 _REQUIRED: Final = inspect.Parameter.empty
 
@@ -117,7 +117,7 @@ def _typer_info(option: Option) -> Any:
         "help": option.help,
         "metavar": option.metavar,
         "min": option.low,
-        "max": option.high,
+        "max": None if option.high is None or option.high > MAX_NUMBER else option.high,
         "rich_help_panel": option.panel,
         "callback": _callback(option),
         "show_default": True if option.default is None else option.default or False,
@@ -139,6 +139,10 @@ def _callback(option: Option) -> Callable[..., Any]:
             value = Path(os.path.expanduser(value))  # noqa: PTH111, leaves what it cannot expand
         for each in value if isinstance(value, list) else [value]:
             try:
+                if isinstance(each, Path):
+                    reachable(each)
+                elif isinstance(each, int | float):
+                    bounded(option, each)
                 if option.check and each is not None:
                     option.check(each)
             except ValueError as error:

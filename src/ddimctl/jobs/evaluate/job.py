@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ddimctl.checkpoints import Checkpoint
-from ddimctl.errors import RequestError, Stopped
+from ddimctl.errors import Stopped
+from ddimctl.files.own_output import check_output
 from ddimctl.jobs.checkpoint import open_checkpoint
 from ddimctl.jobs.evaluate.cells import Cell, make_cells, table_rows
 from ddimctl.jobs.evaluate.paper_checks import check_size, differences
@@ -170,11 +171,15 @@ def _fill(
 
 
 def _check_room(request: EvaluateRequest, out: Path | None) -> None:
-    taken = out is not None and any((out / name).exists() for name in (*FILES, CELLS))
-    if taken and not (request.output.resume or request.output.force):
-        raise RequestError(
-            f"{out} holds an evaluation already.",
-            "Go on with --resume, write over it with --force, or name another --out.",
+    if out is not None:
+        output = request.output
+        held = any((out / name).exists() for name in (*FILES, CELLS))
+        check_output(
+            out,
+            "an evaluation" if held else None,
+            resume=output.resume,
+            force=output.force,
+            data=request.scoring.data,
         )
 
 

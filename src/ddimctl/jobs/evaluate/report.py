@@ -180,7 +180,9 @@ def _page(report: ReportFolder, found: Sequence[Table], curve: bytes, seeds: byt
     """One file that needs no other."""
     settings, compared = report.settings, report.settings["reference"]
     name = str(settings["checkpoint"].get("name"))
-    notes = [f"{settings['images']:,} images a cell against {compared['images']:,} of the data."]
+    notes = [
+        f"{settings['pictures']:,} images a cell against {compared['pictures']:,} of the data."
+    ]
     if settings["repeats"] > 1:
         notes.append(f"Mean of {settings['repeats']} repeats ± half their range.")
     unlike = settings.get("unlike_the_paper", [])

@@ -1,6 +1,5 @@
 """What an evaluation does for one cell after the other: sample it, score it; by all its processes."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +12,8 @@ from ddimctl.errors import DataError, NumericsError, RequestError
 from ddimctl.files.atomic import clean_temporaries, make_folder, write_json
 from ddimctl.files.dataset.cache import hash_json
 from ddimctl.files.dataset.reference_file import save_reference
+from ddimctl.files.untrusted.guards import Refused
+from ddimctl.files.untrusted.settings import read_json
 from ddimctl.jobs.evaluate.cells import Cell
 from ddimctl.jobs.evaluate.reference import (
     Measured,
@@ -29,7 +30,7 @@ from ddimctl.jobs.sample.batch_size import default_batch_size
 from ddimctl.jobs.sample.folder import RunFolder
 from ddimctl.jobs.sample.job import LAYOUT
 from ddimctl.jobs.sample.manifest import NAME as MANIFEST
-from ddimctl.jobs.sample.manifest import read_manifest
+from ddimctl.jobs.sample.manifest import load_manifest, read_manifest
 from ddimctl.jobs.sample.plan import Shape, image_labels, make_plan
 from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.jobs.sample.sampler import decode
@@ -159,7 +160,10 @@ def _keep_reference(data: Path, kept: Path, work: Work, report: Report) -> None:
 
 def _identity(cell: Cell, target: Measured, work: Work) -> str:
     """What a score is of: the images and what they are compared with."""
-    manifest = json.loads((work.out / CELLS / cell.name / MANIFEST).read_text("utf-8"))
+    path = work.out / CELLS / cell.name / MANIFEST
+    manifest = load_manifest(path)
+    if manifest is None:
+        raise DataError(f"{path} was changed while its images were scored.")
     return hash_json([manifest["images"], target.facts, asdict(work.how)])
 
 
@@ -178,7 +182,7 @@ def _score(cell: Cell, identity: str, target: Measured, work: Work, report: Repo
 
 def _read_score(path: Path, identity: str) -> Scores | None:
     try:
-        known = json.loads(path.read_text("utf-8"))
+        known = read_json(path)
         return dict(known["scores"]) if known["identity"] == identity else None
-    except (OSError, ValueError, LookupError, TypeError):
+    except (Refused, OSError, ValueError, LookupError, TypeError):
         return None

@@ -17,7 +17,7 @@ from ddimctl.diffusion.statistics import is_atypical, latent_statistics
 from ddimctl.errors import RequestError
 from ddimctl.files.pictures.grids import GRID_LIMIT
 from ddimctl.files.pictures.video import check_video
-from ddimctl.jobs.checkpoint import open_checkpoint
+from ddimctl.jobs.checkpoint import open_checkpoint, other_checkpoint
 from ddimctl.jobs.events import Notice, Report, ignore, notify
 from ddimctl.jobs.interpolate.inputs import (
     Input,
@@ -115,6 +115,8 @@ def _interpolate(
         compiled=request.device.compile,
     )
     notify(report, checkpoint.provenance.notes)
+    records = [i.known.get("checkpoint") for i in inputs]
+    notify(report, {note for record in records for note in other_checkpoint(checkpoint, record)})
     plan = _plan(
         request, options, inputs, metadata, checkpoint, device, precision, recorded, report
     )

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from ddimctl.errors import RequestError
+from ddimctl.files.pictures.frame_rate import MAX_FPS, MIN_FPS
 from ddimctl.jobs import parse
-from ddimctl.jobs.option import argument, finite, flag
+from ddimctl.jobs.option import argument, flag
 from ddimctl.jobs.requests import (
     COLUMNS,
     MAIN,
@@ -107,7 +108,9 @@ class FrameOutputOptions(OutputOptions):
     ] = None
     fps: Annotated[
         float,
-        flag("--fps", help="Frames per second.", panel=OUTPUT, check=finite, metavar="F"),
+        flag(
+            "--fps", help="Frames per second.", panel=OUTPUT, low=MIN_FPS, high=MAX_FPS, metavar="F"
+        ),
     ] = 12.0
     scale: Annotated[int | None, SCALE] = None
     columns: Annotated[int | None, COLUMNS] = None

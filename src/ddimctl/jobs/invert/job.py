@@ -70,7 +70,7 @@ def invert(request: InvertRequest, report: Report = ignore) -> InvertResult:
     StorageError, DeviceError; Stopped when a signal ended the run, which --resume goes on with.
     """
     check_fit(request.images.fit)
-    inputs, output = find_inputs(request.inputs), request.output
+    inputs, output = find_inputs(request.inputs, report), request.output
     folder = output.out or Path()
     with (
         run_folder(folder, "invert", resume=output.resume, dry_run=output.dry_run),
@@ -84,8 +84,9 @@ def _invert(
 ) -> InvertResult:
     started = time.monotonic()
     output, inversion = request.output, request.inversion
-    recorded = read_records(out, inputs) if output.resume else {}
-    missing = [input_image for input_image in inputs if input_image.name not in recorded]
+    found = read_records(out, inputs) if output.resume else {}
+    missing = [input_image for input_image in inputs if input_image.name not in found]
+    recorded = {name: record for name, record in found.items() if record is not None}
     _check_room(out, missing, output.force)
     checkpoint, device, precision = open_for_inversion(
         request.checkpoint, request.device, inversion.method, request.images.size

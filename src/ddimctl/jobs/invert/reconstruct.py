@@ -15,6 +15,7 @@ from ddimctl.diffusion.timesteps import timesteps
 from ddimctl.errors import DataError, NumericsError, RequestError
 from ddimctl.files.atomic import write_bytes, write_json
 from ddimctl.files.dataset.datasets import Dataset, gather, load_dataset, sample_indices
+from ddimctl.files.own_output import check_output
 from ddimctl.files.pictures.images import encode_image
 from ddimctl.files.pictures.plots import line_plot, stack_plots
 from ddimctl.jobs.events import Notice, Report, counted, ignore, notify
@@ -67,7 +68,7 @@ def _reconstruct(
     request: ReconstructRequest, out: Path | None, report: Report
 ) -> ReconstructResult:
     table = request.reconstruction
-    _check_room(out, request.output.force)
+    _check_room(out, request)
     strictest = "exact" if "exact" in table.methods else table.methods[0]
     checkpoint, device, precision = open_for_inversion(
         request.checkpoint, request.device, strictest, request.images.size
@@ -108,13 +109,11 @@ def _reconstruct(
     return ReconstructResult(out, tuple(rows), len(chosen), settings)
 
 
-def _check_room(out: Path | None, force: bool) -> None:
-    if out is None or not out.exists():
-        return
-    if not force and any((out / name).exists() for name in FILES):
-        raise RequestError(
-            f"{out} holds a table already.", "Write over it with --force, or name another --out."
-        )
+def _check_room(out: Path | None, request: ReconstructRequest) -> None:
+    if out is not None:
+        held = "a table" if any((out / name).exists() for name in FILES) else None
+        force = request.output.force
+        check_output(out, held, force=force, resumable=False, data=request.data)
 
 
 def _load(request: ReconstructRequest, checkpoint: Checkpoint, report: Report) -> Dataset:
@@ -130,6 +129,7 @@ def _load(request: ReconstructRequest, checkpoint: Checkpoint, report: Report) -
     )
     for name, reason in data.skipped:
         report(Notice(f"left out: {name}: {reason}"))
+    notify(report, data.notes)
     return data
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, get_args
 
 from ddimctl.jobs import parse
-from ddimctl.jobs.option import above_zero, argument, flag, reachable
+from ddimctl.jobs.option import above_zero, argument, flag
 from ddimctl.jobs.requests import (
     BATCH_SIZE,
     DETERMINISTIC,
@@ -134,7 +134,6 @@ class InversionOutputOptions:
             "-o",
             help="Folder for NAME.pt and NAME.inversion.png.",
             panel=MAIN,
-            check=reachable,
             metavar="DIR",
             default="the current folder",
         ),
@@ -150,7 +149,7 @@ class InvertRequest:
 
     inputs: Annotated[
         tuple[Path, ...],
-        argument("IMAGE|DIR", "Input images, and folders of them.", check=reachable),
+        argument("IMAGE|DIR", "Input images, and folders of them."),
     ]
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     images: InputImageOptions = field(default_factory=InputImageOptions)

@@ -23,6 +23,8 @@ from ddimctl.errors import StorageError
 from ddimctl.files.atomic import write_json
 from ddimctl.files.cache import make_room, mark_used
 from ddimctl.files.dataset.datasets import user_cache
+from ddimctl.files.untrusted.guards import Refused
+from ddimctl.files.untrusted.settings import read_json
 from ddimctl.jobs.events import Notice, Progress, Report
 from ddimctl.jobs.sample.batch_size import default_batch_size
 from ddimctl.jobs.sample.plan import SamplerSettings, Shape, drawn_labels
@@ -171,11 +173,11 @@ def _bundled_timesteps(key: str, solver: str, steps: int, T: int) -> tuple[int, 
 def _kept(path: Path) -> Probe | None:
     """The probe in the cache, or None where it is missing or damaged: it is made again."""
     try:
-        known = json.loads(path.read_text("utf-8"))
+        known = read_json(path)
         timesteps = tuple(map(int, known["timesteps"]))
         products = torch.tensor(known["products"], dtype=torch.float64)
         response = torch.tensor(known["response"], dtype=torch.float64)
-    except (OSError, LookupError, TypeError, ValueError):
+    except (Refused, OSError, LookupError, TypeError, ValueError):
         return None
     N = len(timesteps)
     mark_used(path)

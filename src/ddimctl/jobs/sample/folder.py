@@ -16,6 +16,7 @@ from ddimctl.files.atomic import (
     write_json,
 )
 from ddimctl.files.lock import folder_lock
+from ddimctl.files.own_output import check_output
 from ddimctl.jobs.sample.manifest import Layout, check_same_run, make_manifest
 from ddimctl.jobs.sample.outputs import OutputPaths, bytes_needed
 from ddimctl.jobs.sample.plan import Plan
@@ -79,8 +80,8 @@ def run_folder(
 def _own_folder(
     out: Path | None, command: str, resume: bool, dry_run: bool
 ) -> Iterator[Path | None]:
-    if out is not None and out.exists() and not out.is_dir():
-        raise RequestError(f"--out {out} is a file.", "Name a folder.")
+    if out is not None:
+        check_output(out, resume=resume, force=True)  # what it may hold is the command's to say
     if out is None and resume:
         raise RequestError("--resume needs the folder to go on in.", "Name it with --out.")
     if dry_run:

@@ -11,7 +11,7 @@ from ddimctl.errors import RequestError
 from ddimctl.files.atomic import check_writable
 from ddimctl.files.latents import LatentFile, load_latents
 from ddimctl.files.pictures.images import FORMATS
-from ddimctl.jobs.checkpoint import open_checkpoint
+from ddimctl.jobs.checkpoint import open_checkpoint, other_checkpoint
 from ddimctl.jobs.events import Notice, Report, ignore, notify
 from ddimctl.jobs.sample.auto_timesteps import find_timesteps
 from ddimctl.jobs.sample.batch_size import default_batch_size
@@ -100,6 +100,7 @@ def _sample(request: SampleRequest, out: Path | None, ranks: Ranks, report: Repo
         compiled=request.device.compile,
     )
     notify(report, checkpoint.provenance.notes)
+    notify(report, other_checkpoint(checkpoint, metadata.get("checkpoint")))
     # a resumed run has the same batches, whatever this machine would choose
     batch_size = recorded["settings"]["batch_size"] if recorded else request.device.batch_size
     shape = image_shape(images.size, checkpoint, latents.latents if latents else None)

@@ -11,14 +11,17 @@ import torch
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError, brief
-from ddimctl.files.untrusted.guards import Refused
-from ddimctl.files.untrusted.settings import read_json
+from ddimctl.files.own_output import MANIFEST, check_output
+from ddimctl.files.untrusted.guards import Refused, refusals
+from ddimctl.files.untrusted.settings import check_format_version, read_json
+from ddimctl.jobs.requests import MAX_BATCH
 from ddimctl.jobs.sample.batches import Smaller, read_smaller
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.records import latent_sha256
 from ddimctl.jobs.sample.request import OutputSettings
 
-NAME: Final = "manifest.json"
+NAME: Final = MANIFEST
+FORMAT_VERSION: Final = 1
 AGAIN: Final = "Repeat the first command, or begin again with --force."
 _LARGEST: Final = 2**30  # bytes; no run has so many images
 _ALSO_RECORDED: Final = ("metadata", "deterministic", "compile")  # what else decides the bytes
@@ -64,41 +67,37 @@ def read_manifest(
                 "Begin with --force.",
             )
         return manifest
-    if force or not out.exists():
-        return None
-    if any(not entry.name.startswith(".") for entry in out.iterdir()):
-        if resume:
-            raise RequestError(
-                f"{out} holds other things, and no {NAME} to go on from.",
-                "Begin with --force, or name another --out.",
-            )
-        raise RequestError(
-            f"{out} is not empty.",
-            "Go on with --resume, write over it with --force, or name another --out.",
-        )
+    check_output(out, resume=resume, force=force)
     return None
 
 
 def load_manifest(path: Path) -> dict[str, Any] | None:
-    """A manifest with the parts that are read of it, or None: a stranger may have written it."""
+    """A manifest with the parts that are read of it, or None: a stranger may have written it.
+
+    Raises DataError for one of another format version.
+    """
     try:
         manifest = read_json(path, _LARGEST, paths=True)
     except (Refused, OSError):
         return None
+    with refusals(str(path), DataError, "Use the version of ddimctl that wrote it."):
+        check_format_version(manifest, FORMAT_VERSION)
     return manifest if _is_manifest(manifest) else None
 
 
 def _is_manifest(found: dict[str, Any]) -> bool:
     settings, images = found.get("settings"), found.get("images")
+    smaller = read_smaller(found.get("smaller_batches", []))
     return (
         isinstance(found.get("command"), str)
         and isinstance(settings, dict)
         and type(settings.get("batch_size")) is int
-        and settings["batch_size"] >= 1
+        and 1 <= settings["batch_size"] <= MAX_BATCH
         and isinstance(found.get("checkpoint"), dict)
         and isinstance(images, list)
         and all(isinstance(image, dict) for image in images)
-        and read_smaller(found.get("smaller_batches", [])) is not None
+        and smaller is not None
+        and all(size <= settings["batch_size"] for _, size in smaller)
     )
 
 
@@ -116,7 +115,7 @@ def make_manifest(
     smaller: where memory ran out; batches as large as the setting says came before.
     """
     return {
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "command": layout.command,
         "complete": images is not None,
         "ddimctl": version("ddimctl"),

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import torch
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
-from ddimctl.files.pictures.animation import encode_animation
+from ddimctl.files.pictures.animation import write_animation
 from ddimctl.files.pictures.grids import GRID_LIMIT, make_grid
 from ddimctl.files.pictures.images import encode_image
 from ddimctl.jobs.sample.manifest import Layout
@@ -80,16 +80,24 @@ def draw_grid(
 
 
 def draw_animation(
+    file: BinaryIO,
     frames: Mapping[int, Sequence[Tensor]],
     outputs: OutputSettings,
     said: Sequence[str] | None,
     format: str,
-) -> bytes:
-    """A gif or webp of grids, one for each step shown; frames by image, as many for each."""
+) -> None:
+    """Write a gif or webp of grids, one for each step shown; frames by image, as many for each."""
     order = sorted(frames)
     under = None if said is None else said[: len(order)]
-    grids = [
-        make_grid(torch.stack([frames[i][k] for i in order]), outputs.columns, outputs.scale, under)
-        for k in range(len(frames[order[0]]))
-    ]
-    return encode_animation(grids, format, fps=min(20.0, max(4.0, len(grids) / 4)))
+    count = len(frames[order[0]])
+
+    def images_at(k: int) -> Tensor:
+        return torch.stack([frames[i][k] for i in order])
+
+    write_animation(
+        file,
+        count,
+        lambda k: make_grid(images_at(k), outputs.columns, outputs.scale, under),
+        format,
+        fps=min(20.0, max(4.0, count / 4)),
+    )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.timesteps import KINDS
+from ddimctl.files.latents import FORMAT_VERSION
 from ddimctl.files.pictures.grids import GRID_LIMIT
 from ddimctl.jobs.sample.plan import Plan
 
@@ -15,7 +16,7 @@ from ddimctl.jobs.sample.plan import Plan
 def latents_metadata(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
     """What a latent file says of itself, so that it can be decoded without being told anything."""
     metadata: dict[str, Any] = {
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "checkpoint": checkpoint.provenance.record(),
         "schedule": checkpoint.schedule.settings,
         "prediction": checkpoint.prediction,

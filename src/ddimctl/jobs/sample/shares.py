@@ -1,6 +1,5 @@
 """What the processes of a sampling run tell the first one, and are told by it."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from torch import Tensor
 
 from ddimctl.errors import DataError, StorageError
 from ddimctl.files.atomic import open_atomic
-from ddimctl.files.untrusted.guards import check_plain_file
+from ddimctl.files.untrusted.guards import Refused, check_plain_file
+from ddimctl.files.untrusted.settings import parse_json
 from ddimctl.jobs.sample.batches import Group, Smaller, merged, read_smaller
 from ddimctl.runtime.ranks import Ranks
 
@@ -50,8 +50,8 @@ def with_parts(smaller: Sequence[Smaller], parts: Iterable[Path]) -> list[Smalle
     for path in parts:
         try:
             check_plain_file(path)
-            part = read_smaller(json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError, RecursionError):
+            part = read_smaller(parse_json(path.read_bytes()))
+        except (OSError, Refused):
             part = None
         if not part:
             raise DataError(f"{path} is not a record of ddimctl.", "Begin with --force.")

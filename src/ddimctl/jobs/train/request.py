@@ -7,8 +7,16 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from ddimctl.errors import RequestError, brief
 from ddimctl.jobs import parse
-from ddimctl.jobs.option import argument, finite, flag
-from ddimctl.jobs.requests import COMPILE, DEVICE_NAME, MAIN, PRECISION, Precision, SavedPrecision
+from ddimctl.jobs.option import argument, flag
+from ddimctl.jobs.requests import (
+    COMPILE,
+    DEVICE_NAME,
+    MAIN,
+    MAX_BATCH,
+    PRECISION,
+    Precision,
+    SavedPrecision,
+)
 
 DATA: Final = "Data"
 TRAINING: Final = "Training"
@@ -73,13 +81,19 @@ class TrainRequest:
         int, flag("--steps", help="Number of updates.", panel=MAIN, low=1, metavar="N")
     ] = 100_000
     batch_size: Annotated[
-        int, flag("--batch-size", help="Images per update.", panel=MAIN, low=1, metavar="B")
+        int,
+        flag(
+            "--batch-size",
+            help="Images per update.",
+            panel=MAIN,
+            low=1,
+            high=MAX_BATCH,
+            metavar="B",
+        ),
     ] = 64
     lr: Annotated[
         float,
-        flag(
-            "--lr", help="Learning rate (AdamW).", panel=MAIN, low=0, check=finite, metavar="RATE"
-        ),
+        flag("--lr", help="Learning rate (AdamW).", panel=MAIN, low=0, metavar="RATE"),
     ] = 2e-4
     prediction: Annotated[
         Prediction | None,
@@ -130,7 +144,6 @@ class TrainRequest:
             help="Weight decay (AdamW).",
             panel=TRAINING,
             low=0,
-            check=finite,
             metavar="W",
         ),
     ] = 0.0
@@ -141,7 +154,6 @@ class TrainRequest:
             help="Largest gradient norm; 0 is no clipping.",
             panel=TRAINING,
             low=0,
-            check=finite,
             metavar="NORM",
         ),
     ] = 1.0
@@ -161,12 +173,19 @@ class TrainRequest:
             panel=TRAINING,
             low=0,
             high=1,
-            check=finite,
             metavar="DECAY",
         ),
     ] = 0.9999
     seed: Annotated[
-        int, flag("--seed", help="Seed of all random numbers.", panel=TRAINING, low=0, metavar="K")
+        int,
+        flag(
+            "--seed",
+            help="Seed of all random numbers.",
+            panel=TRAINING,
+            low=0,
+            high=parse.MAX_SEED,
+            metavar="K",
+        ),
     ] = 0
     image_size: Annotated[
         tuple[int, int] | None,
@@ -371,5 +390,5 @@ def _changes(prefix: str, was: dict[str, Any], now: dict[str, Any]) -> list[str]
 
 
 def _data_words(data: dict[str, Any]) -> str:
-    words = f"{data['images']} images to learn from and {data['held_out']} held out"
+    words = f"{data['pictures']} images to learn from and {data['held_out']} held out"
     return f"{words} (fingerprint {data['fingerprint'][:12]})"
