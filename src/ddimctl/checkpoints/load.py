@@ -104,7 +104,7 @@ def _find(spec: str | Path | None, revision: str | None, *, download: bool) -> S
 
 def local_path(spec: str | Path) -> Path:
     """Where spec would be on this disk; the name of the bundled checkpoint comes before a file's."""
-    return BUNDLED if spec == BUNDLED_NAME else Path(spec).expanduser()
+    return BUNDLED if spec == BUNDLED_NAME else Path(os.path.expanduser(spec))  # noqa: PTH111, leaves what it cannot expand
 
 
 def is_hub_id(name: str) -> bool:

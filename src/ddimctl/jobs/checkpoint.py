@@ -1,8 +1,7 @@
 """Finding again the checkpoint that a latent file names, so that the user need not."""
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +14,8 @@ from ddimctl.checkpoints.load import BUNDLED, BUNDLED_NAME, VARIABLE, is_hub_id,
 from ddimctl.errors import RequestError, StorageError
 from ddimctl.files.atomic import write_json
 from ddimctl.files.dataset.datasets import user_cache
+from ddimctl.files.untrusted.guards import Refused
+from ddimctl.files.untrusted.settings import read_json
 from ddimctl.jobs.events import Report, notify
 from ddimctl.jobs.requests import CheckpointOptions, ComputeOptions
 from ddimctl.runtime.compilation import compile_for_inference
@@ -190,6 +191,15 @@ def verify(
         )
 
 
+def other_checkpoint(checkpoint: Checkpoint, record: Any) -> Iterator[str]:
+    """A sentence where the latents that have this record are of another checkpoint."""
+    if isinstance(record, Mapping) and record.get("sha256") != checkpoint.provenance.sha256:
+        yield (
+            f"the latents were made with '{record.get('name')}', and are decoded with "
+            f"'{checkpoint.provenance.name}'."
+        )
+
+
 def _keys(record: Mapping[str, Any]) -> tuple[str, str]:
     """Under which a folder is in the index: copies may have the same weights and other settings."""
     return f"{record.get('sha256')} {record.get('name')}", str(record.get("sha256"))
@@ -209,9 +219,7 @@ def _index_path() -> Path:
 
 def _read_index() -> dict[str, str]:
     try:
-        index = json.loads(_index_path().read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(index, dict):
+        index = read_json(_index_path(), paths=True)
+    except (Refused, OSError):
         return {}
     return {str(key): value for key, value in index.items() if isinstance(value, str)}

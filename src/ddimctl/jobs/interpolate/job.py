@@ -17,7 +17,7 @@ from ddimctl.errors import RequestError
 from ddimctl.files.pictures.grids import GRID_LIMIT
 from ddimctl.files.pictures.video import check_video
 from ddimctl.files.untrusted.settings import JsonObject
-from ddimctl.jobs.checkpoint import Model, open_model
+from ddimctl.jobs.checkpoint import Model, open_model, other_checkpoint
 from ddimctl.jobs.events import Notice, Report, ignore, notify
 from ddimctl.jobs.interpolate.inputs import (
     Input,
@@ -96,6 +96,9 @@ def _interpolate(
         download=request.ends.yes,
         exact=_has_images(inputs),
     )
+    records = [i.latent_metadata.get("checkpoint") for i in inputs]
+    notes = {note for record in records for note in other_checkpoint(model.checkpoint, record)}
+    notify(report, sorted(notes))
     plan = _plan(
         request,
         resolve_sampler(options, metadata, model.checkpoint),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, get_args
 
 from ddimctl.jobs import parse
-from ddimctl.jobs.option import above_zero, argument, flag, reachable
+from ddimctl.jobs.option import above_zero, argument, flag
 from ddimctl.jobs.requests import (
     DEVICE,
     DRY_RUN,
@@ -135,7 +135,6 @@ class InversionOutputOptions:
             "--out -o",
             "Output folder, for NAME.pt and NAME.inversion.png.",
             MAIN,
-            check=reachable,
             metavar="DIR",
             default="the current folder",
         ),
@@ -151,7 +150,7 @@ class InvertRequest:
 
     inputs: Annotated[
         tuple[Path, ...],
-        argument("IMAGE|DIR", "Input images, or folders of images.", check=reachable),
+        argument("IMAGE|DIR", "Input images, or folders of images."),
     ]
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     images: InputImageOptions = field(default_factory=InputImageOptions)
