@@ -12,11 +12,10 @@ SHEET: Final = ".inversion.png"
 """How the sheets end that inversion makes, which are no images to read."""
 
 MANIFEST: Final = "manifest.json"
-_REPORTS: Final = (
-    *(
-        {"table.csv", "table.json", f"curve.{plot}", "seeds.png"} for plot in ("png", "svg")
-    ),  # evaluate
-    *({"table.csv", "table.json", f"plot.{plot}"} for plot in ("png", "svg")),  # reconstruct
+_REPORTS: Final = tuple(
+    {"table.csv", "table.json", *names}
+    for plot in ("png", "svg")
+    for names in ((f"curve.{plot}", "seeds.png"), (f"plot.{plot}",))  # evaluate, reconstruct
 )
 _OF_TRAINING: Final = re.compile(r"step-\d{8,}\.(pt|png)")
 _HEAD: Final = 1000  # bytes of a manifest in which the program's name is

@@ -208,7 +208,8 @@ def read_image(
     except _DECODING_ERRORS as error:
         raise _unreadable(name, error) from error
     upright = result if turn is None else result.transpose(turn)
-    upright.info[_ANIMATED] = bool(animated)
+    if animated:
+        upright.info[_ANIMATED] = True
     return upright
 
 

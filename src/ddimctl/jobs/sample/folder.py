@@ -63,9 +63,7 @@ def run_folder(
 def _own_folder(output: OutputOptions, command: str) -> Iterator[Path | None]:
     out = output.out
     if out is not None:
-        check_output(
-            out, resume=output.resume, force=True
-        )  # what it may hold is the command's to say
+        check_output(out, force=True)  # what it may hold is the command's to say
     if out is None and output.resume:
         raise RequestError(
             "--resume needs the folder of the run to continue.", "Name it with --out."

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
@@ -84,9 +83,14 @@ def draw_animation(
     under = None if captions is None else captions[: len(order)]
     count = len(frames[order[0]])
 
-    def grid_at(k: int) -> Image.Image:
-        images = torch.stack([frames[i][k] for i in order])
-        return make_grid(images, outputs.columns, outputs.scale, under)
+    def images_at(k: int) -> Tensor:
+        return torch.stack([frames[i][k] for i in order])
 
-    fps = min(20.0, max(4.0, count / 4))
-    write_animation(file, count, grid_at, format, fps, holds={count - 1: _HOLD_LAST})
+    write_animation(
+        file,
+        count,
+        lambda k: make_grid(images_at(k), outputs.columns, outputs.scale, under),
+        format,
+        fps=min(20.0, max(4.0, count / 4)),
+        holds={count - 1: _HOLD_LAST},
+    )
