@@ -192,7 +192,7 @@ def test_damaged_outputs_of_a_complete_run_are_made_again(
     path.write_bytes(damage(whole[path]))
     assert path.read_bytes() != whole[path]
     again = finish(sample, request)
-    assert "complete already" not in again.notices()
+    assert "already complete" not in again.notices()
     assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == whole
 
 
