@@ -80,7 +80,7 @@ def check_zip(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
     def read_all() -> None:
-        entries = scan(path)
+        entries = scan(path).entries
         with open_source(path) as read:
             for entry in entries:
                 assert ".." not in entry.name.split("/")

@@ -155,3 +155,43 @@ def test_a_file_that_cannot_be_read(capsys, monkeypatch, tmp_path):
     for name in ("missing.toml", ".", "bytes.toml"):
         assert main(["sample", "--config", name]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+@pytest.mark.parametrize("line", ['ckpt = "a\\u0000b"', '[info]\nrevision = "\\u0000"'])
+def test_a_zero_character_is_refused_by_name(run_here, tmp_path, line):
+    (tmp_path / "c.toml").write_text(line)
+    code, _, err = run_here("info", "--config", "c.toml")
+    assert code == 2
+    assert "holds a zero character" in err
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ["~nosuchuser/model"],
+        ["x" * 5000],
+        ["x/" * 2500],
+        ["a..b/c--d"],
+        ["a" * 90 + "/" + "b" * 90],
+        ["google/ddpm", "--revision", "a b"],
+        ["google/ddpm", "--revision", "\udcff"],
+        ["google/ddpm", "--revision", "../x"],
+        ["google/ddpm", "--revision", "x" * 5000],
+    ],
+)
+def test_names_that_no_disk_and_no_hub_can_have_are_refused(run_here, spec):
+    code, out, err = run_here("info", *spec)
+    assert (code in (1, 2), out) == (True, "")
+    assert len(err.splitlines()) <= 2
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch):
+    from ddimctl.files.dataset.datasets import user_cache
+
+    def none():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("DDIMCTL_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pathlib.Path.home", none)
+    assert user_cache().name.startswith("ddimctl-")

@@ -189,8 +189,11 @@ def test_signal_ends_the_run_after_it_cleaned_up(number, code, clean_env):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
-@pytest.mark.parametrize("arguments", [["--help"], ["info", "--json"]])
-def test_reader_that_goes_away_is_no_error(arguments, tiny_checkpoint, clean_env):
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--help"], 0), (["sample", "--help"], 0), (["--version"], 0), (["info", "--json"], 141)],
+)
+def test_reader_that_goes_away_is_no_error(arguments, code, tiny_checkpoint, clean_env):
     reader, writer = os.pipe()
     os.close(reader)
     env = clean_env | {"DDIMCTL_CKPT": str(tiny_checkpoint)}
@@ -203,7 +206,69 @@ def test_reader_that_goes_away_is_no_error(arguments, tiny_checkpoint, clean_env
     )
     os.close(writer)
     assert done.stderr == ""
-    assert done.returncode != 0
+    assert done.returncode == code
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143), ("SIGUSR1", 143)]
+)
+def test_a_signal_while_importing_is_one_line(clean_env, name, code):
+    script = f"""
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            os.kill(os.getpid(), signal.{name})
+sys.meta_path.insert(0, Finder())
+from ddimctl.__main__ import main
+sys.exit(main())
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=clean_env, capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout) == (code, "")
+    assert ran.stderr == "interrupted: nothing was begun.\n"
+
+
+def test_under_nohup_a_hangup_is_ignored(clean_env):
+    script = (
+        "import os, signal, sys; from ddimctl.__main__ import main; sys.argv[1:] = ['--version']"
+    )
+    script += "; code = main(); os.kill(os.getpid(), signal.SIGHUP); sys.exit(code)"
+    ran = subprocess.run(
+        ["nohup", sys.executable, "-c", script], env=clean_env, capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout) == (0, f"ddimctl {ddimctl.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("can't start new thread"),
+        PermissionError(13, "Permission denied", "/closed/x"),
+        OSError(36, "File name too long", "x" * 300),
+        OSError(24, "Too many open files", "a"),
+        OSError(11, "Resource temporarily unavailable"),
+    ],
+)
+def test_what_the_system_refuses_is_no_bug(monkeypatch, capsys, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr("ddimctl.jobs.sample.job.sample", refuse)
+    assert main(["sample"]) == 1
+    cause, remedy = capsys.readouterr().err.splitlines()
+    assert cause.startswith("error: ") and remedy.startswith("  try: ")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), OSError(5, "Input/output error", "a")])
+def test_other_errors_of_the_system_stay_tracebacks(monkeypatch, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr("ddimctl.jobs.sample.job.sample", refuse)
+    with pytest.raises(type(error)):
+        main(["sample"])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")

@@ -56,3 +56,9 @@ def test_unknown_kinds_and_empty_schedules_are_refused():
         make_schedule("cubic")
     with pytest.raises(RequestError, match="at least one timestep"):
         make_schedule("linear", 0)
+
+
+@pytest.mark.parametrize("betas", [[1e-320] * 10, [1e-17, 0.1], [0.1, 1e-300]])
+def test_a_schedule_that_does_not_fall_is_refused(betas):
+    with pytest.raises(RequestError, match="does not fall"):
+        from_betas(betas)

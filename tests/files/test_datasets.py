@@ -56,7 +56,7 @@ def write_zip(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def names(source: Path) -> list[str]:
-    return [entry.name for entry in scan(source)]
+    return [entry.name for entry in scan(source).entries]
 
 
 @pytest.fixture
@@ -543,7 +543,7 @@ def test_the_cache_is_where_the_environment_says(tmp_path, folder, monkeypatch):
 
 def test_reading_a_source_entry_by_entry_gives_its_files(folder):
     with open_source(folder) as read:
-        assert {e.name: read(e) for e in scan(folder)} == {
+        assert {e.name: read(e) for e in scan(folder).entries} == {
             p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.png")
         }
 

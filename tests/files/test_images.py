@@ -7,8 +7,8 @@ import torch
 from PIL import ExifTags, Image
 
 from ddimctl.errors import DataError, RequestError
+from ddimctl.files.pictures.formats import readable
 from ddimctl.files.pictures.images import (
-    _READABLE,
     encode_image,
     fit_image,
     from_uint8,
@@ -203,7 +203,7 @@ def test_of_an_animation_the_first_frame_is_read() -> None:
 
 def test_the_installed_pillow_knows_every_format_that_is_named() -> None:
     Image.init()
-    assert set(_READABLE) <= set(Image.OPEN)
+    assert set(readable()) <= set(Image.OPEN)
 
 
 def test_a_file_object_and_a_path_are_read_alike(tmp_path: Path) -> None:

@@ -17,6 +17,17 @@ from ddimctl.files import latents
 from ddimctl.files.latents import SAMPLES, load_latents, save_latents, save_samples
 
 SUFFIXES = [".pt", ".safetensors"]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("version", [2, 0, "1", None, True])
+def test_metadata_of_another_format_version_are_refused_by_name(tmp_path, suffix, version):
+    path = tmp_path / f"a{suffix}"
+    save_latents(path, torch.zeros(1, 3, 4, 4), {"format_version": version})
+    with pytest.raises(DataError, match="its metadata has the format version"):
+        load_latents(path)
+
+
 METADATA = {
     "checkpoint": {"name": "google/ddpm-cifar10-32", "revision": None},
     "timesteps": [0, 10, 999],

@@ -6,7 +6,13 @@ from PIL import Image
 
 from ddimctl.errors import RequestError
 from ddimctl.files.pictures import video
-from ddimctl.files.pictures.video import check_video, encode_video
+from ddimctl.files.pictures.video import check_video, write_video
+
+
+def encode_video(frames, *given):
+    file = io.BytesIO()
+    write_video(file, len(frames), frames.__getitem__, *given)
+    return file.getvalue()
 
 
 def ramps(count=5, side=16):

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from bad_input import FAST, tree, value_or_our_error
 from ddimctl.errors import DataError, RequestError
+from ddimctl.files.own_output import MANIFEST
+from ddimctl.jobs.replay.record import read_record
 from ddimctl.jobs.requests import OutputOptions
 from ddimctl.jobs.sample.job import sample
 from ddimctl.jobs.sample.manifest import check_same_run, read_manifest
@@ -61,6 +63,41 @@ def places(value, at=()):
     keys = value if isinstance(value, dict) else range(len(value) if isinstance(value, list) else 0)
     for key in keys:
         yield from places(value[key], (*at, key))
+
+
+@pytest.mark.parametrize("version", [2, 0, -1, "1", 1.0, True, None, [1]])
+def test_another_format_version_is_refused_by_name(run, version):
+    path = run.output.out / MANIFEST
+    whole = path.read_text()
+    path.write_text(json.dumps(json.loads(whole) | {"format_version": version}))
+    try:
+        for refuse in (lambda: sample(run), lambda: read_record(run.output.out)):
+            with pytest.raises(DataError, match="has the format version"):
+                refuse()
+    finally:
+        path.write_text(whole)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"smaller_batches": [[0, 2**40]]},
+        {"smaller_batches": [[0, 2]]},
+        {"settings": {"batch_size": 2**40}},
+        {"settings": {"batch_size": 0}},
+    ],
+)
+def test_numbers_of_a_manifest_are_bounded(run, change):
+    path = run.output.out / MANIFEST
+    whole = path.read_text()
+    found = json.loads(whole)
+    found["settings"] |= change.pop("settings", {})
+    path.write_text(json.dumps(found | change))
+    try:
+        with pytest.raises(DataError, match="is not the manifest of a run"):
+            read_record(run.output.out)
+    finally:
+        path.write_text(whole)
 
 
 def test_any_other_manifest_is_refused_and_nothing_is_touched(run):

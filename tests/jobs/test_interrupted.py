@@ -108,7 +108,7 @@ def test_a_signal_leaves_what_resume_completes(run, tmp_path, whole, name, insta
     assert contents(tmp_path / "out") == whole
 
 
-@pytest.mark.parametrize(("name", "code"), SIGNALS.items())
+@pytest.mark.parametrize(("name", "code"), [*SIGNALS.items(), ("SIGHUP", 143)])
 def test_a_signal_while_the_model_is_loaded_leaves_nothing(run, tmp_path, name, code):
     for out in (["--out", "out"], []):
         ended = run("sample", *out, prelude=signal_in("jobs.checkpoint:open_checkpoint", name))
@@ -208,7 +208,7 @@ def test_interpolation_stops_and_goes_on(run, tmp_path, inputs):
     (tmp_path / "out").rename(tmp_path / "whole")
     ended = run(*command, "--steps", 5, prelude=signal_in("jobs.invert.round_trip:invert_steps"))
     assert (ended.code, (tmp_path / "out").exists()) == (143, False)
-    for instant, call in (("SampleStore.keep_step", 6), ("encode_video", 1)):
+    for instant, call in (("SampleStore.keep_step", 6), ("write_video", 1)):
         prelude = signal_in(f"jobs.sample.store:{instant}", "SIGTERM", call)
         assert run(*command, "--resume", prelude=prelude).code == 75
         check_whole(tmp_path / "out")

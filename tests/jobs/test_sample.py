@@ -171,6 +171,47 @@ def test_resuming_a_complete_run_does_nothing(finish, request_for, tmp_path):
     assert changed() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("images/000003.png", lambda data: data[:-20] + bytes([data[-20] ^ 1]) + data[-19:]),
+        ("images/000003.png", lambda data: b""),
+        ("grid.png", lambda data: data[:60] + bytes([data[60] ^ 1]) + data[61:]),
+        ("latents.pt", lambda data: data.replace(data[900:904], b"\0\1\2\3")),
+        ("trajectory.gif", lambda data: data[:-10]),
+    ],
+)
+def test_damaged_outputs_of_a_complete_run_are_made_again(
+    finish, request_for, tmp_path, name, damage
+):
+    saved = ("grid", "images", "latents", "trajectory")
+    request = request_for("out", seeds=(3, 4), steps=2, save=saved, resume=True)
+    finish(sample, request)
+    whole = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    path = tmp_path / "out" / name
+    path.write_bytes(damage(whole[path]))
+    assert path.read_bytes() != whole[path]
+    again = finish(sample, request)
+    assert "already complete" not in again.notices()
+    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == whole
+
+
+def test_latents_decoded_with_another_checkpoint_are_told(
+    finish, request_for, tiny_checkpoint, tmp_path
+):
+    finish(sample, request_for("out", seeds=(3,), steps=2))
+    other = tmp_path / "other"
+    shutil.copytree(tiny_checkpoint, other)
+    weights = other / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1
+    weights.write_bytes(content)
+    latents = {"latents": tmp_path / "out" / "latents.pt", "steps": 2}
+    told = "the latents were made with 'tiny', and are decoded with 'other'."
+    assert told in finish(sample, request_for("b", **latents, ckpt=str(other))).notices()
+    assert "were made with" not in finish(sample, request_for("c", **latents)).notices()
+
+
 def test_resuming_where_nothing_is_starts(finish, request_for, tmp_path):
     finish(sample, request_for(resume=True))
     assert (tmp_path / "out" / "grid.png").exists()

@@ -3,6 +3,7 @@
 huggingface_hub itself honours HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,8 +23,10 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 )
 
 from ddimctl.checkpoints.source import Source, folder_source
-from ddimctl.errors import CheckpointError, StorageError
+from ddimctl.errors import CheckpointError, StorageError, brief
 
+# What git allows in a name, but for letters that no address can hold.
+_REVISION: Final = re.compile(r"(?!/)(?!.*(?:\.\.|//))[\w./+@=-]{1,250}", re.ASCII)
 _TIMEOUT: Final = 15.0
 _OFFLINE: Final = "HF_HUB_OFFLINE is set"
 _NO_ANSWER: Final = "the hub does not answer"
@@ -110,8 +113,9 @@ def hub_source(hub_id: str, revision: str | None = None) -> Source:
 
 def cached_source(hub_id: str, revision: str | None, why: str) -> Source:
     """The files of the last known commit. why: the hub is not asked, for the error's sentence."""
-    found = (try_to_load_from_cache(hub_id, entry, revision=revision) for entry in _ENTRIES)
-    entry = next((path for path in found if isinstance(path, str)), None)
+    with _explained(hub_id, revision):
+        found = (try_to_load_from_cache(hub_id, entry, revision=revision) for entry in _ENTRIES)
+        entry = next((path for path in found if isinstance(path, str)), None)
     if entry is None:
         at = f" at '{revision}'" if revision else ""
         raise CheckpointError(
@@ -124,6 +128,11 @@ def cached_source(hub_id: str, revision: str | None, why: str) -> Source:
 @contextmanager
 def _explained(hub_id: str, revision: str | None) -> Iterator[None]:
     """huggingface_hub's errors as ours."""
+    if revision is not None and not _REVISION.fullmatch(revision):
+        raise CheckpointError(
+            f"{brief(revision)} is not the name of a revision.",
+            "Name a branch, a tag or a full commit hash, or leave --revision out.",
+        )
     try:
         yield
     except (HFValidationError, EntryNotFoundError, HTTPError, OSError) as error:

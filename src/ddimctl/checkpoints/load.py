@@ -124,7 +124,7 @@ def _find_vae(spec: str | Path, *, download: bool) -> Source:
 
 def local_path(spec: str | Path) -> Path:
     """Where spec would be on this disk; the name of the bundled checkpoint comes before a file's."""
-    return BUNDLED if spec == BUNDLED_NAME else Path(spec).expanduser()
+    return BUNDLED if spec == BUNDLED_NAME else Path(os.path.expanduser(spec))  # noqa: PTH111, leaves what it cannot expand
 
 
 def is_hub_id(name: str) -> bool:

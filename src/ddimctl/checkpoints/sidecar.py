@@ -7,10 +7,13 @@ from typing import Any, Final
 
 from ddimctl.checkpoints.build.network import UNetPatches
 from ddimctl.checkpoints.source import Source, read_json
-from ddimctl.errors import CheckpointError
+from ddimctl.errors import CheckpointError, brief
+from ddimctl.files.untrusted.guards import refusals
+from ddimctl.files.untrusted.settings import check_format_version
 
 NAME: Final = "ddimctl.json"
 FORMAT_VERSION: Final = 1
+MAX_CLASS_NAME: Final = 255  # characters: names are those of folders
 
 
 @dataclass(frozen=True)
@@ -31,19 +34,15 @@ def read_sidecar(source: Source) -> Sidecar | None:
     found = read_json(source, NAME)
     if found is None:
         return None
-    version = found.get("format_version")
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{source.name}/{NAME} has the format version {version!r}, not {FORMAT_VERSION}.",
-            "Update ddimctl.",
-        )
+    with refusals(f"{source.name}/{NAME}", CheckpointError, "Update ddimctl."):
+        check_format_version(found, FORMAT_VERSION)
 
     def check(key: str, valid: bool) -> None:
         if not valid:
-            raise CheckpointError(f"{source.name}/{NAME}: {key} is {found.get(key)!r}.")
+            raise CheckpointError(f"{source.name}/{NAME}: {key} is {brief(found.get(key))}.")
 
     names = found.get("class_names") or []
-    check("class_names", isinstance(names, list) and all(isinstance(name, str) for name in names))
+    check("class_names", isinstance(names, list) and all(map(_is_class_name, names)))
     classes = found.get("num_classes", len(names) or None)
     check("num_classes", classes is None or (_is_level(classes, 2**31) and classes >= 1))
     check("class_names", not names or len(names) == classes)
@@ -53,7 +52,11 @@ def read_sidecar(source: Source) -> Sidecar | None:
     check(
         "background",
         background is None
-        or (isinstance(background, list) and all(_is_level(level, 255) for level in background)),
+        or (
+            isinstance(background, list)
+            and len(background) in (1, 3)
+            and all(_is_level(level, 255) for level in background)
+        ),
     )
     weights = found.get("weights", "unknown")
     check("weights", weights in ("ema", "raw", "unknown"))
@@ -80,7 +83,9 @@ def _read_patches(values: Any, name: str) -> UNetPatches:
             "resample_conv": type(value) is bool,
         }.get(key, _is_level(value, 2**20) and value > 0)
         if key not in known or not valid:
-            raise CheckpointError(f"{name}/{NAME}: network: {key} is {value!r}.", "Update ddimctl.")
+            raise CheckpointError(
+                f"{name}/{NAME}: network: {brief(key)} is {brief(value)}.", "Update ddimctl."
+            )
     return UNetPatches(**values)
 
 
@@ -98,6 +103,10 @@ def sidecar_bytes(sidecar: Sidecar) -> bytes:
     }
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     return text.encode("utf-8", "replace")  # a folder's name may not be UTF-8
+
+
+def _is_class_name(name: Any) -> bool:
+    return isinstance(name, str) and len(name) <= MAX_CLASS_NAME
 
 
 def _is_level(value: Any, top: int) -> bool:

@@ -1,14 +1,11 @@
 """The entry point: the app, its global options, and the one error boundary."""
 
 import os
-import signal
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from types import FrameType
 from typing import Final
 
 import typer
@@ -29,10 +26,9 @@ from ddimctl.cli.options.groups import with_options
 from ddimctl.cli.options.suggest import usage_error
 from ddimctl.cli.options.typer_classes import Command, Group
 from ddimctl.cli.output import console
+from ddimctl.cli.system_errors import system_error
 from ddimctl.errors import DdimctlError, Stopped
-
-INTERRUPTED_CODE: Final = 130
-TERMINATED_CODE: Final = 143
+from ddimctl.runtime.signals import INTERRUPTED_CODE, TERMINATED_CODE, end_on_signals
 
 app = typer.Typer(
     cls=Group,
@@ -61,13 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `ddimctl` with these arguments, those of the process by default.
 
     Returns the exit code: 0 done, 1 failed, 2 the request is wrong, 75 stopped with a state saved,
-    130 and 143 interrupted. Errors other than the project's own are bugs and are not caught.
+    130 and 143 interrupted. Errors other than the project's own, and refusals of the system, are bugs
+    and are not caught.
     """
     console.open_streams()
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGUSR1"):  # the second is how clusters announce the first
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), _terminate)
+    end_on_signals()
     for stream in (sys.stdout, sys.stderr):  # a name that the locale lacks must not end a run
         with suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -77,16 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = app(argv, prog_name="ddimctl", standalone_mode=False) or 0
     except DdimctlError as error:
-        if debugging():
-            traceback.print_exc()
-        label = "stopped" if isinstance(error, Stopped) else "error"
-        console.complain(label, error.cause, error.remedy)
-        return error.exit_code
+        return _failed(error)
     except typer.TyperException as error:
-        cause, remedy = usage_error(error)
-        if cause:
-            console.complain("error", cause, remedy)
-        return error.exit_code
+        return _usage_error(error)
+    except (OSError, RuntimeError) as error:
+        if (known := system_error(error)) is None:
+            raise
+        return _failed(known)
+    except KeyboardInterrupt:
+        code = INTERRUPTED_CODE
     except SystemExit as end:
         if end.code != TERMINATED_CODE:
             raise
@@ -96,5 +89,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(code)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(TERMINATED_CODE)
+def _failed(error: DdimctlError) -> int:
+    """Two lines for an error of ours."""
+    if debugging():
+        traceback.print_exc()
+    label = "stopped" if isinstance(error, Stopped) else "error"
+    console.complain(label, error.cause, error.remedy)
+    return error.exit_code
+
+
+def _usage_error(error: typer.TyperException) -> int:
+    """Two lines for wrong usage, in the form of our own errors."""
+    cause, remedy = usage_error(error)
+    if cause:
+        console.complain("error", cause, remedy)
+    return error.exit_code

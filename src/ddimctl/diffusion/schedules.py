@@ -69,9 +69,11 @@ def from_betas(betas: Tensor | Sequence[float], settings: dict[str, Any] | None 
         raise RequestError("the schedule's betas must be a list of numbers in (0, 1].")
     if bool((beta[:-1] == 1).any()):
         raise RequestError("only the last of the schedule's betas may be 1.")
-    return Schedule(
-        torch.cumprod(1 - beta, 0), settings or {"kind": "betas", "betas": beta.tolist()}
-    )
+    alpha_bar = torch.cumprod(1 - beta, 0)
+    falls = (alpha_bar < torch.cat((beta.new_ones(1), alpha_bar[:-1]))) | (alpha_bar == 0)
+    if not bool(falls.all()):  # 1 - beta is 1 in float64
+        raise RequestError("the schedule's betas are too small: its alpha_bar does not fall.")
+    return Schedule(alpha_bar, settings or {"kind": "betas", "betas": beta.tolist()})
 
 
 def make_schedule(

@@ -98,9 +98,9 @@ def sync_files(paths: Iterable[Path]) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it where they are missing. Raises StorageError."""
-    if path.is_dir():
-        return
     with storage_errors(path):
+        if path.is_dir():
+            return
         path.mkdir(parents=True, exist_ok=True)
         _sync_folder(path.parent)
 
@@ -111,8 +111,8 @@ def check_writable(folder: Path, bytes_needed: int = 0) -> None:
     The folder, or the one that it would be made in, is tried with a file; what a quota leaves is
     not known. For use before work that would otherwise be lost.
     """
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     with storage_errors(folder):
+        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
         temporary, file = _open_temporary(there)
         file.close()
         temporary.unlink(missing_ok=True)  # another run may have cleaned it away

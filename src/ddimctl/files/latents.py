@@ -13,11 +13,13 @@ from ddimctl.errors import DataError, RequestError, brief
 from ddimctl.files.atomic import open_atomic
 from ddimctl.files.untrusted.guards import Refused, refusals
 from ddimctl.files.untrusted.reader import read_tensor_file
-from ddimctl.files.untrusted.settings import JsonObject, parse_json
+from ddimctl.files.untrusted.settings import JsonObject, check_format_version, parse_json
 
 SUFFIXES: Final = (".pt", ".safetensors")
 LATENTS: Final = "latents"
 SAMPLES: Final = "samples"
+FORMAT_VERSION: Final = 1
+"""Of the metadata."""
 
 _MEANINGS: Final = {LATENTS: "starting noise x_T", SAMPLES: "finished samples x_0"}
 _DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -82,6 +84,7 @@ def plain_metadata(path: Path, metadata: Any) -> JsonObject:
         plain = _plain(metadata)
         if not isinstance(plain, dict):
             raise Refused("is not a dict.")
+        check_format_version(plain, FORMAT_VERSION)
         for name, is_right in _KNOWN.items():
             if name in plain and not is_right(plain[name]):
                 raise Refused(f"has an invalid value for '{name}'.")

@@ -33,7 +33,8 @@ def folder_lock(folder: Path, command: str) -> Iterator[None]:
     nobody is kept out.
     Raises RequestError naming the holder, StorageError when the folder cannot be written to.
     """
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    with storage_errors(folder):
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         make_folder(folder)
         with _locked(folder, command):

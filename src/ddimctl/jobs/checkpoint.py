@@ -1,8 +1,7 @@
 """Finding again the checkpoint that a latent file names, so that the user need not."""
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +15,8 @@ from ddimctl.checkpoints.lora import parse_lora
 from ddimctl.errors import RequestError, StorageError
 from ddimctl.files.atomic import write_json
 from ddimctl.files.dataset.datasets import user_cache
+from ddimctl.files.untrusted.guards import Refused
+from ddimctl.files.untrusted.settings import read_json
 from ddimctl.jobs.events import Report, notify
 from ddimctl.jobs.requests import CheckpointOptions, ComputeOptions
 from ddimctl.runtime.compilation import compile_for_inference
@@ -149,7 +150,7 @@ def remember(
         entry[f"{sha256} vae"] = str(Path(vae).resolve()) if Path(vae).exists() else vae
     if lora:
         files = [(path.resolve(), scale) for path, scale in map(parse_lora, lora)]
-        entry[f"{sha256} lora"] = json.dumps([f"{path}:{scale!r}" for path, scale in files])
+        entry[f"{sha256} lora"] = "\n".join(f"{path}:{scale!r}" for path, scale in files)
     if index | entry != index:
         try:
             write_json(_index_path(), dict(list((index | entry).items())[-_KEPT:]))
@@ -171,7 +172,7 @@ def find_checkpoint(record: Mapping[str, Any]) -> FoundCheckpoint:
     if place := here[0] or bundled or here[1]:
         flags = record.get("flags")
         flags = flags if isinstance(flags, dict) else {}
-        lora = _texts(index.get(f"{sha256} lora", "[]"))
+        lora = tuple(index.get(f"{sha256} lora", "").splitlines())
         flags = {str(key): str(value) for key, value in flags.items()}
         return FoundCheckpoint(place, flags=flags, vae=index.get(f"{sha256} vae"), lora=lora)
     revision = record.get("revision")
@@ -206,6 +207,15 @@ def verify(
         )
 
 
+def other_checkpoint(checkpoint: Checkpoint, record: Any) -> Iterator[str]:
+    """A sentence where the latents that have this record are of another checkpoint."""
+    if isinstance(record, Mapping) and record.get("sha256") != checkpoint.provenance.sha256:
+        yield (
+            f"the latents were made with '{record.get('name')}', and are decoded with "
+            f"'{checkpoint.provenance.name}'."
+        )
+
+
 def _keys(record: Mapping[str, Any]) -> tuple[str, str]:
     """Under which a folder is in the index: copies may have the same weights and other settings."""
     return f"{record.get('sha256')} {record.get('name')}", str(record.get("sha256"))
@@ -219,23 +229,13 @@ def _size(text: str) -> tuple[int, int] | None:
     return int(sides[0]), int(sides[1])
 
 
-def _texts(listed: str) -> tuple[str, ...]:
-    try:
-        found = json.loads(listed)
-    except (ValueError, RecursionError):
-        return ()
-    return tuple(map(str, found)) if isinstance(found, list) else ()
-
-
 def _index_path() -> Path:
     return user_cache() / "checkpoints.json"
 
 
 def _read_index() -> dict[str, str]:
     try:
-        index = json.loads(_index_path().read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(index, dict):
+        index = read_json(_index_path(), paths=True)
+    except (Refused, OSError):
         return {}
     return {str(key): value for key, value in index.items() if isinstance(value, str)}

@@ -10,6 +10,7 @@ import torch
 from ddimctl.checkpoints import Checkpoint, checkpoint_files
 from ddimctl.errors import RequestError
 from ddimctl.files.atomic import write_bytes
+from ddimctl.files.own_output import check_output
 from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.checkpoint_requests import ConvertRequest
 from ddimctl.jobs.events import Report, ignore, notify
@@ -38,8 +39,7 @@ def convert(request: ConvertRequest, report: Report = ignore) -> ConvertResult:
             f"{out} holds the averaged weights of another checkpoint (unet_ema).",
             "Remove them, or name another folder.",
         )
-    if out.exists() and not request.force and (not out.is_dir() or any(out.iterdir())):
-        raise RequestError(f"{out} exists.", "Overwrite it with --force, or name another folder.")
+    check_output(out, force=request.force, resumable=False)
     checkpoint = load_as_asked(request.source, request.files, request.trained)
     notify(report, checkpoint.provenance.notes)
     notify(report, _differences(checkpoint))

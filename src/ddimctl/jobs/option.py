@@ -4,9 +4,12 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from ddimctl.errors import RequestError
+from ddimctl.errors import RequestError, brief
+
+MAX_NUMBER: Final = 10**9
+"""The largest number of an option that names no bound of its own."""
 
 R = TypeVar("R")
 
@@ -50,15 +53,23 @@ def argument(metavar: str, help: str, **more: Any) -> Option:
     return Option(help, metavar=metavar, **more)
 
 
-def finite(value: float) -> None:
-    """Raise ValueError for nan and infinities, which no range check stops."""
-    if not math.isfinite(value):
+def bounded(option: Option, value: float) -> None:
+    """Raise ValueError for nan, infinities, numbers out of range and numbers that no run can have."""
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("must be a finite number.")
+    low, high = option.low, option.high
+    most = MAX_NUMBER if high is None else high
+    if (-MAX_NUMBER if low is None else low) <= value <= most:
+        return
+    if high is None and value > most:
+        wanted = f"at most {most}"
+    else:
+        wanted = f"at least {low}" if high is None else f"between {low} and {high}"
+    raise ValueError(f"must be {wanted}, not {brief(value)}.")
 
 
 def above_zero(value: float) -> None:
-    """Raise ValueError unless the number is finite and above 0."""
-    finite(value)
+    """Raise ValueError unless the number is above 0."""
     if value <= 0:
         raise ValueError("must be above 0.")
 

@@ -90,9 +90,10 @@ def parse_counts(text: str, option: str) -> tuple[int, ...]:
     """Numbers above 0, such as "10,20,50", in the order given, each once."""
     words = [word.strip() for word in text.split(",")]
     for word in words:
-        if not re.fullmatch(_INTEGER, word) or int(word) < 1:
+        if not re.fullmatch("[0-9]{1,9}", word) or int(word) < 1:
             raise RequestError(
-                f"{option}: {brief(word)} is not a number above 0.", f"Write {option} 10,20,50."
+                f"{option}: {brief(word)} is not a number in 1 ... 999,999,999.",
+                f"Write {option} 10,20,50.",
             )
     return tuple(dict.fromkeys(map(int, words)))
 

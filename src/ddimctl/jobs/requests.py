@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal, get_args
 
 from ddimctl.errors import RequestError
 from ddimctl.jobs import parse
-from ddimctl.jobs.option import finite, flag, reachable
+from ddimctl.jobs.option import flag
 
 MAIN: Final = "Main options"
 CHECKPOINT: Final = "Checkpoint"
@@ -21,6 +21,7 @@ OUTPUT: Final = "Output"
 DEVICE: Final = "Device"
 
 DEFAULT_COUNT: Final = 16
+MAX_BATCH: Final = 2**20  # images; nothing ends before a batch does
 
 Weights = Literal["auto", "ema", "raw"]
 SavedPrecision = Literal["fp32", "fp16"]
@@ -128,7 +129,15 @@ CLASSES: Final = flag(
     default="drawn by seed",
     parse=parse.parse_classes,
 )
-SEED: Final = flag("--seed", "Seed of the first image.", IMAGES, low=0, metavar="K", default="0")
+SEED: Final = flag(
+    "--seed",
+    "Seed of the first image.",
+    IMAGES,
+    low=0,
+    high=parse.MAX_SEED,
+    metavar="K",
+    default="0",
+)
 YES: Final = flag("--yes", "Allow downloading the recorded checkpoint from the hub.", CHECKPOINT)
 NUM: Final = flag(
     "-n --num",
@@ -158,9 +167,7 @@ class PromptOptions:
     ] = ()
     prompt_file: Annotated[
         Path | None,
-        flag(
-            "--prompts", "File of prompts, one per line.", IMAGES, check=reachable, metavar="FILE"
-        ),
+        flag("--prompts", "File of prompts, one per line.", IMAGES, metavar="FILE"),
     ] = None
     negative: Annotated[
         str | None,
@@ -264,7 +271,6 @@ GUIDANCE_RESCALE: Final = flag(
     SAMPLER,
     low=0,
     high=1,
-    check=finite,
     metavar="X",
     default="0",
 )
@@ -280,7 +286,6 @@ class SolverOptions:
             "--guidance",
             "Classifier-free guidance scale; 1 means none.",
             MAIN,
-            check=finite,
             metavar="W",
             default="1",
         ),
@@ -349,7 +354,6 @@ class SamplerOptions(StepOptions):
             SAMPLER,
             low=0,
             high=1,
-            check=finite,
             metavar="X",
             default="0, or 1 with --variance large or learned",
         ),
@@ -370,7 +374,6 @@ OUT: Final = flag(
     "--out -o",
     "Output folder.",
     MAIN,
-    check=reachable,
     metavar="DIR",
     default="the next numbered folder in runs/",
 )
@@ -441,6 +444,7 @@ BATCH_SIZE: Final = flag(
     "Number of images per batch.",
     DEVICE,
     low=1,
+    high=MAX_BATCH,
     metavar="B",
     default="chosen for the device",
 )

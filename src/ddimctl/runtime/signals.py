@@ -1,12 +1,40 @@
 """Stopping on request: the first signal asks a run to save and end, the second ends it at once."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+INTERRUPTED_CODE = 130
+TERMINATED_CODE = 143
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+
+
+def end_on_signals() -> None:
+    """From now on SIGTERM, SIGUSR1 and SIGHUP raise SystemExit, so that what is open is closed.
+
+    SIGUSR1 is how clusters announce SIGTERM. SIGHUP stays ignored where it is (nohup), and is
+    ignored after the first, since terminals send it twice. Outside the main thread nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in _NAMES:
+        number = getattr(signal, name, None)
+        if name != "SIGINT" and number is not None and not _is_ignored_hangup(number):
+            signal.signal(number, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    if signal.Signals(number).name == "SIGHUP":
+        signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(TERMINATED_CODE)
+
+
+def _is_ignored_hangup(number: int) -> bool:
+    is_hangup = signal.Signals(number).name == "SIGHUP"
+    return is_hangup and signal.getsignal(number) is signal.SIG_IGN
 
 
 class StopRequest:
@@ -72,8 +100,7 @@ def stop_on_signals(*, once: bool = True) -> Iterator[StopRequest]:
     try:
         for name in _NAMES:
             number = getattr(signal, name, None)
-            ignored = name == "SIGHUP" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            if number is not None and not ignored:
+            if number is not None and not _is_ignored_hangup(number):
                 previous[number] = signal.signal(number, ask)
     except ValueError:  # not the main thread
         previous.clear()

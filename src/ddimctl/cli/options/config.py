@@ -159,6 +159,8 @@ def _value(param: Any, value: Any, where: str) -> Any:
         raise RequestError(
             f"{where} must be true or false, not {value!r}.", "Correct the value there."
         )
+    if any("\0" in str(each) for each in (value if isinstance(value, list) else [value])):
+        raise RequestError(f"{where} holds a zero character.", "Correct the value there.")
     if param.multiple and not isinstance(value, list):
         value = [value]
     if isinstance(value, list) and all(_is_plain(item) for item in value):

@@ -28,7 +28,7 @@ def _show_version(value: bool) -> None:
     if value:
         from importlib.metadata import version
 
-        with printing():
+        with printing(gone=0):
             typer.echo(f"ddimctl {version('ddimctl')}")
         raise typer.Exit
 

@@ -14,8 +14,7 @@ from typing import Annotated, Any, Final, NamedTuple, get_args, get_origin, get_
 import typer
 
 from ddimctl.cli.options.config import origin
-from ddimctl.errors import brief
-from ddimctl.jobs.option import Option, make_request
+from ddimctl.jobs.option import Option, bounded, make_request, reachable
 
 _REQUIRED: Final = inspect.Parameter.empty
 
@@ -148,11 +147,11 @@ def _callback(option: Option) -> Callable[..., Any]:
 
 
 def _check(option: Option, value: Any) -> None:
-    """Raise ValueError for a value outside the option's range, or refused by its own check."""
+    """Raise ValueError for a path that cannot be looked up, a number outside the option's range or
+    beyond what any run can have, and what the option's own check refuses."""
+    if isinstance(value, Path):
+        reachable(value)
     if option.check:
         option.check(value)
-    low, high = option.low, option.high
-    if (low is None or value >= low) and (high is None or value <= high):
-        return
-    wanted = f"at least {low}" if high is None else f"between {low} and {high}"
-    raise ValueError(f"must be {wanted}, not {brief(value)}.")
+    if isinstance(value, int | float):
+        bounded(option, value)

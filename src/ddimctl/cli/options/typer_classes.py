@@ -22,8 +22,11 @@ class _Help:
         return params
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        with printing():
-            super().format_help(ctx, formatter)  # type: ignore[misc]
+        with printing(gone=0):  # as `--help | head -1` wants it
+            try:
+                super().format_help(ctx, formatter)  # type: ignore[misc]
+            except SystemExit as end:  # rich's answer to a reader that has gone away
+                raise BrokenPipeError from end
 
 
 class Command(_Help, TyperCommand):

@@ -93,16 +93,16 @@ def print_result(lines: Iterable[str], record: Mapping[str, Any], as_json: bool)
     """The result on stdout: the record as one JSON object, or the lines. Raises as printing does."""
     if not speaks():
         return
-    text = json.dumps(record, allow_nan=False) if as_json else "\n".join(lines)
+    text = json.dumps(record, allow_nan=False) if as_json else "\n".join(map(_shown, lines))
     with printing():
         sys.stdout.write(f"{text}\n")
 
 
 @contextmanager
-def printing() -> Iterator[None]:
+def printing(gone: int = BROKEN_PIPE_CODE) -> Iterator[None]:
     """Within, stdout is written to: a reader that has gone away ends the program quietly.
 
-    Raises StorageError for a full disk.
+    gone: the exit code then. Raises StorageError for a full disk.
     """
     try:
         yield
@@ -110,7 +110,7 @@ def printing() -> Iterator[None]:
     except OSError as error:
         _discard(sys.stdout)
         if isinstance(error, BrokenPipeError) or _is_hung_up(error):
-            raise SystemExit(BROKEN_PIPE_CODE) from None
+            raise SystemExit(gone) from None
         raise StorageError(f"the result cannot be printed: {error.strerror}.") from error
 
 
@@ -135,6 +135,13 @@ def printable(text: str) -> str:
     shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
     spaced = " ".join(shown.split())
     return "".join(char if char.isprintable() else "?" for char in spaced)
+
+
+def _shown(line: str) -> str:
+    """A line of a result: on a terminal without what would command it, else as it is, for scripts."""
+    if not sys.stdout.isatty():
+        return line
+    return "".join(char if char.isprintable() else "?" for char in line)
 
 
 def is_terminal() -> bool:

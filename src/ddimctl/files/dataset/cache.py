@@ -30,10 +30,10 @@ from ddimctl.errors import DataError, RequestError, StorageError
 from ddimctl.files.atomic import clean_temporaries, make_folder, open_atomic
 from ddimctl.files.cache import make_room, mark_used
 from ddimctl.files.dataset.source import Entry, open_source, printable
-from ddimctl.files.pictures.images import bands, fit_image, read_image
+from ddimctl.files.pictures.images import bands, fit_image, is_animated, read_image
 
 _FOOTER: Final = struct.Struct("<8sQ32s")  # magic, bytes of the index, sha256 of the index
-_MAGIC: Final = b"ddimpix1"
+_MAGIC: Final = b"ddimpix2"
 _CHECKED_BYTES: Final = 256 * 2**20  # larger files are checked by a sample, so that they open fast
 _MAX_WORKERS: Final = 16
 _REMOVE: Final = "Remove it, then repeat the command that made it with --resume."
@@ -56,12 +56,14 @@ class Index:
     hashes:    per image, sha256 of it upright and composited but not yet resized, hexadecimal.
     checksums: per image, CRC-32 of its pixels.
     skipped:   position among the entries, and why it is not there.
+    animated:  how many of the images are the first of several frames.
     """
 
     shape: tuple[int, int, int, int]
     hashes: tuple[str, ...]
     checksums: tuple[int, ...]
     skipped: tuple[tuple[int, str], ...]
+    animated: int
 
 
 Progress = Callable[[int, int], None]
@@ -78,6 +80,7 @@ class _Image:
     pixels: bytes
     size: tuple[int, int]  # (W, H)
     hash: str
+    animated: bool
 
 
 def read_pixels(
@@ -131,6 +134,7 @@ def decode(
     hashes, checksums = list[str](), list[int]()
     skipped = list[tuple[int, str]]()
     first: tuple[str, tuple[int, int]] | None = None
+    animated = 0
     with closing(_images(source, entries, how)) as images:
         for position, image in enumerate(images):
             name = printable(entries[position].name)
@@ -138,6 +142,7 @@ def decode(
                 first = first or (name, image.size)
                 if how.image_size is None:
                     _check_same_size(first, (name, image.size))
+                animated += image.animated
                 sink.write(image.pixels)
                 hashes.append(image.hash)
                 checksums.append(zlib.crc32(image.pixels))
@@ -155,7 +160,7 @@ def decode(
         )
     width, height = first[1]
     shape = (len(hashes), height, width, how.channels)
-    return Index(shape, tuple(hashes), tuple(checksums), tuple(skipped))
+    return Index(shape, tuple(hashes), tuple(checksums), tuple(skipped), animated)
 
 
 def stream_pixels(
@@ -215,12 +220,13 @@ def _attempt(read: Callable[[Entry], bytes], how: Preparation, entry: Entry) -> 
 
 def _prepare(data: bytes, how: Preparation) -> _Image:
     image = read_image(data, how.channels, how.background, name="it")
+    animated = is_animated(image)
     content = hashlib.sha256(f"{image.mode} {image.width}x{image.height}\n".encode())
     for _, band in bands(image):
         content.update(band.tobytes())
     if how.image_size is not None:
         image = fit_image(image, how.image_size, "crop", how.background)
-    return _Image(image.tobytes(), image.size, content.hexdigest())
+    return _Image(image.tobytes(), image.size, content.hexdigest(), animated)
 
 
 def _check_same_size(first: tuple[str, tuple[int, int]], this: tuple[str, tuple[int, int]]) -> None:
@@ -302,6 +308,7 @@ def _read_index(view: mmap.mmap, key: str) -> Index | None:
         hashes=tuple(fields["hashes"]),
         checksums=tuple(fields["checksums"]),
         skipped=tuple((position, reason) for position, reason in fields["skipped"]),
+        animated=fields["animated"],
     )
     return index if math.prod(index.shape) == end - length else None
 

@@ -1,7 +1,8 @@
 """Data sets of images: read once, split by content, and gathered into training batches."""
 
 import os
-from collections.abc import Callable, Generator
+import tempfile
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,7 @@ class Dataset:
     held_out:       indices of those kept aside, int64, ascending.
     fingerprint:    sha256 of names, contents and preparation: changes when training would.
     skipped:        name and reason of every image that could not be read.
+    notes:          sentences on what else was left out: files, frames, runs of this program.
     content_hashes: per image, sha256 of it as decoded, before any resizing.
     """
 
@@ -42,6 +44,7 @@ class Dataset:
     held_out: Tensor
     fingerprint: str
     skipped: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
     content_hashes: tuple[str, ...]
 
     @property
@@ -76,7 +79,8 @@ def load_dataset(
     """
     if not 0 <= holdout < 1:
         raise RequestError(f"the held-out part must be in [0, 1), not {holdout}.")
-    entries = scan(source)
+    found = scan(source)
+    entries = found.entries
     class_of = _class_names(entries) if class_conditional else None
     how = Preparation(image_size, channels, background)
     folder = user_cache() if cache_dir is None else cache_dir
@@ -100,6 +104,7 @@ def load_dataset(
         held_out=held_out,
         fingerprint=hash_json([names, index.hashes, index.shape, channels, background]),
         skipped=skipped,
+        notes=(*found.notes, *_frames_left_out(index.animated)),
         content_hashes=index.hashes,
     )
 
@@ -118,7 +123,7 @@ def stream_images(
     Yields (n, H, W, C), uint8, n = batch_size but for the last. Raises DataError where there are
     fewer, or one cannot be read.
     """
-    entries = scan(source)
+    entries = scan(source).entries
     if count > len(entries):
         raise DataError(
             f"{source} holds {len(entries)} images, not {count}.", "Generate more images."
@@ -128,11 +133,18 @@ def stream_images(
 
 
 def user_cache() -> Path:
-    """$DDIMCTL_CACHE, else ddimctl under $XDG_CACHE_HOME, else ~/.cache/ddimctl."""
+    """$DDIMCTL_CACHE, else ddimctl under $XDG_CACHE_HOME, else ~/.cache/ddimctl.
+
+    A user without a home, as in containers, has it in the folder for temporary files.
+    """
     if own := os.environ.get("DDIMCTL_CACHE"):
         return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ddimctl"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "ddimctl"
+    try:
+        return Path.home() / ".cache" / "ddimctl"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"ddimctl-{os.getuid()}"
 
 
 def gather(
@@ -176,6 +188,12 @@ def sample_indices(seed: int, first_sample: int, count: int, n: int) -> Tensor:
 def _order(seed: int, epoch: int, n: int) -> Tensor:
     """The epoch's permutation of range(n), int64; shared, so never to be written to."""
     return hash_keys(torch.arange(n), seed, epoch).argsort()
+
+
+def _frames_left_out(animated: int) -> Iterator[str]:
+    if animated:
+        images = "an image has" if animated == 1 else f"{animated} images have"
+        yield f"{images} several frames, of which the first is used."
 
 
 def _class_names(entries: list[Entry]) -> dict[str, str]:

@@ -13,9 +13,10 @@ from ddimctl.errors import DataError, RequestError
 from ddimctl.files.atomic import write_bytes
 from ddimctl.files.untrusted.guards import refusals
 from ddimctl.files.untrusted.safetensors_file import read_safetensors
-from ddimctl.files.untrusted.settings import JsonObject, parse_json
+from ddimctl.files.untrusted.settings import JsonObject, check_format_version, parse_json
 
 SUFFIX: Final = ".safetensors"
+FORMAT_VERSION: Final = 1
 _LARGEST: Final = 2**30  # bytes: many times what any metric keeps
 _DTYPES: Final = (torch.int64, torch.float32, torch.float64)
 _REMEDY: Final = "Make one with: ddimctl reference DATA."
@@ -52,6 +53,8 @@ def load_reference(path: Path) -> tuple[dict[str, Tensor], JsonObject]:
         facts = parse_json(texts.get("ddimctl", "null"), paths=True)
     if not isinstance(facts, dict) or facts.get("kind") != "reference":
         raise DataError(f"{path} is not a reference file.", _REMEDY)
+    with refusals(str(path), DataError, _REMEDY):
+        check_format_version(facts, FORMAT_VERSION)
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES or not bool(tensor.isfinite().all()):
             raise DataError(f"{path}: its '{name}' is damaged.", _REMEDY)

@@ -6,24 +6,26 @@ import stat
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from ddimctl.errors import DataError, RequestError
+from ddimctl.files.own_output import SHEET, is_run
+from ddimctl.files.pictures.formats import HEIC_HINT, suffixes
+from ddimctl.files.pictures.images import MAX_BYTES
 from ddimctl.files.untrusted.guards import check_plain_file, is_folder
 
-SUFFIXES: Final = frozenset(
-    (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-)
-MAX_BYTES: Final = 256 * 2**20  # of one encoded image
 _BOMB_BYTES, _BOMB_RATIO = (
     16 * 2**20,
     200,
 )  # encoded images barely deflate; this much is no image
 _ENCRYPTED: Final = 0x1  # in a zip member's flags
+_LONGEST_SUFFIX: Final = 12
+_SHOWN: Final = 8  # kinds of files, or runs, that a note names
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,49 @@ class Entry:
     place: Path | zipfile.ZipInfo
 
 
-def scan(source: Path) -> list[Entry]:
-    """The images, by suffix, of a folder (recursively) or a zip, sorted by name.
+@dataclass
+class Found:
+    """The images of a source, sorted by name, and what was left out: other files by the ends of
+    their names, folders that are runs of this program, by name."""
 
-    Hidden files are left out. Each folder is visited once, whatever links lead to it; a link that
-    leads to a folder around the source is not followed. A zip that holds nothing but one folder
-    of folders is read as if that one were its top.
+    entries: list[Entry] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    runs: list[str] = field(default_factory=list)
+
+    def add(self, entry: Entry) -> None:
+        """Sort a file in."""
+        if _is_image(entry.name):
+            self.entries.append(entry)
+        else:
+            self.others[_ending(entry.name)] += 1
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence on each kind of thing that was left out."""
+        return (*self._of_others(), *self._of_runs())
+
+    def _of_others(self) -> Iterator[str]:
+        if self.others:
+            count, kinds = self.others.total(), self.others.most_common(_SHOWN)
+            named = ", ".join(f"{number} {kind}" for kind, number in kinds)
+            more = ", …" if len(self.others) > _SHOWN else ""
+            hint = f" {HEIC_HINT}" if self.others.keys() & {".heic", ".heif", ".hif"} else ""
+            yield f"{count} file{'s' * (count > 1)} left out: {named}{more}.{hint}"
+
+    def _of_runs(self) -> Iterator[str]:
+        if self.runs:
+            named = ", ".join(map(printable, sorted(self.runs)[:_SHOWN]))
+            more = ", …" if len(self.runs) > _SHOWN else ""
+            yield f"runs of ddimctl left out, which are no data: {named}{more}."
+
+
+def scan(source: Path) -> Found:
+    """The images, by suffix, of a folder (recursively) or a zip.
+
+    Hidden files are left out, and so are folders in it that are runs of this program. Each folder
+    is visited once, whatever links lead to it; a link that leads to a folder around the source is
+    not followed. A zip that holds nothing but one folder of folders is read as if that one were
+    its top.
     Raises RequestError when source does not exist, DataError when it holds no images.
     """
     try:
@@ -57,11 +96,13 @@ def scan(source: Path) -> list[Entry]:
         ) from error
     except (OSError, ValueError):  # opening it says why
         pass
-    entries = list(_walk(source)) if is_folder(source) else _members(source)
-    if not entries:
-        known = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
-        raise DataError(f"{source} holds no images.", f"Supported file types: {known}.")
-    return sorted(entries, key=lambda entry: entry.name)
+    found = _walk(source) if is_folder(source) else _members(source)
+    if not found.entries:
+        known = ", ".join(sorted(suffix[1:] for suffix in suffixes()))
+        remedy = " ".join((*found.notes, f"Supported file types: {known}."))
+        raise DataError(f"{source} holds no images.", remedy)
+    found.entries.sort(key=lambda entry: entry.name)
+    return found
 
 
 @contextmanager
@@ -88,7 +129,8 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
-def _walk(top: Path) -> Iterator[Entry]:
+def _walk(top: Path) -> Found:
+    found = Found()
     seen = {_identity(parent.stat()) for parent in top.resolve().parents}
     folders, links = [top], list[Path]()
     while folders or links:
@@ -100,6 +142,9 @@ def _walk(top: Path) -> Iterator[Entry]:
         except OSError as error:
             raise DataError(f"{here}: {error.strerror}.", "Check its permissions.") from error
         seen.add(identity)
+        if here != top and _is_run(here, paths):
+            found.runs.append(here.relative_to(top).as_posix())
+            continue
         for path in paths:
             if _hidden(path.name):
                 continue
@@ -107,34 +152,80 @@ def _walk(top: Path) -> Iterator[Entry]:
             try:
                 status = path.stat()
             except OSError:  # a link to nothing: reading will say so
-                if _is_image(name):
-                    yield Entry(name, 0, 0, path)
+                found.add(Entry(name, 0, 0, path))
                 continue
             if stat.S_ISDIR(status.st_mode):
                 if path.is_symlink():
                     heapq.heappush(links, path)
                 else:
                     folders.append(path)
-            elif stat.S_ISREG(status.st_mode) and _is_image(name):
-                yield Entry(name, status.st_size, status.st_mtime_ns, path)
+            elif stat.S_ISREG(status.st_mode):
+                found.add(Entry(name, status.st_size, status.st_mtime_ns, path))
+    return found
 
 
-def _members(source: Path) -> list[Entry]:
+def _is_run(folder: Path, paths: list[Path]) -> bool:
+    def inside(name: str) -> list[str]:
+        try:
+            return [path.name for path in (folder / name).iterdir()]
+        except OSError:
+            return []
+
+    def head(name: str, count: int) -> bytes:
+        path = folder / name
+        try:
+            check_plain_file(path)
+            with path.open("rb") as file:
+                return file.read(count)
+        except (OSError, DataError):
+            return b""
+
+    return is_run({path.name for path in paths}, inside, head)
+
+
+def _members(source: Path) -> Found:
     with _open_zip(source) as archive:
         entries = [
             Entry(_inside(info.filename), info.file_size, info.CRC, info)
             for info in archive.infolist()
             if not info.filename.endswith("/")
         ]
-    entries = [
-        entry
-        for entry in entries
-        if _is_image(entry.name) and not any(map(_hidden, entry.name.split("/")))
-    ]
-    tops = {entry.name.split("/")[0] for entry in entries}
-    if len(tops) == 1 and all(entry.name.count("/") >= 2 for entry in entries):
-        return [replace(entry, name=entry.name.partition("/")[2]) for entry in entries]
-    return entries
+        runs = _runs_in(archive, entries)
+    found = Found(runs=runs)
+    for entry in entries:
+        parts = entry.name.split("/")
+        in_run = any("/".join(parts[:depth]) in runs for depth in range(1, len(parts)))
+        if not in_run and not any(map(_hidden, parts)):
+            found.add(entry)
+    images = found.entries
+    tops = {entry.name.split("/")[0] for entry in images}
+    if len(tops) == 1 and all(entry.name.count("/") >= 2 for entry in images):
+        found.entries = [replace(each, name=each.name.partition("/")[2]) for each in images]
+    return found
+
+
+def _runs_in(archive: zipfile.ZipFile, entries: list[Entry]) -> list[str]:
+    """The folders in an archive that are runs, but for folders in them."""
+    folders = dict[str, dict[str, Entry]]()
+    for entry in entries:
+        parts = entry.name.split("/")
+        for depth in range(1, len(parts)):
+            folders.setdefault("/".join(parts[:depth]), {})[parts[depth]] = entry
+    runs: list[str] = []
+    for folder, children in sorted(folders.items()):
+
+        def inside(name: str, folder: str = folder) -> Iterable[str]:
+            return folders.get(f"{folder}/{name}", {})
+
+        def head(name: str, count: int, children: dict[str, Entry] = children) -> bytes:
+            try:
+                return _read_member(archive, children[name])[:count]
+            except (DataError, OSError):
+                return b""
+
+        if not any(folder.startswith(f"{run}/") for run in runs) and is_run(children, inside, head):
+            runs.append(folder)
+    return runs
 
 
 def _open_zip(source: Path) -> zipfile.ZipFile:
@@ -186,7 +277,14 @@ def _inside(raw: str) -> str:
 
 
 def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
+    return _ending(name) in suffixes()
+
+
+def _ending(name: str) -> str:
+    """A file's kind by its name."""
+    if name.endswith(SHEET):
+        return SHEET
+    return PurePosixPath(name).suffix.lower()[:_LONGEST_SUFFIX] or "without a suffix"
 
 
 def _hidden(part: str) -> bool:

@@ -14,7 +14,14 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.untrusted.guards import Refused, check_plain_file, reason
+from ddimctl.files.pictures.formats import ANIMATED, HEIC_HINT, is_heic, readable
+from ddimctl.files.untrusted.guards import (
+    Refused,
+    check_plain_file,
+    check_regular,
+    reason,
+    refusals,
+)
 from ddimctl.files.untrusted.settings import parse_json
 
 FORMATS: Final = ("png", "webp")
@@ -22,14 +29,11 @@ FITS: Final = ("crop", "pad", "stretch")
 
 MAX_PIXELS: Final = 128_000_000
 """Larger images are refused before they are decoded, which takes 8 bytes of memory a pixel."""
+MAX_BYTES: Final = 256 * 2**20  # of one encoded image
 MAX_SIDE: Final = 65_535  # what JPEG knows; resizing a longer strip takes gigabytes
 
+_ANIMATED: Final = "animated"  # in the info of an image
 _MODES: Final = {1: "L", 3: "RGB", 4: "RGBA"}
-# What is read. EPS and the like are left out: Pillow hands them to other programs.
-_READABLE: Final = (
-    *("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000"),
-    *("PPM", "TGA", "ICO", "PCX", "QOI"),
-)
 # Pillow's decoders raise all of these on damaged files.
 _DECODING_ERRORS: Final = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError),
@@ -109,8 +113,22 @@ def encode_image(
     return buffer.getvalue()
 
 
+def is_undamaged(path: Path) -> bool:
+    """Whether an image that this program wrote is still as it was, as far as its format can tell:
+    a PNG has checksums, GIF and WebP have none.
+    """
+    if not looks_whole(path):
+        return False
+    try:
+        with Image.open(path, formats=("PNG", "WEBP", "GIF")) as image:
+            image.verify()
+    except _DECODING_ERRORS:
+        return False
+    return True
+
+
 def looks_whole(path: Path) -> bool:
-    """Whether a png or webp file of encode_picture begins and ends as such files do.
+    """Whether a png, webp or gif file that this program wrote begins and ends as such files do.
 
     After a power cut a file may have its name and size, but not its content.
     """
@@ -125,7 +143,19 @@ def looks_whole(path: Path) -> bool:
     if head.startswith(b"RIFF"):
         length = int.from_bytes(head[4:8], "little") + 8
         return head.endswith(b"WEBP") and size == length and any(tail)
+    if head.startswith(b"GIF8"):
+        return tail.endswith(b";")
     return head.startswith(_PNG_BEGIN) and tail == _PNG_END
+
+
+def image_bytes(path: Path) -> bytes:
+    """An image file's content. Raises DataError also for one that is too large: holes take no disk."""
+    with refusals(str(path), DataError):
+        check_regular(path)
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise Refused(f"has {size / 2**20:.0f} MiB; at most {MAX_BYTES // 2**20} are read.")
+        return path.read_bytes()
 
 
 def read_image_text(source: Path | bytes) -> dict[str, str]:
@@ -152,7 +182,8 @@ def read_image(
     *,
     name: str | None = None,
 ) -> Image.Image:
-    """Any image, from a file or opened already, as an upright 8-bit image, RGB (channels = 3) or L (1); the first frame.
+    """Any image, from a file or opened already, as an upright 8-bit image, RGB (channels = 3) or L
+    (1); the first frame, where there are several: is_animated tells that of the image returned.
 
     Transparent pixels show the background (1 or 3 levels). 16 bits are scaled to 8. EXIF that
     cannot be read is passed over.
@@ -168,6 +199,7 @@ def read_image(
     colour = _rgb(background)
     try:
         with _open(source, name) as image:
+            animated = image.format in ANIMATED and getattr(image, "is_animated", False)
             image.load()
             turn = _turn(image)
             result = Image.new(_MODES[channels], image.size)
@@ -175,7 +207,15 @@ def read_image(
                 result.paste(_flat(band, colour).convert(result.mode), (0, top))
     except _DECODING_ERRORS as error:
         raise _unreadable(name, error) from error
-    return result if turn is None else result.transpose(turn)
+    upright = result if turn is None else result.transpose(turn)
+    if animated:
+        upright.info[_ANIMATED] = True
+    return upright
+
+
+def is_animated(image: Image.Image) -> bool:
+    """Whether an image of read_image is the first of several frames."""
+    return bool(image.info.get(_ANIMATED))
 
 
 def bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
@@ -221,7 +261,10 @@ def _open(source: Path | bytes | BinaryIO | Image.Image, name: str) -> Image.Ima
         if isinstance(source, Path):
             check_plain_file(source)
         file = io.BytesIO(source) if isinstance(source, bytes) else source
-        image = Image.open(file, formats=_READABLE)
+        try:
+            image = Image.open(file, formats=readable())
+        except UnidentifiedImageError as error:
+            raise _unknown(source, name) from error
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         image.close()
@@ -276,11 +319,20 @@ def _too_large(cause: str) -> DataError:
     return DataError(f"{cause}; {limit}.", "Resize it.")
 
 
+def _unknown(source: Path | bytes | BinaryIO, name: str) -> DataError:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            head = file.read(12)
+    else:
+        head = source[:12] if isinstance(source, bytes) else b""
+    if is_heic(head):
+        return DataError(f"{name} is HEIC, which is not read without an extra.", HEIC_HINT)
+    return DataError(f"{name} is not an image of a known format.", "Convert it to PNG or JPEG.")
+
+
 def _unreadable(name: str, error: BaseException) -> DataError:
     if isinstance(error, PermissionError):
         return DataError(f"{name}: no permission to read it.", "Check its owner and permissions.")
-    if isinstance(error, UnidentifiedImageError):
-        return DataError(f"{name} is not an image of a known format.", "Convert it to PNG or JPEG.")
     if isinstance(error, Image.DecompressionBombError):
         return _too_large(f"{name} has too many pixels")
     return DataError(

@@ -1,16 +1,16 @@
 """Images one after another: gif and webp by Pillow, mp4 (H.264) by PyAV, which is an extra."""
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from importlib.util import find_spec
-from typing import Final
+from typing import BinaryIO, Final
 
 from PIL import Image
 from torch import Tensor
 
 from ddimctl.errors import RequestError
 from ddimctl.files.pictures import animation
+from ddimctl.files.pictures.frame_rate import check_frame_rate
 from ddimctl.files.pictures.images import to_pil
 
 FORMATS: Final = (*animation.FORMATS, "mp4")
@@ -20,15 +20,12 @@ _QUALITY: Final = "16"  # H.264's constant rate factor; 18 passes for lossless t
 
 
 def check_video(format: str, fps: float) -> None:
-    """Raise RequestError for a video that encode_video could not make, before the work is done."""
+    """Raise RequestError for a video that write_video could not make, before the work is done."""
     if format not in FORMATS:
         raise RequestError(
             f"unknown video format '{format}'.", f"Choose one of {', '.join(FORMATS)}."
         )
-    if not 0 < fps <= 1000:
-        raise RequestError(
-            f"--fps must be above 0 and at most 1000, not {fps:g}.", "The default is 12."
-        )
+    check_frame_rate(fps)
     if format == "mp4" and find_spec("av") is None:
         raise RequestError(
             "--video mp4 needs PyAV, which is not installed.",
@@ -36,23 +33,31 @@ def check_video(format: str, fps: float) -> None:
         )
 
 
-def encode_video(
-    frames: Sequence[Tensor],
+def write_video(
+    file: BinaryIO,
+    count: int,
+    pixels_at: Callable[[int], Tensor],
     format: str,
     fps: float = 12.0,
     holds: Mapping[int, float] | None = None,
-) -> bytes:
-    """The bytes of a video of images (H, W, C), uint8, of one size; small ones are enlarged.
+) -> None:
+    """Write a video of `count` images (H, W, C), uint8, of one size, to a seekable file.
 
-    holds: seconds that frames stay, by their index. gif and webp repeat for ever; GIF counts in
-    hundredths of a second. Raises RequestError as check_video does.
+    pixels_at: the image with that number, which is asked for when it is due, and perhaps twice:
+    memory holds a few, however long the video. Small ones are enlarged. holds: seconds that frames
+    stay, by their index. gif and webp repeat for ever; GIF counts in hundredths of a second.
+    Raises RequestError as check_video does.
     """
     check_video(format, fps)
+
+    def frame_at(i: int) -> Image.Image:
+        return _enlarged(pixels_at(i))
+
     if format == "mp4":
         repeats = {i: max(1, round(seconds * fps)) for i, seconds in (holds or {}).items()}
-        return _encode_mp4([f for i, f in enumerate(frames) for _ in range(repeats.get(i, 1))], fps)
-    images = [_enlarged(frame) for frame in frames]
-    return animation.encode_animation(images, format, fps, holds)
+        _write_mp4(file, count, frame_at, fps, repeats)
+    else:
+        animation.write_animation(file, count, frame_at, format, fps, holds)
 
 
 def _enlarged(pixels: Tensor) -> Image.Image:
@@ -62,18 +67,23 @@ def _enlarged(pixels: Tensor) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST)
 
 
-def _encode_mp4(frames: Sequence[Tensor], fps: float) -> bytes:
-    """H.264 in 4:2:0, the form that every player knows; odd sides lose their last pixel."""
+def _write_mp4(
+    file: BinaryIO,
+    count: int,
+    frame_at: animation.FrameAt,
+    fps: float,
+    repeats: Mapping[int, int],
+) -> None:
+    """repeats: how many times frames are shown, by their index, where more than once. H.264 in 4:2:0, the form that every player knows; odd sides lose their last pixel."""
     import av
 
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
+    with av.open(file, "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1000)
         stream = container.add_stream("libx264", rate=rate, options={"crf": _QUALITY})
-        stream.width, stream.height = (side // 2 * 2 for side in _enlarged(frames[0]).size)
+        stream.width, stream.height = (side // 2 * 2 for side in frame_at(0).size)
         stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            even = _enlarged(frame).crop((0, 0, stream.width, stream.height))
-            container.mux(stream.encode(av.VideoFrame.from_image(even)))
+        for i in range(count):
+            even = frame_at(i).crop((0, 0, stream.width, stream.height))
+            for _ in range(repeats.get(i, 1)):
+                container.mux(stream.encode(av.VideoFrame.from_image(even)))
         container.mux(stream.encode())
-    return buffer.getvalue()

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,6 +58,16 @@ def parse_json(text: str | bytes, *, infinite: bool = False, paths: bool = False
         raise Refused("is nested too deeply.", _CORRECT) from error
     _check_values(found, infinite, "surrogateescape" if paths else "strict")
     return found
+
+
+def check_format_version(found: Mapping[str, Any], known: int) -> None:
+    """Raise Refused unless what one of our own files says is of the format that is known here.
+
+    A file that does not say its version is of the first.
+    """
+    version = found.get("format_version", 1)
+    if type(version) is not int or version != known:
+        raise Refused(f"has the format version {brief(version)}, not {known}.")
 
 
 def read_yaml(path: Path) -> JsonObject:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from ddimctl.errors import NumericsError, RequestError, Stopped
+from ddimctl.errors import NumericsError, Stopped
 from ddimctl.files.atomic import clean_temporaries, make_folder
+from ddimctl.files.own_output import check_output
 from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.checkpoint import Model, open_model
 from ddimctl.jobs.evaluate.cells import Cell, check_size, differences, make_cells, table_rows
@@ -29,7 +30,7 @@ from ddimctl.jobs.sample.auto_timesteps import Search, find_timesteps
 from ddimctl.jobs.sample.batches import default_batch_size
 from ddimctl.jobs.sample.folder import RunFolder, go_on, run_folder
 from ddimctl.jobs.sample.manifest import read_manifest
-from ddimctl.jobs.sample.outputs import SAMPLES, TAKEN
+from ddimctl.jobs.sample.outputs import SAMPLES
 from ddimctl.jobs.sample.plan import (
     SamplerSettings,
     image_labels,
@@ -199,9 +200,16 @@ def _sample_cell(cell: Cell, work: Work, report: Report) -> None:
 
 
 def _check_room(request: EvaluateRequest, out: Path | None) -> None:
-    taken = out is not None and any((out / name).exists() for name in (*FILES, CELLS))
-    if taken and not (request.output.resume or request.output.force):
-        raise RequestError(f"{out} holds an evaluation already.", TAKEN)
+    if out is not None:
+        output = request.output
+        held = any((out / name).exists() for name in (*FILES, CELLS))
+        check_output(
+            out,
+            "an evaluation" if held else None,
+            resume=output.resume,
+            force=output.force,
+            data=request.scoring.data,
+        )
 
 
 def _settings(

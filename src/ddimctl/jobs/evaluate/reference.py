@@ -13,14 +13,16 @@ from ddimctl.errors import DataError, RequestError
 from ddimctl.files.atomic import check_writable
 from ddimctl.files.dataset.datasets import load_dataset, stream_images
 from ddimctl.files.dataset.reference_file import (
+    FORMAT_VERSION,
     SUFFIX,
     check_reference_name,
     load_reference,
     save_reference,
 )
+from ddimctl.files.own_output import check_new_file
 from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.evaluate.request import ReferenceRequest
-from ddimctl.jobs.events import Notice, Progress, Report, counted, ignore
+from ddimctl.jobs.events import Notice, Progress, Report, counted, ignore, notify
 from ddimctl.metrics.inception import DIMENSIONS, load_inception
 from ddimctl.metrics.measure import METRICS, Measure, Summary, summarize
 from ddimctl.metrics.sliced import BINS, DIRECTIONS, PATCH, level_sizes
@@ -90,13 +92,14 @@ def measure_images(
     )
     for name, reason in data.skipped:
         report(Notice(f"left out: {name}: {reason}"))
+    notify(report, data.notes)
     count = len(data.pixels) if limit is None else limit
     if count > len(data.pixels):
         raise DataError(f"{source} holds {len(data.pixels)} images, not {count}.", "Make more.")
     channels, height, width = data.sample_shape
     facts = {
         "kind": "reference",
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "pictures": count,
         "fingerprint": data.fingerprint,
         "size": [height, width],
@@ -206,8 +209,7 @@ def make_reference(request: ReferenceRequest, report: Report = ignore) -> tuple[
     device = resolve_device(request.device)
     out = request.out or _reference_of(request.data)
     check_reference_name(out)
-    if out.exists() and not request.force:
-        raise RequestError(f"{out} exists.", "Overwrite it with --force, or name another --out.")
+    check_new_file(out, force=request.force)
     check_writable(out.parent)
     measure = make_measure(request.metrics, request.inception, device)
     how = Preparation(request.size, request.channels, request.background)

@@ -1,6 +1,5 @@
 """What an evaluation does for one cell after the other: sample it, score it; by all its processes."""
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +10,9 @@ from ddimctl.errors import DataError, RequestError
 from ddimctl.files.atomic import write_json
 from ddimctl.files.dataset.cache import hash_json
 from ddimctl.files.dataset.reference_file import save_reference
+from ddimctl.files.own_output import MANIFEST
+from ddimctl.files.untrusted.guards import Refused
+from ddimctl.files.untrusted.settings import read_json
 from ddimctl.jobs.checkpoint import Model
 from ddimctl.jobs.evaluate.cells import Cell
 from ddimctl.jobs.evaluate.reference import (
@@ -24,7 +26,7 @@ from ddimctl.jobs.evaluate.reference import (
 )
 from ddimctl.jobs.evaluate.request import EvaluateRequest
 from ddimctl.jobs.events import Event, Progress, Report
-from ddimctl.jobs.sample.outputs import MANIFEST
+from ddimctl.jobs.sample.manifest import load_manifest
 from ddimctl.jobs.sample.plan import Shape
 from ddimctl.jobs.sample.prompts import Prompted
 from ddimctl.metrics.measure import Measure, scores
@@ -116,7 +118,10 @@ def _keep_reference(data: Path, kept: Path, work: Work, report: Report) -> None:
 
 def _identity(cell: Cell, target: Measured, work: Work) -> str:
     """What a score is of: the images and what they are compared with."""
-    manifest = json.loads((work.out / CELLS / cell.name / MANIFEST).read_text("utf-8"))
+    path = work.out / CELLS / cell.name / MANIFEST
+    manifest = load_manifest(path)
+    if manifest is None:
+        raise DataError(f"{path} was changed while its images were scored.")
     return hash_json([manifest["images"], target.facts, asdict(work.how)])
 
 
@@ -137,7 +142,7 @@ def _score(cell: Cell, identity: str, target: Measured, work: Work, report: Repo
 
 def _read_score(path: Path, identity: str) -> Scores | None:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = read_json(path)
         return dict(found["scores"]) if found["identity"] == identity else None
-    except (OSError, ValueError, LookupError, TypeError):
+    except (Refused, OSError, ValueError, LookupError, TypeError):
         return None

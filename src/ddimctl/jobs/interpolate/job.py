@@ -17,7 +17,7 @@ from ddimctl.errors import RequestError
 from ddimctl.files.pictures.grids import GRID_LIMIT
 from ddimctl.files.pictures.video import check_video
 from ddimctl.files.untrusted.settings import JsonObject
-from ddimctl.jobs.checkpoint import Model, open_model
+from ddimctl.jobs.checkpoint import Model, open_model, other_checkpoint
 from ddimctl.jobs.events import Notice, Report, ignore, notify
 from ddimctl.jobs.interpolate.inputs import (
     Input,
@@ -104,6 +104,9 @@ def _interpolate(
         download=request.ends.yes,
         exact=_has_images(inputs),
     )
+    records = [i.latent_metadata.get("checkpoint") for i in inputs]
+    notes = {note for record in records for note in other_checkpoint(model.checkpoint, record)}
+    notify(report, sorted(notes))
     model, plan = _plan(request, options, inputs, metadata, model, recorded, report)
     if _has_images(inputs):
         check_invertible(plan, model.checkpoint)

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from ddimctl.errors import RequestError
+from ddimctl.files.pictures.frame_rate import MAX_FPS, MIN_FPS
 from ddimctl.jobs import parse
-from ddimctl.jobs.option import argument, finite, flag
+from ddimctl.jobs.option import argument, flag
 from ddimctl.jobs.requests import (
     COLUMNS,
     MAIN,
@@ -109,7 +110,8 @@ class FrameOutputOptions(OutputOptions):
         flag("--video", "Also write a video of the frames; mp4 needs the extra 'video'.", OUTPUT),
     ] = None
     fps: Annotated[
-        float, flag("--fps", "Frames per second.", OUTPUT, check=finite, metavar="F")
+        float,
+        flag("--fps", "Frames per second.", OUTPUT, low=MIN_FPS, high=MAX_FPS, metavar="F"),
     ] = 12.0
     hold: Annotated[
         float,
@@ -119,7 +121,6 @@ class FrameOutputOptions(OutputOptions):
             OUTPUT,
             low=0,
             high=60,
-            check=finite,
             metavar="SECONDS",
         ),
     ] = 0.0

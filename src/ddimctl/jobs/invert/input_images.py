@@ -10,12 +10,10 @@ from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.files.dataset.source import scan
-from ddimctl.files.pictures.images import fit_image, image_pixels, read_image
+from ddimctl.files.pictures.images import fit_image, image_pixels, is_animated, read_image
 from ddimctl.files.untrusted.guards import is_folder
 from ddimctl.files.untrusted.settings import JsonObject
-
-SHEET: Final = ".inversion.png"
-"""How the sheets end that inversion makes, which are no images to invert."""
+from ddimctl.jobs.events import Report, ignore, notify
 
 _LONGEST: Final = 200  # bytes of a name
 
@@ -35,6 +33,7 @@ class Fitted:
     pixels: Tensor
     original: tuple[int, int]
     fit: str
+    animated: bool = False
 
     def record(self) -> JsonObject:
         """What latents say of it: plain values."""
@@ -42,6 +41,9 @@ class Fitted:
 
     def sentence(self) -> str:
         """How it was fitted, in words."""
+        return self._fitting() + ("; the first of several frames" if self.animated else "")
+
+    def _fitting(self) -> str:
         (height, width), (to_height, to_width) = self.original, self.pixels.shape[:2]
         size = f"{width}x{height} pixels" + " (width x height)" * (width != height)
         if self.original == (to_height, to_width):
@@ -58,14 +60,15 @@ class Fitted:
         return f"{size}, {how} to {to_width}x{to_height}"
 
 
-def find_inputs(given: Sequence[Path]) -> list[InputImage]:
+def find_inputs(given: Sequence[Path], report: Report = ignore) -> list[InputImage]:
     """The files, and the images in the folders, in order, each once.
 
     A name is the file's stem, cut where it is very long, with a number where an earlier one has it.
     A file that is missing or
-    no image is found out when it is read. Raises DataError for a folder without images.
+    no image is found out when it is read. What is left out of a folder is reported. Raises
+    DataError for a folder without images.
     """
-    paths = dict.fromkeys(path for entry in given for path in _expand(entry))
+    paths = dict.fromkeys(path for entry in given for path in _expand(entry, report))
     taken: set[str] = set()
     inputs = []
     for path in paths:
@@ -84,7 +87,7 @@ def fit_input_image(path: Path, checkpoint: Checkpoint, size: tuple[int, int], f
     background = checkpoint.background or (0, 0, 0)
     image = read_image(path, checkpoint.picture_shape[0], background)
     fitted = fit_image(image, size, fit, background)
-    return Fitted(image_pixels(fitted), (image.height, image.width), fit)
+    return Fitted(image_pixels(fitted), (image.height, image.width), fit, is_animated(image))
 
 
 def _shortened(stem: str) -> str:
@@ -94,10 +97,11 @@ def _shortened(stem: str) -> str:
     return stem
 
 
-def _expand(given: Path) -> Iterator[Path]:
+def _expand(given: Path, report: Report) -> Iterator[Path]:
     if not is_folder(given):
         yield given
         return
-    for entry in scan(given):
-        if not entry.name.endswith(SHEET):
-            yield given / entry.name
+    found = scan(given)
+    notify(report, found.notes)
+    for entry in found.entries:
+        yield given / entry.name

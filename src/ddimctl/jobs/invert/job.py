@@ -15,6 +15,7 @@ from ddimctl.diffusion.statistics import is_atypical
 from ddimctl.errors import DataError, RequestError, Stopped, StorageError
 from ddimctl.files.atomic import check_writable, make_folder, write_bytes
 from ddimctl.files.latents import save_latents
+from ddimctl.files.own_output import TAKEN
 from ddimctl.files.pictures.images import from_uint8, to_uint8
 from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.checkpoint import open_model
@@ -47,7 +48,6 @@ from ddimctl.jobs.option import check_choices
 from ddimctl.jobs.requests import OutputOptions
 from ddimctl.jobs.sample.folder import go_on, run_folder
 from ddimctl.jobs.sample.manifest import image_text
-from ddimctl.jobs.sample.outputs import TAKEN
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.runtime.device import memory_errors
 from ddimctl.runtime.signals import StopRequest, stop_on_signals
@@ -73,7 +73,7 @@ def invert(request: InvertRequest, report: Report = ignore) -> InvertResult:
     StorageError, DeviceError; Stopped when a signal ended the run, which --resume continues.
     """
     check_choices(request)
-    inputs, output = find_inputs(request.inputs), request.output
+    inputs, output = find_inputs(request.inputs, report), request.output
     folder = output.out or Path()
     with (
         run_folder(OutputOptions(folder, resume=output.resume, dry_run=output.dry_run), "invert"),
@@ -87,8 +87,9 @@ def _invert(
 ) -> InvertResult:
     started = time.monotonic()
     output, inversion = request.output, request.inversion
-    recorded = read_records(out, inputs) if output.resume else {}
-    _check_room(out, [image for image in inputs if image.name not in recorded], output.force)
+    found = read_records(out, inputs) if output.resume else {}
+    recorded = {name: record for name, record in found.items() if record is not None}
+    _check_room(out, [image for image in inputs if image.name not in found], output.force)
     model = open_model(
         request.checkpoint,
         request.device,

@@ -16,11 +16,12 @@ from ddimctl.diffusion.timesteps import timesteps
 from ddimctl.errors import DataError, NumericsError, RequestError
 from ddimctl.files.atomic import write_bytes, write_json
 from ddimctl.files.dataset.datasets import Dataset, gather, load_dataset, sample_indices
+from ddimctl.files.own_output import check_output
 from ddimctl.files.pictures.plots import Plot, encode_plots
 from ddimctl.files.tables import latex_table, markdown_table
 from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.checkpoint import Model, open_model
-from ddimctl.jobs.events import Notice, Report, counted, ignore
+from ddimctl.jobs.events import Notice, Report, counted, ignore, notify
 from ddimctl.jobs.invert.request import (
     InversionOptions,
     ReconstructionOptions,
@@ -83,7 +84,7 @@ def _reconstruct(
     request: ReconstructRequest, out: Path | None, report: Report
 ) -> ReconstructResult:
     table = request.reconstruction
-    _check_room(out, request.output.force)
+    _check_room(out, request)
     model = open_model(
         request.checkpoint,
         request.device,
@@ -128,13 +129,11 @@ def _reconstruct(
     return ReconstructResult(out, tuple(rows), len(chosen), settings)
 
 
-def _check_room(out: Path | None, force: bool) -> None:
-    if out is None or not out.exists():
-        return
-    if not force and any((out / name).exists() for name in FILES):
-        raise RequestError(
-            f"{out} holds a table already.", "Overwrite it with --force, or name another --out."
-        )
+def _check_room(out: Path | None, request: ReconstructRequest) -> None:
+    if out is not None:
+        held = "a table" if any((out / name).exists() for name in FILES) else None
+        force = request.output.force
+        check_output(out, held, force=force, resumable=False, data=request.data)
 
 
 def _load(request: ReconstructRequest, checkpoint: Checkpoint, report: Report) -> Dataset:
@@ -150,6 +149,7 @@ def _load(request: ReconstructRequest, checkpoint: Checkpoint, report: Report) -
     )
     for name, reason in data.skipped:
         report(Notice(f"left out: {name}: {reason}"))
+    notify(report, data.notes)
     return data
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, get_args
 
 from ddimctl.jobs import parse
-from ddimctl.jobs.option import above_zero, argument, finite, flag, reachable
+from ddimctl.jobs.option import above_zero, argument, flag
 from ddimctl.jobs.requests import (
     DEVICE,
     DRY_RUN,
@@ -118,7 +118,6 @@ class InversionOptions:
             "--guidance",
             "Guidance scale; decode with the same one. More than 1 spoils edits.",
             INVERSION,
-            check=finite,
             metavar="W",
             default="1",
         ),
@@ -149,7 +148,6 @@ class InversionOutputOptions:
             "--out -o",
             "Output folder, for NAME.pt and NAME.inversion.png.",
             MAIN,
-            check=reachable,
             metavar="DIR",
             default="the current folder",
         ),
@@ -165,7 +163,7 @@ class InvertRequest:
 
     inputs: Annotated[
         tuple[Path, ...],
-        argument("IMAGE|DIR", "Input images, or folders of images.", check=reachable),
+        argument("IMAGE|DIR", "Input images, or folders of images."),
     ]
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     images: InputImageOptions = field(default_factory=InputImageOptions)

@@ -12,9 +12,10 @@ from typing import Any
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError
 from ddimctl.files.latents import load_latents
-from ddimctl.files.pictures.images import looks_whole
+from ddimctl.files.own_output import SHEET
+from ddimctl.files.pictures.images import is_undamaged
 from ddimctl.files.untrusted.settings import JsonObject
-from ddimctl.jobs.invert.input_images import SHEET, Fitted, InputImage
+from ddimctl.jobs.invert.input_images import Fitted, InputImage
 from ddimctl.jobs.sample.manifest import AGAIN, differences, latents_metadata, sha256_hex
 from ddimctl.jobs.sample.plan import Plan
 
@@ -56,12 +57,13 @@ def input_image_paths(out: Path, image: InputImage) -> dict[str, str]:
     }
 
 
-def read_records(out: Path, inputs: Sequence[InputImage]) -> dict[str, JsonObject]:
-    """The metadata of the latents that are there, by the input images' names.
+def read_records(out: Path, inputs: Sequence[InputImage]) -> dict[str, JsonObject | None]:
+    """The metadata of the latents that are there, by the input images' names; None for a damaged
+    file beside a comparison that is whole, which invert wrote and makes again.
 
     Raises RequestError for what no inversion of an input image has written.
     """
-    records = {}
+    records: dict[str, JsonObject | None] = {}
     for image in inputs:
         path = Path(input_image_paths(out, image)["latents"])
         if not path.exists():
@@ -69,6 +71,9 @@ def read_records(out: Path, inputs: Sequence[InputImage]) -> dict[str, JsonObjec
         try:
             latents, metadata = load_latents(path)
         except DataError as error:
+            if is_undamaged(Path(input_image_paths(out, image)["comparison"])):
+                records[image.name] = None
+                continue
             raise RequestError(f"--resume: {error.cause}", AGAIN) from error
         report = metadata.get("inversion")
         if len(latents) != 1 or not isinstance(report, dict) or "figures" not in report:
@@ -126,7 +131,7 @@ def finished_figures(
             f"--resume: {image.path} is not the image that was inverted: {'; '.join(changed)}.",
             AGAIN,
         )
-    done = not changed and looks_whole(Path(input_image_paths(out, image)["comparison"]))
+    done = not changed and is_undamaged(Path(input_image_paths(out, image)["comparison"]))
     return dict(record["inversion"]["figures"]) if done else None
 
 

@@ -12,8 +12,8 @@ import torch
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, RequestError
-from ddimctl.files.atomic import storage_errors, write_json
-from ddimctl.files.pictures.images import image_pixels, read_image
+from ddimctl.files.atomic import write_json
+from ddimctl.files.pictures.images import image_bytes, image_pixels, read_image
 from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.checkpoint import open_model
 from ddimctl.jobs.events import Report, ignore, notify
@@ -225,8 +225,7 @@ def _levels(old: OldImage, new: Path, channels: int) -> int | None:
     """The largest difference of two images; None without the old one as it was recorded."""
     if old.path is None or not old.path.is_file():
         return None
-    with storage_errors(old.path):
-        content = old.path.read_bytes()
+    content = image_bytes(old.path)
     if sha256_hex(content) != old.sha256:
         return None
     channels = 1 if channels == 1 else 3  # transparent ones are compared on black

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ddimctl.errors import DataError
 from ddimctl.files.latents import SUFFIXES, load_latents, plain_metadata
-from ddimctl.files.pictures.images import FORMATS, read_image_text
+from ddimctl.files.own_output import MANIFEST
+from ddimctl.files.pictures.images import FORMATS, image_bytes, read_image_text
 from ddimctl.files.untrusted.guards import Refused, check_plain_file, is_folder
 from ddimctl.files.untrusted.settings import JsonObject, parse_json
 from ddimctl.jobs.sample.batches import Smaller, read_smaller
 from ddimctl.jobs.sample.manifest import latent_sha256, load_manifest, sha256_hex
-from ddimctl.jobs.sample.outputs import MANIFEST
 
 COMMANDS: Final = ("sample", "interpolate")
 _LATENTS: Final = "latents.pt"
@@ -118,7 +118,7 @@ def _from_image(path: Path) -> Record:
             f"{path} {'is the grid of a run' if grid else 'does not say how it was made'}.",
             f"Name the run's {MANIFEST}, or one of its images, made without --no-metadata.",
         )
-    content = path.read_bytes()
+    content = image_bytes(path)
     latents, place = None, 0
     if "latent_sha256" in text:
         latents, place = _find_latent(path, text["latent_sha256"])

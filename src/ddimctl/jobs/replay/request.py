@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from ddimctl.jobs.option import argument, flag, reachable
+from ddimctl.jobs.option import argument, flag
 from ddimctl.jobs.requests import DEVICE, FORCE, MAIN, OUT, RESUME, YES
 
 
@@ -22,7 +22,6 @@ class ReplayRequest:
         argument(
             "RUN",
             "Output folder of sample or interpolate, its manifest.json, or one of its images.",
-            check=reachable,
         ),
     ]
     ckpt: Annotated[

@@ -23,7 +23,8 @@ from ddimctl.errors import StorageError
 from ddimctl.files.atomic import write_json
 from ddimctl.files.cache import make_room, mark_used
 from ddimctl.files.dataset.datasets import user_cache
-from ddimctl.files.untrusted.settings import JsonObject
+from ddimctl.files.untrusted.guards import Refused
+from ddimctl.files.untrusted.settings import JsonObject, read_json
 from ddimctl.jobs.checkpoint import Model
 from ddimctl.jobs.events import Notice, Progress, Report
 from ddimctl.jobs.sample.batches import default_batch_size
@@ -178,11 +179,11 @@ def _bundled_timesteps(key: str, solver: str, steps: int, T: int) -> tuple[int, 
 def _kept(path: Path) -> Probe | None:
     """The probe in the cache, or None where it is missing or damaged: it is made again."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = read_json(path)
         timesteps = tuple(map(int, found["timesteps"]))
         products = torch.tensor(found["products"], dtype=torch.float64)
         response = torch.tensor(found["response"], dtype=torch.float64)
-    except (OSError, LookupError, TypeError, ValueError):
+    except (Refused, OSError, LookupError, TypeError, ValueError):
         return None
     N = len(timesteps)
     mark_used(path)

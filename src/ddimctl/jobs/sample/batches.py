@@ -1,6 +1,5 @@
 """Batches: how large they are, and which images are in each, also after memory ran out."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,8 @@ import torch
 
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.errors import DataError, DeviceError
-from ddimctl.files.untrusted.guards import available_memory, check_plain_file
+from ddimctl.files.untrusted.guards import Refused, available_memory, check_plain_file
+from ddimctl.files.untrusted.settings import parse_json
 from ddimctl.runtime.device import is_out_of_memory
 from ddimctl.runtime.distributed import number_in
 
@@ -84,8 +84,8 @@ def with_parts(smaller: Sequence[Smaller], parts: Iterable[Path]) -> list[Smalle
     for path in parts:
         try:
             check_plain_file(path)
-            part = read_smaller(json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError, RecursionError):
+            part = read_smaller(parse_json(path.read_bytes()))
+        except (OSError, Refused):
             part = None
         if not part:
             raise DataError(f"{path} is not a record of ddimctl.", "Begin with --force.")

@@ -9,6 +9,7 @@ from typing import Final
 from ddimctl.errors import RequestError
 from ddimctl.files.atomic import clean_temporaries, create_numbered_folder
 from ddimctl.files.lock import folder_lock
+from ddimctl.files.own_output import check_output
 from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.requests import OutputOptions
 from ddimctl.jobs.sample.outputs import Layout, OutputPaths
@@ -61,8 +62,8 @@ def run_folder(
 @contextmanager
 def _own_folder(output: OutputOptions, command: str) -> Iterator[Path | None]:
     out = output.out
-    if out is not None and out.exists() and not out.is_dir():
-        raise RequestError(f"--out {out} is a file.", "Name a folder.")
+    if out is not None:
+        check_output(out, force=True)  # what it may hold is the command's to say
     if out is None and output.resume:
         raise RequestError(
             "--resume needs the folder of the run to continue.", "Name it with --out."

@@ -9,8 +9,8 @@ from ddimctl.errors import RequestError
 from ddimctl.files.atomic import check_writable
 from ddimctl.files.latents import LatentFile, load_latents
 from ddimctl.files.untrusted.settings import JsonObject
-from ddimctl.jobs.checkpoint import Model, open_model
-from ddimctl.jobs.events import Notice, Report, ignore
+from ddimctl.jobs.checkpoint import Model, open_model, other_checkpoint
+from ddimctl.jobs.events import Notice, Report, ignore, notify
 from ddimctl.jobs.option import check_choices
 from ddimctl.jobs.sample.auto_timesteps import Search, find_timesteps
 from ddimctl.jobs.sample.batches import default_batch_size
@@ -85,6 +85,7 @@ def _sample(request: SampleRequest, out: Path | None, ranks: Ranks, report: Repo
         size=images.size,
         download=images.yes,
     )
+    notify(report, other_checkpoint(model.checkpoint, metadata.get("checkpoint")))
     model, plan = _plan(request, latents, model, recorded, ranks, report)
     if plan.method in METHODS and plan.sampler.solver != "ddim":
         report(Notice("the latents were inverted for --solver ddim; another solver is inexact."))

@@ -13,15 +13,18 @@ from torch import Tensor
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.timesteps import KINDS
 from ddimctl.errors import DataError, RequestError, brief
+from ddimctl.files.latents import FORMAT_VERSION as LATENTS_VERSION
+from ddimctl.files.own_output import MANIFEST, check_output
 from ddimctl.files.pictures.grids import GRID_LIMIT
-from ddimctl.files.untrusted.guards import Refused
-from ddimctl.files.untrusted.settings import JsonObject, read_json
-from ddimctl.jobs.requests import OutputOptions
+from ddimctl.files.untrusted.guards import Refused, refusals
+from ddimctl.files.untrusted.settings import JsonObject, check_format_version, read_json
+from ddimctl.jobs.requests import MAX_BATCH, OutputOptions
 from ddimctl.jobs.sample.batches import Smaller, read_smaller
-from ddimctl.jobs.sample.outputs import MANIFEST, TAKEN, Layout
+from ddimctl.jobs.sample.outputs import Layout
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.request import OutputSettings
 
+FORMAT_VERSION: Final = 1
 AGAIN: Final = "Repeat the first command, or start again with --force."
 _LARGEST: Final = 2**30  # bytes; no run has so many images
 _ALSO_RECORDED: Final = ("metadata", "deterministic", "compile")  # what else decides the bytes
@@ -43,41 +46,37 @@ def read_manifest(out: Path | None, layout: Layout, output: OutputOptions) -> Js
                 "Start with --force.",
             )
         return manifest
-    if output.force or not out.exists():
-        return None
-    if any(not entry.name.startswith(".") for entry in out.iterdir()):
-        if output.resume:
-            raise RequestError(
-                f"{out} holds other files, but no {MANIFEST} to continue from.",
-                "Start with --force, or name another --out.",
-            )
-        raise RequestError(
-            f"{out} is not empty.",
-            TAKEN,
-        )
+    check_output(out, resume=output.resume, force=output.force)
     return None
 
 
 def load_manifest(path: Path) -> JsonObject | None:
-    """A manifest with the parts that are read of it, or None: a stranger may have written it."""
+    """A manifest with the parts that are read of it, or None: a stranger may have written it.
+
+    Raises DataError for one of another format version.
+    """
     try:
         manifest = read_json(path, _LARGEST, paths=True)
     except (Refused, OSError):
         return None
+    with refusals(str(path), DataError, "Use the version of ddimctl that wrote it."):
+        check_format_version(manifest, FORMAT_VERSION)
     return manifest if _is_manifest(manifest) else None
 
 
 def _is_manifest(found: JsonObject) -> bool:
     settings, images = found.get("settings"), found.get("images")
+    smaller = read_smaller(found.get("smaller_batches", []))
     return (
         isinstance(found.get("command"), str)
         and isinstance(settings, dict)
         and type(settings.get("batch_size")) is int
-        and settings["batch_size"] >= 1
+        and 1 <= settings["batch_size"] <= MAX_BATCH
         and isinstance(found.get("checkpoint"), dict)
         and isinstance(images, list)
         and all(isinstance(image, dict) for image in images)
-        and read_smaller(found.get("smaller_batches", [])) is not None
+        and smaller is not None
+        and all(size <= settings["batch_size"] for _, size in smaller)
     )
 
 
@@ -95,7 +94,7 @@ def make_manifest(
     smaller: where memory ran out; batches as large as the setting says came before.
     """
     return {
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "command": layout.command,
         "complete": images is not None,
         "ddimctl": version("ddimctl"),
@@ -172,7 +171,7 @@ def _subjects(manifest: Mapping[str, Any]) -> list[JsonObject]:
 def latents_metadata(plan: Plan, checkpoint: Checkpoint) -> JsonObject:
     """The metadata of latents: all settings that are needed to decode them."""
     metadata: JsonObject = {
-        "format_version": 1,
+        "format_version": LATENTS_VERSION,
         "checkpoint": checkpoint.provenance.record(),
         "schedule": checkpoint.schedule.settings,
         "prediction": checkpoint.prediction,

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ddimctl.files.atomic import storage_errors
+from ddimctl.files.own_output import MANIFEST, remove_files
+from ddimctl.files.pictures.images import is_undamaged
 from ddimctl.files.pictures.video import FORMATS as VIDEOS
-
-MANIFEST: Final = "manifest.json"
-TAKEN: Final = "Continue with --resume, overwrite with --force, or name another --out."
-"""The remedy where an earlier run's files are in the way."""
+from ddimctl.files.untrusted.guards import Refused
+from ddimctl.files.untrusted.reader import read_tensor_file
 
 _NAMES: Final = {
     "grid": "grid.png",
@@ -101,12 +100,14 @@ class OutputPaths:
 
     def remove_parts(self) -> None:
         """Take away what was half done."""
-        _remove([self.samples_part, self.x_0_part, self.samples_done, self.latents_part])
+        remove_files(
+            self.out, [self.samples_part, self.x_0_part, self.samples_done, self.latents_part]
+        )
         self.remove_smaller_parts()
 
     def remove_smaller_parts(self) -> None:
         """Take away what other processes noted for the first."""
-        _remove(self.smaller_parts())
+        remove_files(self.out, self.smaller_parts())
 
     def remove_earlier_run(self) -> None:
         """Take away what an earlier run would leave among a new one's files; strangers' files stay."""
@@ -114,13 +115,25 @@ class OutputPaths:
         old = [path for path in self.of("images").glob("*") if ours.fullmatch(path.name)]
         old += [self.out / name for name in (*_NAMES.values(), "trajectory.webp")]
         old += [self.out / f"video.{format}" for format in VIDEOS]
-        _remove(old)
+        remove_files(self.out, old)
 
     def bytes_taken(self) -> int:
         """How much is in the folder already."""
         folders = [folder for folder in (self.out, self.of("images")) if folder.is_dir()]
         files = [path for folder in folders for path in folder.iterdir() if path.is_file()]
         return sum(path.stat().st_size for path in files)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether one of a run's outputs is there and, where its format can tell, undamaged."""
+    if path.suffix in (".png", ".gif", ".webp"):
+        return is_undamaged(path)
+    if path.suffix == ".pt":
+        try:
+            read_tensor_file(path)  # which compares its checksums
+        except (Refused, OSError):
+            return False
+    return path.exists()
 
 
 def bytes_needed(save: Iterable[str], count: int, shape: Sequence[int]) -> int:
@@ -132,9 +145,3 @@ def bytes_needed(save: Iterable[str], count: int, shape: Sequence[int]) -> int:
     numbers = count * math.prod(shape)
     floats = sum(kind in save for kind in ("latents", "samples"))
     return 4 * numbers * (floats + 1 if floats else 0) + ("images" in save) * numbers // 4
-
-
-def _remove(paths: list[Path]) -> None:
-    for path in paths:
-        with storage_errors(path):
-            path.unlink(missing_ok=True)

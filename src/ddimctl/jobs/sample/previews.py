@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import BinaryIO, Final
 
 import torch
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint
-from ddimctl.files.pictures.animation import encode_animation
+from ddimctl.files.pictures.animation import write_animation
 from ddimctl.files.pictures.grids import GRID_LIMIT, make_grid
 from ddimctl.files.pictures.images import encode_image
 from ddimctl.jobs.sample.outputs import Layout
@@ -72,17 +72,25 @@ def draw_grid(
 
 
 def draw_animation(
+    file: BinaryIO,
     frames: Mapping[int, Sequence[Tensor]],
     outputs: OutputSettings,
     captions: Sequence[str] | None,
     format: str,
-) -> bytes:
-    """A gif or webp of grids, one for each step shown; frames by image, as many for each."""
+) -> None:
+    """Write a gif or webp of grids, one for each step shown; frames by image, as many for each."""
     order = sorted(frames)
     under = None if captions is None else captions[: len(order)]
-    grids = [
-        make_grid(torch.stack([frames[i][k] for i in order]), outputs.columns, outputs.scale, under)
-        for k in range(len(frames[order[0]]))
-    ]
-    fps = min(20.0, max(4.0, len(grids) / 4))
-    return encode_animation(grids, format, fps, holds={len(grids) - 1: _HOLD_LAST})
+    count = len(frames[order[0]])
+
+    def images_at(k: int) -> Tensor:
+        return torch.stack([frames[i][k] for i in order])
+
+    write_animation(
+        file,
+        count,
+        lambda k: make_grid(images_at(k), outputs.columns, outputs.scale, under),
+        format,
+        fps=min(20.0, max(4.0, count / 4)),
+        holds={count - 1: _HOLD_LAST},
+    )

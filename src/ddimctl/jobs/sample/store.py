@@ -14,6 +14,7 @@ from ddimctl.files.atomic import (
     check_writable,
     clean_temporaries,
     make_folder,
+    open_atomic,
     storage_errors,
     sync_files,
     write_bytes,
@@ -24,13 +25,14 @@ from ddimctl.files.latents import save_samples
 from ddimctl.files.pictures.grids import GRID_LIMIT
 from ddimctl.files.pictures.images import (
     encode_image,
+    image_bytes,
     image_pixels,
     looks_whole,
     read_image,
     to_pil,
     to_uint8,
 )
-from ddimctl.files.pictures.video import encode_video
+from ddimctl.files.pictures.video import write_video
 from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.sample.batches import (
     Group,
@@ -51,7 +53,7 @@ from ddimctl.jobs.sample.manifest import (
     make_manifest,
     sha256_hex,
 )
-from ddimctl.jobs.sample.outputs import bytes_needed
+from ddimctl.jobs.sample.outputs import bytes_needed, is_whole
 from ddimctl.jobs.sample.plan import Plan
 from ddimctl.jobs.sample.previews import (
     TRAJECTORY_IMAGES,
@@ -131,7 +133,7 @@ class SampleStore:
 
     def missing_groups(self, images: range | None = None) -> Iterator[Group]:
         """The batch groups of which anything is not yet on disk, among those images or all."""
-        again = "trajectory" in self._outputs.save and not self.paths.of("trajectory").exists()
+        again = "trajectory" in self._outputs.save and not is_whole(self.paths.of("trajectory"))
         for group in batch_groups(self._plan.count, self._plan.batch_size, self._smaller):
             start = group.images.start
             if (images is None or start in images) and (
@@ -225,11 +227,13 @@ class SampleStore:
             write_bytes(paths.of("grid"), draw_grid(first, outputs, captions, self._text(None)))
         if "trajectory" in outputs.save and self._kept.frames:
             path = paths.of("trajectory")
-            write_bytes(path, draw_animation(self._kept.frames, outputs, captions, path.suffix[1:]))
+            with open_atomic(path) as file:
+                draw_animation(file, self._kept.frames, outputs, captions, path.suffix[1:])
         if layout.video:
-            frames = list(map(self._image, everything))
-            content = encode_video(frames, layout.video, layout.fps, layout.holds)
-            write_bytes(paths.of("video"), content)
+            with open_atomic(paths.of("video")) as file:
+                write_video(
+                    file, self._plan.count, self._image, layout.video, layout.fps, layout.holds
+                )
 
     def outputs(self) -> dict[str, Path]:
         """Every output's path by its kind."""
@@ -239,7 +243,7 @@ class SampleStore:
         return {names.get(kind, kind): self.paths.of(kind) for kind in kinds}
 
     def is_complete(self) -> bool:
-        """Whether the recorded run had ended and all that it made is still there.
+        """Whether the recorded run had ended and all that it made is still there, undamaged.
 
         Never with a video, which another request may want otherwise: it is made again.
         """
@@ -247,15 +251,22 @@ class SampleStore:
         if recorded is None or not recorded.get("complete") or self._layout.video:
             return False
         images = range(self._plan.count) if "images" in self._outputs.save else ()
-        return all(
-            path.exists() for path in (*self.outputs().values(), *map(self._image_path, images))
-        )
+        return all(map(is_whole, self.outputs().values())) and all(map(self._is_recorded, images))
+
+    def _is_recorded(self, i: int) -> bool:
+        """Whether an image's file is that of the manifest; of a run that had ended, to the byte."""
+        path, recorded = self._image_path(i), self._recorded or {}
+        if not looks_whole(path):
+            return False
+        if not recorded.get("complete") or len(recorded["images"]) != self._plan.count:
+            return True
+        return bool(sha256_hex(image_bytes(path)) == recorded["images"][i].get("sha256"))
 
     def _is_stored(self, i: int) -> bool:
         save = self._outputs.save
         if "samples" in save and not self._samples.has(i):
             return False
-        return self.resumable and ("images" not in save or looks_whole(self._image_path(i)))
+        return self.resumable and ("images" not in save or self._is_recorded(i))
 
     def _manifest(self, images: list[JsonObject] | None = None) -> JsonObject:
         return make_manifest(

@@ -9,7 +9,7 @@ from torch import Tensor
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion import noise
 from ddimctl.files.dataset.datasets import Dataset, gather, load_dataset, sample_indices
-from ddimctl.jobs.events import Notice, Progress, Report
+from ddimctl.jobs.events import Notice, Progress, Report, notify
 from ddimctl.jobs.train.request import TrainRequest
 from ddimctl.runtime.device import to_training_format
 from ddimctl.runtime.transfer import to_device
@@ -48,6 +48,7 @@ def read_data(request: TrainRequest, check: Callable[[], None], report: Report) 
         named = "; ".join(f"{name}: {reason}" for name, reason in data.skipped[:5])
         more = f"; and {len(data.skipped) - 5} more" if len(data.skipped) > 5 else ""
         report(Notice(f"{len(data.skipped)} unreadable images left out ({named}{more})."))
+    notify(report, data.notes)
     kept = f", {len(data.held_out)} held out" if len(data.held_out) else ""
     classes = f", {len(data.class_names)} classes" if data.class_names else ""
     report(Notice(f"{len(data.training)} training images{kept}{classes}."))

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from ddimctl.errors import RESUME, DeviceError, Stopped, StorageError
 from ddimctl.files.lock import folder_lock
+from ddimctl.files.pictures.images import is_undamaged
 from ddimctl.jobs.events import Notice, Progress, Report, Wrote, ignore
 from ddimctl.jobs.train.log import training_log
 from ddimctl.jobs.train.report import (
@@ -26,6 +28,8 @@ from ddimctl.jobs.train.step import count_updates, update
 from ddimctl.runtime.device import memory_errors
 from ddimctl.runtime.distributed import Ranks, joined
 from ddimctl.runtime.signals import StopRequest, stop_on_signals
+
+_TICK: Final = 1e-9  # seconds: a coarse clock may stand still between two metrics
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,9 @@ def _learn(run: Run, stop: StopRequest, report: Report) -> None:
         images += request.batch_size
         busy += time.monotonic() - begun  # reports and states are not training time
         if logged:
-            facts = add_record(request, learner, images / busy, time.monotonic() - started)
+            facts = add_record(
+                request, learner, images / max(busy, _TICK), time.monotonic() - started
+            )
             images, busy = 0, 0.0
         report(Progress("training", learner.step, request.steps, "steps", facts))
         late = request.time_limit is not None and time.monotonic() - started > request.time_limit
@@ -131,7 +137,7 @@ def _keep(
     at_save = step % request.save_every == 0 or complete
     samples = request.out / "samples" / f"step-{step:08d}.png"
     at_samples = step % request.sample_every == 0 or complete
-    if at_samples and not (resumed and samples.exists()) and write_samples(samples, run, stop):
+    if at_samples and not (resumed and is_undamaged(samples)) and write_samples(samples, run, stop):
         report(Wrote(str(samples), "samples"))
     if at_save:
         add_evaluation(run, stop)

@@ -13,12 +13,14 @@ from ddimctl.diffusion.objective import add_noise, training_target
 from ddimctl.diffusion.predictions import make_denoiser
 from ddimctl.diffusion.sampling import trajectory
 from ddimctl.diffusion.timesteps import timesteps
-from ddimctl.files.atomic import open_atomic, storage_errors, write_bytes
+from ddimctl.files.atomic import open_atomic, write_bytes
 from ddimctl.files.dataset.datasets import gather
+from ddimctl.files.own_output import remove_files
 from ddimctl.files.pictures.grids import make_grid
 from ddimctl.files.pictures.images import to_uint8
 from ddimctl.files.pictures.plots import Plot, encode_plots
-from ddimctl.files.untrusted.settings import JsonObject
+from ddimctl.files.untrusted.guards import Refused
+from ddimctl.files.untrusted.settings import JsonObject, read_json
 from ddimctl.jobs.train.request import TrainRequest
 from ddimctl.jobs.train.run import Run
 from ddimctl.jobs.train.state import Learner
@@ -149,9 +151,7 @@ def write_checkpoint(
     configs = [name for name in files if name.endswith(".json")]
     weights = [name for name in files if name not in configs]
     if not all(_agrees(folder / name, files[name]) for name in configs):
-        for name in weights:
-            with storage_errors(folder / name):
-                (folder / name).unlink(missing_ok=True)
+        remove_files(out, [folder / name for name in weights])
     for name in (*configs, *weights):
         write_bytes(folder / name, files[name])
 
@@ -159,12 +159,10 @@ def write_checkpoint(
 def _agrees(path: Path, content: bytes) -> bool:
     """Whether the file says the same already, but for the record of the training."""
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        found = read_json(path, paths=True)
+    except (Refused, OSError):
         return False
-    return isinstance(found, dict) and found | {"training": 0} == json.loads(content) | {
-        "training": 0
-    }
+    return bool(found | {"training": 0} == json.loads(content) | {"training": 0})
 
 
 def write_report(out: Path, metrics: list[JsonObject]) -> None:

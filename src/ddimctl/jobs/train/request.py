@@ -9,8 +9,16 @@ from typing import Annotated, Final, Literal
 from ddimctl.errors import RequestError, brief
 from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs import parse
-from ddimctl.jobs.option import argument, check_choices, finite, flag
-from ddimctl.jobs.requests import COMPILE, DEVICE_NAME, MAIN, PRECISION, Precision, SavedPrecision
+from ddimctl.jobs.option import argument, check_choices, flag
+from ddimctl.jobs.requests import (
+    COMPILE,
+    DEVICE_NAME,
+    MAIN,
+    MAX_BATCH,
+    PRECISION,
+    Precision,
+    SavedPrecision,
+)
 
 DATA: Final = "Data"
 TRAINING: Final = "Training"
@@ -69,11 +77,16 @@ class TrainRequest:
     steps: Annotated[int, flag("--steps", "Number of updates.", MAIN, low=1, metavar="N")] = 100_000
     batch_size: Annotated[
         int,
-        flag("--batch-size", "Number of images per update.", MAIN, low=1, metavar="B"),
+        flag(
+            "--batch-size",
+            "Number of images per update.",
+            MAIN,
+            low=1,
+            high=MAX_BATCH,
+            metavar="B",
+        ),
     ] = 64
-    lr: Annotated[
-        float, flag("--lr", "Learning rate (AdamW).", MAIN, low=0, check=finite, metavar="RATE")
-    ] = 2e-4
+    lr: Annotated[float, flag("--lr", "Learning rate (AdamW).", MAIN, low=0, metavar="RATE")] = 2e-4
     prediction: Annotated[
         Prediction | None,
         flag(
@@ -118,7 +131,7 @@ class TrainRequest:
     ] = 500
     weight_decay: Annotated[
         float,
-        flag("--weight-decay", "Weight decay (AdamW).", TRAINING, low=0, check=finite, metavar="W"),
+        flag("--weight-decay", "Weight decay (AdamW).", TRAINING, low=0, metavar="W"),
     ] = 0.0
     clip_grad: Annotated[
         float,
@@ -127,7 +140,6 @@ class TrainRequest:
             "Largest gradient norm (gradient clipping); 0 disables clipping.",
             TRAINING,
             low=0,
-            check=finite,
             metavar="NORM",
         ),
     ] = 1.0
@@ -147,12 +159,19 @@ class TrainRequest:
             TRAINING,
             low=0,
             high=1,
-            check=finite,
             metavar="DECAY",
         ),
     ] = 0.9999
     seed: Annotated[
-        int, flag("--seed", "Seed of all random numbers.", TRAINING, low=0, metavar="K")
+        int,
+        flag(
+            "--seed",
+            "Seed of all random numbers.",
+            TRAINING,
+            low=0,
+            high=parse.MAX_SEED,
+            metavar="K",
+        ),
     ] = 0
     image_size: Annotated[
         tuple[int, int] | None,

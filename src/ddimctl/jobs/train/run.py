@@ -10,8 +10,9 @@ from ddimctl.checkpoints import Checkpoint, Provenance, load_checkpoint
 from ddimctl.checkpoints.build.architectures import architecture, make_unet
 from ddimctl.diffusion.schedules import make_schedule
 from ddimctl.errors import RESUME, DataError, RequestError, Stopped
-from ddimctl.files.atomic import clean_temporaries, storage_errors
+from ddimctl.files.atomic import clean_temporaries
 from ddimctl.files.dataset.datasets import Dataset
+from ddimctl.files.own_output import check_output, remove_files
 from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.events import Notice, Report, notify
 from ddimctl.jobs.train.data import read_data, seed_of
@@ -29,6 +30,7 @@ from ddimctl.runtime.device import prepare_for_training, resolve_precision
 from ddimctl.runtime.distributed import Ranks
 from ddimctl.runtime.signals import StopRequest
 
+_FILES = {"state", "samples", "checkpoint", "tensorboard", "metrics.jsonl", "loss.png"}
 _FOLDERS = (".", "state", "samples", "checkpoint", "checkpoint/unet", "checkpoint/scheduler")
 
 
@@ -107,7 +109,11 @@ def open_run(request: TrainRequest, stop: StopRequest, ranks: Ranks, report: Rep
 
 
 def _state_to_go_on_from(request: TrainRequest, report: Report) -> JsonObject | None:
-    """The state to go on from, or None to begin."""
+    """The state to go on from, or None to begin.
+
+    Raises RequestError where the folder holds other things.
+    """
+    check_output(request.out, force=True, data=request.data)
     steps = saved_steps(request.out / "state")
     if request.resume and steps:
         state, damaged = load_newest_state(request.out / "state")
@@ -126,15 +132,16 @@ def _state_to_go_on_from(request: TrainRequest, report: Report) -> JsonObject | 
             f"{request.out} holds a checkpoint, but no state to continue from.",
             "Overwrite it with --force, or name another --out.",
         )
+    names = {entry.name for entry in request.out.iterdir() if not entry.name.startswith(".")}
+    held = "the beginning of a run" if names <= _FILES else None
+    check_output(request.out, held, resume=request.resume)
     return None
 
 
 def _forget_earlier_run(out: Path) -> None:
     """Remove states and samples; the checkpoint stays until the first save writes over it."""
     remove_states(out / "state")
-    for grid in (out / "samples").glob("step-*.png"):
-        with storage_errors(grid):
-            grid.unlink()
+    remove_files(out, (out / "samples").glob("step-*.png"))
 
 
 def _record(request: TrainRequest, precision: str, data: Dataset, model: Checkpoint) -> JsonObject:

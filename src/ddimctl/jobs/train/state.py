@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ddimctl.errors import DataError, brief
+from ddimctl.errors import DataError
 from ddimctl.files.atomic import open_atomic, storage_errors
+from ddimctl.files.own_output import remove_files
 from ddimctl.files.untrusted.guards import Refused, check_regular, damaged, reason, refusals
 from ddimctl.files.untrusted.reader import read_torch
-from ddimctl.files.untrusted.settings import JsonObject
+from ddimctl.files.untrusted.settings import JsonObject, check_format_version
 from ddimctl.runtime.transfer import ToHost
 
 KEPT_STATES: Final = 2
@@ -147,8 +148,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 def remove_states(folder: Path) -> None:
     """Forget the states of an earlier run."""
-    for step in saved_steps(folder):
-        _remove(_path(folder, step))
+    remove_files(folder.parent, [_path(folder, step) for step in saved_steps(folder)])
 
 
 def restore(learner: Learner, state: JsonObject) -> None:
@@ -206,12 +206,10 @@ def _read(path: Path) -> JsonObject:
         _check_seal(file, path.stat().st_size - _SEAL.size)
     with refusals(f"{path} is not a state of ddimctl train: it", DataError, _ANOTHER):
         state = read_torch(path, behind=_SEAL.size, max_pickle=_MAX_PICKLE)
-    version = state.get("format_version") if isinstance(state, dict) else None
-    if version != FORMAT_VERSION:
-        raise DataError(
-            f"{path} has the format version {brief(version)}, not {FORMAT_VERSION}.", _ANOTHER
-        )
-    if not _is_state(state):
+    if isinstance(state, dict):
+        with refusals(str(path), DataError, _ANOTHER):
+            check_format_version(state, FORMAT_VERSION)
+    if not isinstance(state, dict) or not _is_state(state):
         raise DataError(f"{path} is not a state of ddimctl train.", _ANOTHER)
     return dict(state)
 
