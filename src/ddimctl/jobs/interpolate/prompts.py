@@ -59,7 +59,7 @@ def frame_prompts(
         asked[place.start] if place.shows is not None else _between(asked, place)
         for place in places
     ]
-    blended = at_ends.checkpoint.with_table(table.blend([*blends, (null, null, 0.0)]), names)
+    blended = at_ends.checkpoint.with_table(table.blend([*blends, (null, null, 0.0)]), tuple(names))
     labels = tuple(range(len(places)))
     return Prompted(blended, tuple(names), labels, at_ends.negative)
 

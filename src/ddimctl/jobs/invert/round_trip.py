@@ -11,7 +11,7 @@ from torch import Tensor
 from ddimctl.checkpoints import Checkpoint
 from ddimctl.diffusion.float32 import ieee_float32
 from ddimctl.diffusion.inversion import Inversion, check_inversion, invert_steps
-from ddimctl.diffusion.predictions import MixedDenoiser, make_denoiser
+from ddimctl.diffusion.predictions import Prediction, make_denoiser
 from ddimctl.diffusion.sampling import trajectory
 from ddimctl.errors import RequestError
 from ddimctl.files.pictures.images import to_uint8
@@ -301,7 +301,9 @@ def _invert(
     return found._replace(latents=found.latents.float())
 
 
-def _denoiser(checkpoint: Checkpoint, plan: Plan) -> MixedDenoiser:
+def _denoiser(
+    checkpoint: Checkpoint, plan: Plan
+) -> Callable[[Tensor, int | Tensor, Tensor | None], Prediction]:
     sampler = plan.sampler
     return make_denoiser(checkpoint, sampler.guidance, guidance_rescale=sampler.guidance_rescale)
 
