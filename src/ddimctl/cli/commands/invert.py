@@ -34,5 +34,5 @@ def invert(
 def _lines(result: "InvertResult", dry_run: bool) -> list[str]:
     if dry_run:
         names = {record["picture"]: record["latents"] for record in result.images}
-        return listing({"images": names, "settings": result.settings})
+        return listing({"pictures": names, "settings": result.settings})
     return [record[kind] for record in result.images for kind in ("latents", "comparison")]
