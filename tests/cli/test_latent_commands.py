@@ -183,10 +183,14 @@ def test_wrong_requests_are_one_line(run):
         ([*text, "--size", "60"], "multiples of 8"),
         (["--prompt", "a red fox"], "does not take text"),
         (["--negative", "blurry"], "does not take text"),
-        ([*text, "--lora", "missing.safetensors"], "missing.safetensors"),
         (["--ckpt", DATA / "ldm-vq", "--prompt", "a red fox"], "does not take text"),
     ):
         assert says in run("sample", *arguments, "--steps", 2, "--out", "no", code=2).err
+
+
+def test_a_missing_lora_is_named(run):
+    text = [*SD1, "--prompt", "a red fox", "--lora", "missing.safetensors"]
+    assert "missing.safetensors" in run("sample", *text, "--out", "no", code=1).err
 
 
 def test_what_latent_networks_are_not_for_is_refused(run, tmp_path):

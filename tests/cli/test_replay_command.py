@@ -8,6 +8,7 @@ from ddimctl.files.pictures.images import (
     image_pixels,
     read_image,
     read_image_text,
+    to_pil,
 )
 from ddimctl.jobs.sample.manifest import sha256_hex
 
@@ -17,7 +18,7 @@ def spoil(folder, levels):
     path = folder / "images/000001.png"
     pixels = image_pixels(read_image(path, 3))
     pixels = (pixels.int() + levels).where(pixels < 128, pixels.int() - levels).byte()
-    path.write_bytes(encode_image(pixels, "png", read_image_text(path)))
+    path.write_bytes(encode_image(to_pil(pixels), "png", read_image_text(path)))
     record = json.loads((folder / "manifest.json").read_text())
     record["images"][1]["sha256"] = sha256_hex(path.read_bytes())
     (folder / "manifest.json").write_text(json.dumps(record))

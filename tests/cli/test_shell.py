@@ -69,7 +69,7 @@ def test_what_was_meant_is_asked(capsys):
         ("sample --stepz 3", "unknown option --stepz. Did you mean '--steps'?"),
         ("sample --clip statik", "static, dynamic, not 'statik'. Did you mean 'static'?"),
         ("sample --save gird", "unknown word 'gird'. Did you mean 'grid'?"),
-        ("sample --tau linspce", "no file. Did you mean 'linspace'?"),
+        ("sample --tau linspce", "or a file. Did you mean 'linspace'?"),
         ("sample --clip qqq", "--clip must be one of none, static, dynamic, not 'qqq'.\n"),
     )
     for line, said in cases:

@@ -95,6 +95,7 @@ class TwoRanks(Ranks):
 def opened(tmp_path):
     """A training run with classes, just begun, on the CPU."""
     images = make_images(tmp_path / "pictures")
+    (tmp_path / "run").mkdir()
     request = TrainRequest(
         images, tmp_path / "run", model=str(make_network(tmp_path / "network.json")),
         steps=100, batch_size=8, grad_accum=2, class_conditional=True, flip=True, warmup=2,

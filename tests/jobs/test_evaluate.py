@@ -508,7 +508,7 @@ def test_what_to_do_about_sizes_and_damage_is_said_for_this_command(finish, data
         finish(make_reference, ReferenceRequest(data, out=data / "r.safetensors"))
     (data / "0.png").write_bytes(b"no image")
     request = ScoreRequest(data, ScoringOptions(data=data), count=9, size=(16, 16))
-    with pytest.raises(DataError, match=r"0\.png: .*without -n"):
+    with pytest.raises(DataError, match=r"0\.png: .*in evaluate: -n"):
         finish(scoring.score, request)
 
 

@@ -232,7 +232,7 @@ def test_fine_tuning_starts_from_the_checkpoint(finish, request_for, tmp_path):
 
 
 def test_fine_tuning_starts_from_the_bundled_checkpoint_by_its_name(finish, request_for):
-    with pytest.raises(RequestError, match="--init has 3 channels and 6 classes, the data 3 and 0"):
+    with pytest.raises(RequestError, match="--init has 3 channels and 3 classes, the data 3 and 0"):
         finish(train, request_for(model=None, init="bundled", image_size=(8, 8), steps=1))
 
 

@@ -279,7 +279,7 @@ def test_a_network_file_that_changed_is_shown(finish, copied, request_for, tmp_p
 def test_other_images_are_counted(finish, copied, request_for, folder, tmp_path):
     data = shutil.copytree(folder / "pictures", tmp_path / "fewer")
     next((data / "left").iterdir()).unlink()
-    with pytest.raises(RequestError, match=r"it had 40 images .* has 39 training images"):
+    with pytest.raises(RequestError, match=r"it had 40 training images .* has 39 training images"):
         finish(train, request_for(resume=True, data=data))
 
 
@@ -293,7 +293,7 @@ def test_free_settings_may_change(finish, copied, request_for, folder, tmp_path)
             )
         )  # fmt: skip
     assert resumed.result.step == 6
-    assert "--steps was 4, is 6: the learning rate decays" in resumed.notices()
+    assert "--steps was 4, is 6: the learning rate now decays" in resumed.notices()
     assert set(TrainRequest.__dataclass_fields__) >= FREE_ON_RESUME
 
 

@@ -24,6 +24,7 @@ def invert(
 
     result = run_job(job, request)
     record = asdict(result) | {"failed": dict(result.failed)}
+    record["pictures"] = record.pop("images")  # its name since version 0.1
     if result.images or json:
         print_result(_lines(result, request.output.dry_run), record, json)
     if result.failed:
@@ -34,5 +35,5 @@ def invert(
 def _lines(result: "InvertResult", dry_run: bool) -> list[str]:
     if dry_run:
         names = {record["picture"]: record["latents"] for record in result.images}
-        return listing({"pictures": names, "settings": result.settings})
+        return listing({"images": names, "settings": result.settings})
     return [record[kind] for record in result.images for kind in ("latents", "comparison")]
