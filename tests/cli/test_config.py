@@ -134,7 +134,7 @@ def test_a_contradiction_names_the_side_that_nobody_typed(plan, monkeypatch):
         err.splitlines()[1] == "  try: Leave one of the two out. --seeds comes from own.toml: seeds."
     )
     code, err = plan("[sample]\neta = 1", "--solver", "ipndm")
-    assert "--eta is from own.toml: [sample] eta." in err
+    assert "--eta comes from own.toml: [sample] eta." in err
     assert "--solver is from" not in err
     assert "is from" not in plan("[sample]\neta = 1", "--solver", "ipndm", "--eta", 0.5)[1]
     monkeypatch.setenv("DDIMCTL_SAMPLE_SEEDS", "4")

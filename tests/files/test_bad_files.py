@@ -61,7 +61,7 @@ def latents(tmp_path_factory):
 
 @FAST
 @given(damaged(list(IMAGES.values())))
-def test_a_damaged_image_is_a_image_or_a_data_error(data):
+def test_a_damaged_image_is_an_image_or_a_data_error(data):
     check_image(data)
 
 
@@ -92,7 +92,7 @@ def test_a_damaged_zip_is_read_as_far_as_it_goes(tmp_path, method):
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_a_image_cut_off_anywhere_is_a_image_or_a_data_error(name):
+def test_an_image_cut_off_anywhere_is_an_image_or_a_data_error(name):
     whole = IMAGES[name]
     assert read_image(whole, 3).width in (9, 16, 17)
     for end in range(0, len(whole), max(1, len(whole) // 60)):

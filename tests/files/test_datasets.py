@@ -295,7 +295,7 @@ def test_class_folders_become_labels(folder, load):
     assert load(folder).labels is None and load(folder).class_names == ()
 
 
-def test_with_classes_a_image_outside_them_is_named(folder, load):
+def test_with_classes_an_image_outside_them_is_named(folder, load):
     write_folder(folder, {"stray.png": encoded(make_image())})
     with pytest.raises(DataError, match=r"stray\.png is not in a class folder"):
         load(folder, class_conditional=True)

@@ -53,7 +53,7 @@ def test_to_uint8_is_within_half_a_level() -> None:
     assert (from_uint8(to_uint8(x_0)) - x_0).abs().max() <= 0.5 / 127.5 + 1e-6
 
 
-def test_pixels_survive_the_way_to_a_image_and_back() -> None:
+def test_pixels_survive_the_way_to_an_image_and_back() -> None:
     for channels in (1, 3, 4):
         pixels = noise(5, 7, channels)
         assert torch.equal(image_pixels(to_pil(pixels)), pixels)
@@ -245,7 +245,7 @@ def test_images_that_cannot_be_read_are_named_with_the_reason(tmp_path: Path) ->
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's about the EXIF
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000"])
-def test_damaged_files_give_a_image_or_a_data_error(format: str) -> None:
+def test_damaged_files_give_an_image_or_a_data_error(format: str) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     image = Image.effect_noise((24, 24), 90).convert("RGB")
@@ -285,7 +285,7 @@ def test_every_image_fits_every_way() -> None:
                 assert found.mode == mode
 
 
-def test_a_image_of_that_size_stays_as_it_is() -> None:
+def test_an_image_of_that_size_stays_as_it_is() -> None:
     image = to_pil(noise(8, 16, 3))
     for fit in ("crop", "pad", "stretch"):
         assert fit_image(image, (8, 16), fit).tobytes() == image.tobytes()

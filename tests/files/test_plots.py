@@ -59,7 +59,7 @@ def test_a_falling_series_falls_from_left_to_right():
     assert min(rows[100]) < min(rows[500]) < min(rows[900])
 
 
-def test_any_points_make_a_image():
+def test_any_points_make_an_image():
     for points in (
         [],
         [(1.0, 2.0)],

@@ -227,7 +227,7 @@ def test_a_read_only_disk_is_told_before_the_model_is_loaded(
 
 @pytest.mark.parametrize("damage", ["empty", "zeros", "half"])
 @pytest.mark.parametrize("format", ["png", "webp"])
-def test_a_image_that_a_power_cut_left_without_its_content_is_made_again(
+def test_an_image_that_a_power_cut_left_without_its_content_is_made_again(
     finish, request_for, tmp_path, format, damage
 ):
     finish(sample, request_for(format=format))

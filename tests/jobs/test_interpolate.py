@@ -365,7 +365,7 @@ def test_images_are_inverted_and_come_back(
     assert torch.equal(found[2], slerp(found[0], found[4], 0.5))
 
 
-def test_a_image_without_an_exact_latent_is_warned_of_each_time(finish, request_for, input_image):
+def test_an_image_without_an_exact_latent_is_warned_of_each_time(finish, request_for, input_image):
     image, _ = input_image("first.png", 0)
     for name in "ab":
         finished = finish(interpolate, request_for(name, files=[image], seeds=(1,)))

@@ -97,14 +97,14 @@ def test_latents_are_taken_from_beside_the_manifest(finish, recorded, again, tmp
     assert manifest(tmp_path / "new") == manifest(tmp_path / "old")
     shutil.copyfile(recorded / "latents.pt", tmp_path / "elsewhere.pt")
     (tmp_path / "old/latents.pt").unlink()
-    with pytest.raises(DataError, match="is not there"):
+    with pytest.raises(DataError, match="is missing"):
         again(tmp_path / "old", out=tmp_path / "x")
 
 
 def test_other_latents_are_refused(old, again):
     images = manifest(old)["images"]
     edit(old, images=[image | {"latent_sha256": "0" * 64} for image in images])
-    with pytest.raises(DataError, match="other latents"):
+    with pytest.raises(DataError, match="does not hold the latents"):
         again(old)
 
 
@@ -127,7 +127,7 @@ def test_frames_are_decoded_again(finish, again, tiny_checkpoint, tmp_path, grid
 
 
 @pytest.mark.parametrize("format", ["png", "webp"])
-def test_a_image_is_enough(finish, again, tiny_class_checkpoint, tmp_path, format):
+def test_an_image_is_enough(finish, again, tiny_class_checkpoint, tmp_path, format):
     request = sample_request(
         out=tmp_path / "old",
         ckpt=str(tiny_class_checkpoint),
@@ -142,16 +142,16 @@ def test_a_image_is_enough(finish, again, tiny_class_checkpoint, tmp_path, forma
     shutil.move(tmp_path / f"old/images/000004.{format}", image)
     finished = again(image)
     assert found(finished) == [SAME]
-    assert "batch size is not recorded" in finished.notices()
+    assert "do not record the batch size" in finished.notices()
     assert (tmp_path / f"new/images/000004.{format}").read_bytes() == image.read_bytes()
 
 
-def test_a_image_of_a_latent_finds_it_in_its_run(finish, recorded, again, tmp_path):
+def test_an_image_of_a_latent_finds_it_in_its_run(finish, recorded, again, tmp_path):
     request = sample_request(out=tmp_path / "old", latents=recorded / "latents.pt", batch_size=1)
     finish(sample, request)
     assert found(again(tmp_path / "old/images/000011.png")) == [SAME]
     shutil.copyfile(tmp_path / "old/images/000011.png", tmp_path / "alone.png")
-    with pytest.raises(DataError, match="is not there"):
+    with pytest.raises(DataError, match="is missing"):
         again(tmp_path / "alone.png", out=tmp_path / "x")
 
 
@@ -205,7 +205,7 @@ def test_another_checkpoint_needs_to_be_named(old, again, tiny_class_checkpoint,
     with pytest.raises(RequestError, match="was not found"):
         again(old)
     finished = again(old, ckpt=str(tiny_class_checkpoint))
-    assert "the checkpoint is another one" in finished.notices()
+    assert "the checkpoint is not the recorded one" in finished.notices()
     assert found(finished) == [BYTES] * 5 or found(finished) == [SAME] * 5
 
 

@@ -443,7 +443,7 @@ def test_after_too_many_skipped_updates_the_last_good_state_is_there(
     monkeypatch.setattr(
         training_update, "_weighted", lambda run, difference, t: difference.sum() * nan
     )
-    with pytest.raises(NumericsError, match="not finite in 4 updates in a row"):
+    with pytest.raises(NumericsError, match="not finite in 4 consecutive updates"):
         finish(train, request_for(resume=True, steps=40))
     kept = last_state(tmp_path / "run")
     assert (kept["step"], kept["skipped_in_a_row"]) == (4, 2)
