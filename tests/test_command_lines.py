@@ -23,7 +23,9 @@ PAGES += [*sorted((ROOT / "examples").rglob("*.md")), *sorted((ROOT / "examples"
 AVATARS = sorted((ROOT / "examples/avatars").glob("*.png"))
 
 # Of a line with one of these, no job is begun.
-ELSEWHERE = re.compile(r"\bgoogle/|cuda|ddimctl convert|--model-flag|--class cat|--config")
+ELSEWHERE = re.compile(
+    r"\bgoogle/|CompVis/|--prompt|--ckpt model-10|cuda|ddimctl convert|--model-flag|--class cat|--config"
+)
 # What makes a line short; of an option that is given twice, the last one counts.
 SHORTER = dict.fromkeys(("sample", "invert", "interpolate", "reconstruct"), "--dry-run") | {
     "evaluate": "--dry-run",

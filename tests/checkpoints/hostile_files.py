@@ -253,15 +253,30 @@ BROKEN: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
         _pickled(group(storage(4), storage(4, kind="IntStorage")), FOUR),
         "described twice",
     ),
-    "storage-negative": (_pickled(mapping(a=storage(-4)), FOUR), "not in the form of torch.save|has no description"),
+    "storage-negative": (
+        _pickled(mapping(a=storage(-4)), FOUR),
+        "not in the form of torch.save|has no description",
+    ),
     "storage-alone": (_pickled(mapping(a=storage(4)), FOUR), "Storage"),
     "expanded": (_pickled(tensor(4, (10**6, 10**6), (0, 0)), FOUR), "larger than its storage"),
     "beyond-its-storage": (_pickled(tensor(4, (2, 2), (3, 1)), FOUR), "larger than its storage"),
     "offset": (_pickled(tensor(4, (4,), (1,), 1), FOUR), "larger than its storage"),
-    "negative-size": (_pickled(tensor(4, (-4,), (1,)), FOUR), "not in the form of torch.save|has no description"),
-    "negative-stride": (_pickled(tensor(4, (4,), (-1,)), FOUR), "not in the form of torch.save|has no description"),
-    "overflowing-size": (_pickled(tensor(4, (2**63, 2), (1, 1)), FOUR), "not in the form of torch.save|has no description"),
-    "dimensions": (_pickled(tensor(4, (1,) * 1000, (1,) * 1000), FOUR), "not in the form of torch.save|has no description"),
+    "negative-size": (
+        _pickled(tensor(4, (-4,), (1,)), FOUR),
+        "not in the form of torch.save|has no description",
+    ),
+    "negative-stride": (
+        _pickled(tensor(4, (4,), (-1,)), FOUR),
+        "not in the form of torch.save|has no description",
+    ),
+    "overflowing-size": (
+        _pickled(tensor(4, (2**63, 2), (1, 1)), FOUR),
+        "not in the form of torch.save|has no description",
+    ),
+    "dimensions": (
+        _pickled(tensor(4, (1,) * 1000, (1,) * 1000), FOUR),
+        "not in the form of torch.save|has no description",
+    ),
     "tensor-resized": (
         _pickled(
             tensor(4, (4,), (1,))

@@ -131,7 +131,8 @@ def test_a_contradiction_names_the_side_that_nobody_typed(plan, monkeypatch):
     code, err = plan("seeds = '1,2'\n[sample]\neta = 1", "-n", 3)
     assert code == 2
     assert (
-        err.splitlines()[1] == "  try: Leave one of the two out. --seeds comes from own.toml: seeds."
+        err.splitlines()[1]
+        == "  try: Leave one of the two out. --seeds comes from own.toml: seeds."
     )
     code, err = plan("[sample]\neta = 1", "--solver", "ipndm")
     assert "--eta comes from own.toml: [sample] eta." in err

@@ -136,7 +136,9 @@ def test_a_full_disk_ends_the_run_at_once_and_not_at_its_end(
 
     monkeypatch.setattr(SampleStore, "keep_step", counted)
     monkeypatch.setattr(SampleStore, "_write_image", full)
-    with pytest.raises(StorageError, match=r"Free some space\. Continue with the same command and --out .*out"):
+    with pytest.raises(
+        StorageError, match=r"Free some space\. Continue with the same command and --out .*out"
+    ):
         finish(sample, request_for(seeds=seeds, steps=5))
     assert len(walked) < 60  # of 150 steps
     monkeypatch.setattr(SampleStore, "_write_image", write_image)

@@ -320,7 +320,7 @@ def test_latents_of_a_checkpoint_that_is_gone_ask_for_it(finish, request_for, tm
 def test_latents_of_another_shape_are_refused(finish, request_for, tmp_path):
     path = tmp_path / "gray.pt"
     torch.save(torch.zeros(1, 1, 16, 16), path)
-    with pytest.raises(RequestError, match="1 channels, the checkpoint 3"):
+    with pytest.raises(RequestError, match="1 channels, but the checkpoint has 3"):
         finish(sample, request_for(latents=path))
 
 
@@ -397,7 +397,7 @@ def test_unknown_classes_are_refused_with_the_known_ones(
         ({"device": "tpu"}, "unknown device"),
         ({"precision": "fp8"}, "--precision must be one of"),
         ({"precision": "fp16"}, "fp16 runs on CUDA only"),
-        ({"seeds": ()}, "nothing to sample"),
+        ({"seeds": ()}, "no seeds to sample"),
     ],
 )
 def test_wrong_requests_are_refused_and_leave_nothing(

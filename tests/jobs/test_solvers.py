@@ -112,7 +112,7 @@ def test_an_inverted_latent_may_be_decoded_otherwise_with_a_warning(finish, requ
 
     path = tmp_path / "x.pt"
     save_latents(path, torch.zeros(1, 3, 16, 16), {"method": "exact"})
-    assert "near" in finish(sample, request_for("a", latents=path, solver="ipndm")).notices()
+    assert "inexact" in finish(sample, request_for("a", latents=path, solver="ipndm")).notices()
     assert "near" not in finish(sample, request_for("b", latents=path)).notices()
 
 

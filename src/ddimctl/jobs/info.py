@@ -6,8 +6,7 @@ from ddimctl.checkpoints import Checkpoint, load_checkpoint
 from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.checkpoint_requests import InfoRequest
 from ddimctl.jobs.events import Report, ignore
-from ddimctl.jobs.requests import CheckpointFileOptions, TrainedSize
-from ddimctl.jobs.sample.plan import TEXT_GUIDANCE
+from ddimctl.jobs.requests import TEXT_GUIDANCE, CheckpointFileOptions, TrainedSize
 
 
 def info(request: InfoRequest, report: Report = ignore) -> JsonObject:

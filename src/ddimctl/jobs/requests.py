@@ -21,6 +21,8 @@ OUTPUT: Final = "Output"
 DEVICE: Final = "Device"
 
 DEFAULT_COUNT: Final = 16
+TEXT_GUIDANCE: Final = 7.5
+"""The usual guidance scale of checkpoints that take text."""
 MAX_BATCH: Final = 2**20  # images; nothing ends before a batch does
 
 Weights = Literal["auto", "ema", "raw"]

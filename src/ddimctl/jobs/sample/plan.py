@@ -17,14 +17,12 @@ from ddimctl.diffusion.timesteps import AUTO, explicit_timesteps, timesteps
 from ddimctl.errors import RequestError
 from ddimctl.files.latents import LatentFile
 from ddimctl.files.untrusted.settings import JsonObject
-from ddimctl.jobs.requests import SamplerOptions
+from ddimctl.jobs.requests import TEXT_GUIDANCE, SamplerOptions
 from ddimctl.runtime.transfer import to_device
 
 Shape = tuple[int, int, int]
 
 DEFAULT_STEPS: Final = 20
-TEXT_GUIDANCE: Final = 7.5
-"""The usual guidance scale of checkpoints that take text."""
 SEEDED: Final = "seeds"
 _LABEL_STREAM: Final = -2  # where seeded_noise has timesteps: the stream that labels are drawn from
 
