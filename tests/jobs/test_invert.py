@@ -17,6 +17,7 @@ from ddimctl.jobs.invert.job import invert
 from ddimctl.jobs.invert.reconstruct import reconstruct
 from ddimctl.jobs.invert.request import DatasetImageOptions, InversionOptions
 from ddimctl.jobs.sample.job import sample
+from ddimctl.jobs.sample.prompts import Prompted
 from flat_requests import invert_request, reconstruct_request, sample_request
 
 
@@ -238,7 +239,7 @@ def test_zero_terminal_snr_is_refused(finish, request_for, tiny_checkpoint, tmp_
 def plan_of(checkpoint, method="exact"):
     images, inversion = DatasetImageOptions(), InversionOptions(steps=8, method=method)
     model = Model(checkpoint, torch.device("cpu"), "fp32")
-    return trips.inversion_plan(images, inversion, model, 2, batch_size=None)
+    return trips.inversion_plan(images, inversion, model, Prompted(checkpoint), 2, batch_size=None)
 
 
 def test_what_a_loose_tolerance_missed_is_tried_again_tighter(v_checkpoint):
@@ -339,5 +340,5 @@ def test_a_table_is_not_overwritten_without_force(finish, table_for):
 def test_only_images_held_out_of_training_are_taken(finish, table_for):
     result = finish(reconstruct, table_for(holdout=0.4, limit=None, dry_run=True)).result  # fmt: skip
     assert 0 < result.images < 5
-    with pytest.raises(DataError, match="keeps none"):
+    with pytest.raises(DataError, match="keeps no image aside"):
         finish(reconstruct, table_for(holdout=1e-9))

@@ -142,5 +142,5 @@ def test_too_many_updates_that_are_not_finite(finish, training, broken, monkeypa
     monkeypatch.setattr(training_update, "SKIP_LIMIT", 2)
     monkeypatch.setattr(training_update, "ToHost", Late)
     broken(range(3, 9))
-    with pytest.raises(NumericsError, match="in 3 updates in a row"):
+    with pytest.raises(NumericsError, match="in 3 consecutive updates"):
         finish(train, training("run"))

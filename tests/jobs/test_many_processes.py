@@ -134,7 +134,7 @@ def test_a_dead_process_ends_the_others_and_loses_nothing(sample, tmp_path, whol
     if dead == 1:
         assert ended[0].stderr.count("error: ") == 1
         assert "error: another process has ended, or has not answered" in ended[0].stderr
-        assert "--resume goes on" in ended[0].stderr
+        assert "--resume to continue" in ended[0].stderr
     check_whole(tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/images").iterdir()}
     assert codes(sample(3, "--resume", save=save)) == [0, 0, 0]
@@ -289,7 +289,7 @@ def test_a_stopped_training_goes_on_in_another_number_of_processes(train, tmp_pa
     assert ended[1].text == ""
     ended = train(1, "two", "--grad-accum", 2, "--resume")
     assert ended[0].code == 0, ended[0].stderr
-    assert "the run had 2 processes, has 1" in ended[0].stderr
+    assert "the run had 2 processes and now has 1" in ended[0].stderr
     assert codes(train(1, "one", "--grad-accum", 2)) == [0]
     assert_near(tmp_path / "one", tmp_path / "two")
 

@@ -18,7 +18,7 @@ def request_for(tmp_path, monkeypatch):
     monkeypatch.setattr(training_report, "SAMPLE_STEPS", 1)
     (tmp_path / "pictures").mkdir()
     for i in range(8):
-        Image.new("RGB", (8, 8), (30 * i, 90, 200)).save(tmp_path / f"images/{i}.png")
+        Image.new("RGB", (8, 8), (30 * i, 90, 200)).save(tmp_path / f"pictures/{i}.png")
 
     def make(out="run", **settings):
         settings = {

@@ -160,8 +160,9 @@ def _take_in(run: _Run, walked: deque[_Walked], ahead: int = 0) -> None:
             store.keep(images, *finished)
         run.taken_in = {walked[0].group: index + 1}
         walked.popleft()
-        run.count("steps", 1)
+        # in this order: who sees the last step of all sees all images
         run.count("images", len(images) if index == last else 0)
+        run.count("steps", 1)
         _go_on(run)
 
 
