@@ -23,10 +23,10 @@ from ddimctl.diffusion.tau_search import FINE
 from ddimctl.diffusion.timesteps import AUTO, KINDS
 from ddimctl.files.atomic import write_json
 from ddimctl.files.latents import load_latents, save_samples
-from ddimctl.jobs.checkpoint import open_checkpoint
+from ddimctl.jobs.checkpoint import Model, open_checkpoint
 from ddimctl.jobs.events import ignore
 from ddimctl.jobs.requests import CheckpointOptions, SamplerOptions
-from ddimctl.jobs.sample.auto_timesteps import find_timesteps
+from ddimctl.jobs.sample.auto_timesteps import Search, find_timesteps
 from ddimctl.jobs.sample.plan import Plan, image_labels, make_plan, resolve_sampler
 from ddimctl.runtime.device import resolve_device
 
@@ -113,7 +113,9 @@ def planned(
     shape = checkpoint.sample_shape
     settings = resolve_sampler(options, {}, checkpoint)
     return make_plan(
-        find_timesteps(settings, checkpoint, shape, device, ignore, batch_size=BATCH),
+        find_timesteps(
+            settings, Model(checkpoint, device, "fp32"), shape, Search(batch_size=BATCH), ignore
+        ),
         shape=shape,
         seeds=seeds,
         labels=image_labels(None, {}, checkpoint, seeds),
