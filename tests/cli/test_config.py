@@ -136,10 +136,10 @@ def test_a_contradiction_names_the_side_that_nobody_typed(plan, monkeypatch):
     )
     code, err = plan("[sample]\neta = 1", "--solver", "ipndm")
     assert "--eta comes from own.toml: [sample] eta." in err
-    assert "--solver is from" not in err
-    assert "is from" not in plan("[sample]\neta = 1", "--solver", "ipndm", "--eta", 0.5)[1]
+    assert "--solver comes from" not in err
+    assert "comes from" not in plan("[sample]\neta = 1", "--solver", "ipndm", "--eta", 0.5)[1]
     monkeypatch.setenv("DDIMCTL_SAMPLE_SEEDS", "4")
-    assert "--seeds is from DDIMCTL_SAMPLE_SEEDS." in plan("", "--seed", 1)[1]
+    assert "--seeds comes from DDIMCTL_SAMPLE_SEEDS." in plan("", "--seed", 1)[1]
 
 
 def test_a_path_may_begin_at_home(plan, monkeypatch, tmp_path):
