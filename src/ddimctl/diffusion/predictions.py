@@ -119,15 +119,7 @@ def make_denoiser(
             "guidance needs a checkpoint trained with a null class.", "Leave --guidance at 1."
         )
 
-    last: list[tuple[int, Tensor]] = []  # (t, x_0) of the call before
-
-    def own_prediction(x: Tensor, t: int | Tensor) -> tuple[Tensor, ...]:
-        if not model.self_conditioned:
-            return ()
-        known = last.pop() if last else None
-        if known is None or isinstance(t, Tensor) or t >= known[0] or known[1].shape != x.shape:
-            return (torch.zeros_like(x),)
-        return (known[1],)
+    last = _LastPrediction() if model.self_conditioned else None
 
     def denoise(x: Tensor, t: int | Tensor, labels: Tensor | None = None) -> Prediction:
         alpha_bar: Level
@@ -142,7 +134,7 @@ def make_denoiser(
                     f"Leave {t} out with --tau, or use a v- or x_0-prediction checkpoint.",
                 )
         if guidance == 1.0:
-            output = model.network(x, times, labels, *own_prediction(x, t))
+            output = model.network(x, times, labels, *([] if last is None else [last.take(x, t)]))
         else:
             output = _guided(model, x, times, labels, guidance, guidance_rescale)
         # and with it the next x: to a compiler another order in memory is another shape
@@ -152,11 +144,29 @@ def make_denoiser(
             output, variance = output.chunk(2, dim=1)
         found = convert_prediction(output, x, alpha_bar, model.prediction)
         found = clip_prediction(found._replace(variance=variance), x, alpha_bar, clip)
-        if model.self_conditioned and not isinstance(t, Tensor):
-            last.append((t, found.x_0))
+        if last is not None:
+            last.keep(t, found.x_0)
         return found
 
     return denoise
+
+
+class _LastPrediction:
+    """What a self-conditioned network predicted at the timestep before, within a trajectory."""
+
+    def __init__(self) -> None:
+        self._known: tuple[int, Tensor] | None = None
+
+    def take(self, x: Tensor, t: int | Tensor) -> Tensor:
+        """The x_0 of the call before where that was at a higher t, else zeros like x."""
+        known, self._known = self._known, None
+        if known is None or isinstance(t, Tensor) or t >= known[0] or known[1].shape != x.shape:
+            return torch.zeros_like(x)
+        return known[1]
+
+    def keep(self, t: int | Tensor, x_0: Tensor) -> None:
+        """Remember what was predicted for images that are all at one t."""
+        self._known = None if isinstance(t, Tensor) else (t, x_0)
 
 
 def _guided(

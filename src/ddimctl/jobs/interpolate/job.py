@@ -26,7 +26,7 @@ from ddimctl.jobs.interpolate.inputs import (
     differences,
     read_inputs,
 )
-from ddimctl.jobs.interpolate.prompts import frame_prompts, prompts_of, repeated
+from ddimctl.jobs.interpolate.prompts import frame_prompts, repeated
 from ddimctl.jobs.interpolate.request import InterpolateRequest
 from ddimctl.jobs.invert.cached_latents import check_invertible, image_latents
 from ddimctl.jobs.invert.request import DEFAULT_STEPS
@@ -44,6 +44,7 @@ from ddimctl.jobs.sample.plan import (
     pixels_per_latent,
     resolve_sampler,
 )
+from ddimctl.jobs.sample.prompts import prompts_of
 from ddimctl.jobs.sample.request import OutputSettings
 from ddimctl.jobs.sample.sampler import decode
 from ddimctl.runtime.device import memory_errors

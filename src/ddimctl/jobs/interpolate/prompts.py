@@ -10,14 +10,8 @@ from ddimctl.files.untrusted.settings import JsonObject
 from ddimctl.jobs.events import Report
 from ddimctl.jobs.interpolate.inputs import Input
 from ddimctl.jobs.interpolate.request import TourOptions
-from ddimctl.jobs.parse import read_prompts
 from ddimctl.jobs.requests import PromptOptions
-from ddimctl.jobs.sample.prompts import Prompted, prompted
-
-
-def prompts_of(options: PromptOptions) -> tuple[str, ...]:
-    """The prompts asked for, on the command line or in a file."""
-    return options.prompts if options.prompt_file is None else read_prompts(options.prompt_file)
+from ddimctl.jobs.sample.prompts import Prompted, prompted, prompts_of
 
 
 def repeated(inputs: Sequence[Input], prompts: Sequence[str]) -> list[Input]:

@@ -215,12 +215,14 @@ def _round_trip(
     with ieee_float32():
         inversion = _invert(checkpoint, plan, x_0, tolerance, on_step)
         decoded = decode_latents(checkpoint, plan, inversion.latents)
-        target = checkpoint.decode(x_0)
         first = (inversion.latents, decoded, inversion.residuals)
         evaluations = inversion.evaluations.sum(1)
+        if plan.method != "exact":
+            return RoundTrip(*first, evaluations)
+        target = checkpoint.decode(x_0)
         off = _largest_error(checkpoint, decoded, target) > HALF_A_LEVEL
         off &= (inversion.residuals <= tolerance).all(1)
-        if plan.method != "exact" or not bool(off.any()):
+        if not bool(off.any()):
             return RoundTrip(*first, evaluations)
         rows = off.nonzero().flatten()
         again = _invert(checkpoint, plan, x_0[rows], _TIGHTER * tolerance)

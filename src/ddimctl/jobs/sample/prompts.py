@@ -22,6 +22,11 @@ class Prompted(NamedTuple):
     negative: str | None = None
 
 
+def prompts_of(options: PromptOptions) -> tuple[str, ...]:
+    """The prompts asked for, on the command line or in a file. Raises RequestError for a bad file."""
+    return options.prompts if options.prompt_file is None else read_prompts(options.prompt_file)
+
+
 def prompted(
     checkpoint: Checkpoint,
     options: PromptOptions,
@@ -37,9 +42,7 @@ def prompted(
     otherwise: the prompt where there is none. Raises RequestError where there is none, and where the
     checkpoint does not take text.
     """
-    asked = options.prompts
-    if options.prompt_file is not None:
-        asked = read_prompts(options.prompt_file)
+    asked = prompts_of(options)
     if checkpoint.conditioner is None:
         if asked or options.negative is not None:
             name = "--prompt" if asked else "--negative"
